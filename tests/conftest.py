@@ -98,6 +98,20 @@ def tiny_backbone_dir(tiny_tokenizer_dir: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="session")
+def tiny_policy_dir(tiny_backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model of the tiny backbone's shape that writes anything; the tokenizer's pad token is its end token."""
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone_dir)
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(tiny_backbone_dir, initializer_range=0.1, eos_token_id=tokenizer.eos_token_id)
+    path = tmp_path_factory.mktemp("tiny_policy")
+    LlamaForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def awake_model(tiny_backbone_dir: Path) -> Callable[..., SentenceRewardModel]:
     """awake_model(path, seed=1, **config): a reward model whose head is not zero, the same each time; the tiny backbone if no path."""
     from srm import SentenceRewardModel

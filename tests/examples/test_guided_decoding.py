@@ -9,8 +9,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from srm import SentenceRewardModel
 
@@ -81,18 +79,11 @@ def test_a_policy_with_nothing_to_say_ends_the_answer(example: ModuleType, rewar
 
 
 def test_the_command(
-    example: ModuleType, reward_model: SentenceRewardModel, tiny_tokenizer_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    example: ModuleType, reward_model: SentenceRewardModel, tiny_policy_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "policy")
-    tokenizer.save_pretrained(tmp_path / "policy")
     reward_model.save_pretrained(tmp_path / "reward")
     sizes = ["--candidates", "3", "--sentences", "2", "--sentence_tokens", "12"]
-    example.main(["--reward_model", str(tmp_path / "reward"), "--policy", str(tmp_path / "policy"), "--prompt", PROMPT, *sizes])
+    example.main(["--reward_model", str(tmp_path / "reward"), "--policy", str(tiny_policy_dir), "--prompt", PROMPT, *sizes])
     printed = capsys.readouterr().out
     assert printed.startswith(PROMPT)
     assert [line.split(":")[0] for line in printed.splitlines() if "response reward" in line] == [

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from srm import SentenceRewardModel
 from srm.cli.rl import main
@@ -17,20 +16,13 @@ Flags = Callable[..., list[str]]
 
 
 @pytest.fixture(scope="module")
-def models(tiny_backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def models(
+    tiny_policy_dir: Path, awake_model: Callable[..., SentenceRewardModel], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
     """Folders of a policy and of a reward model with a head that is not zero."""
-    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("rl")
-    torch.manual_seed(0)
-    LlamaForCausalLM(AutoConfig.from_pretrained(tiny_backbone_dir)).save_pretrained(folder / "policy")
-    AutoTokenizer.from_pretrained(tiny_backbone_dir).save_pretrained(folder / "policy")
-    reward_model = SentenceRewardModel.from_backbone(tiny_backbone_dir, attention_size=8)
-    with torch.no_grad():
-        for weight in reward_model.head.parameters():
-            weight.normal_(0, 0.3)
-    reward_model.save_pretrained(folder / "reward")
-    return folder / "policy", folder / "reward"
+    reward_model = tmp_path_factory.mktemp("reward_model")
+    awake_model(attention_size=8).save_pretrained(reward_model)
+    return tiny_policy_dir, reward_model
 
 
 @pytest.fixture

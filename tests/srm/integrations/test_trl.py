@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srm import SentenceRewardModel
 
@@ -23,28 +24,12 @@ PROMPTS = ["Why is bread salty?", "Where does the cat sit?"]
 
 
 @pytest.fixture
-def reward_function(tiny_backbone_dir: Path) -> SentenceRewardFunction:
+def reward_function(awake_model: Callable[..., SentenceRewardModel]) -> SentenceRewardFunction:
     # A random policy writes no full stops: short pieces stand for sentences.
-    model = SentenceRewardModel.from_backbone(tiny_backbone_dir, segmenter={"name": "punkt", "max_chars": 8})
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.head.parameters():
-            parameter.normal_(0, 0.3)
-    return SentenceRewardFunction(model)
+    return SentenceRewardFunction(awake_model(segmenter={"name": "punkt", "max_chars": 8}))
 
 
 def trainer(kind: type[GRPOTrainer], function: object, path: Path, out: Path, **arguments: Any) -> GRPOTrainer:
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        eos_token_id=tokenizer.eos_token_id,
-    )
     settings = GRPOConfig(
         output_dir=str(out),
         per_device_train_batch_size=4,
@@ -60,15 +45,15 @@ def trainer(kind: type[GRPOTrainer], function: object, path: Path, out: Path, **
         **arguments,
     )
     return kind(
-        model=LlamaForCausalLM(config),
+        model=AutoModelForCausalLM.from_pretrained(path),
         reward_funcs=function,
         args=settings,
         train_dataset=Dataset.from_dict({"prompt": PROMPTS * 4}),
-        processing_class=tokenizer,
+        processing_class=AutoTokenizer.from_pretrained(path),
     )
 
 
-def test_reward_function_in_grpo(reward_function: SentenceRewardFunction, tiny_backbone_dir: Path, tmp_path: Path) -> None:
+def test_reward_function_in_grpo(reward_function: SentenceRewardFunction, tiny_policy_dir: Path, tmp_path: Path) -> None:
     seen: list[tuple[list[str], list[list[int]], list[float]]] = []
 
     class Spy(SentenceRewardFunction):
@@ -77,7 +62,7 @@ def test_reward_function_in_grpo(reward_function: SentenceRewardFunction, tiny_b
             seen.append((prompts, completion_ids, rewards))
             return rewards
 
-    grpo = trainer(GRPOTrainer, Spy(reward_function.model), tiny_backbone_dir, tmp_path)
+    grpo = trainer(GRPOTrainer, Spy(reward_function.model), tiny_policy_dir, tmp_path)
     grpo.train()
     assert len(seen) == 2
     assert [row["rewards/sentence_reward/mean"] for row in grpo.state.log_history[:2]] == pytest.approx(
@@ -89,7 +74,7 @@ def test_reward_function_in_grpo(reward_function: SentenceRewardFunction, tiny_b
     assert rewards == pytest.approx(alone, abs=1e-5)
 
 
-def test_sentence_advantages_in_grpo(reward_function: SentenceRewardFunction, tiny_backbone_dir: Path, tmp_path: Path) -> None:
+def test_sentence_advantages_in_grpo(reward_function: SentenceRewardFunction, tiny_policy_dir: Path, tmp_path: Path) -> None:
     outputs: list[dict[str, Any]] = []
 
     class Spy(SentenceGRPOTrainer):
@@ -98,7 +83,7 @@ def test_sentence_advantages_in_grpo(reward_function: SentenceRewardFunction, ti
             outputs.append({**output, "scored": reward_function.last})
             return output
 
-    grpo = trainer(Spy, reward_function, tiny_backbone_dir, tmp_path)
+    grpo = trainer(Spy, reward_function, tiny_policy_dir, tmp_path)
     before = [parameter.detach().clone() for parameter in grpo.model.parameters()]
     grpo.train()
     first = outputs[0]
@@ -121,11 +106,11 @@ def test_parts_of_processes_join_to_the_whole(reward_function: SentenceRewardFun
     assert joined.width == scored.width
 
 
-def test_refusals(reward_function: SentenceRewardFunction, tiny_backbone_dir: Path, tmp_path: Path) -> None:
+def test_refusals(reward_function: SentenceRewardFunction, tiny_policy_dir: Path, tmp_path: Path) -> None:
     def constant(completions: list[str], **columns: object) -> list[float]:
         return [0.0] * len(completions)
 
     with pytest.raises(ValueError, match="must be one SentenceRewardFunction, got function"):
-        trainer(SentenceGRPOTrainer, constant, tiny_backbone_dir, tmp_path)
+        trainer(SentenceGRPOTrainer, constant, tiny_policy_dir, tmp_path)
     with pytest.raises(ValueError, match="`scale_rewards` must be 'group' or 'none', got 'batch'"):
-        trainer(SentenceGRPOTrainer, reward_function, tiny_backbone_dir, tmp_path, scale_rewards="batch")
+        trainer(SentenceGRPOTrainer, reward_function, tiny_policy_dir, tmp_path, scale_rewards="batch")

@@ -45,36 +45,11 @@ class LowIds(nn.Module):
         )
 
 
-@pytest.fixture(scope="session")
-def policy_dir(tiny_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama that writes anything, saved with the tiny tokenizer, whose pad token is its end token."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.1,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    path = tmp_path_factory.mktemp("policy")
-    LlamaForCausalLM(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
 @pytest.fixture
-def load_policy(policy_dir: Path) -> Callable[[], Any]:
+def load_policy(tiny_policy_dir: Path) -> Callable[[], Any]:
     from transformers import AutoModelForCausalLM
 
-    return lambda: AutoModelForCausalLM.from_pretrained(policy_dir).eval()
+    return lambda: AutoModelForCausalLM.from_pretrained(tiny_policy_dir).eval()
 
 
 @pytest.fixture
@@ -100,11 +75,11 @@ def new_config(tmp_path: Path) -> Callable[..., RLConfig]:
 
 
 @pytest.fixture
-def new_trainer(policy_dir: Path, load_policy: Callable[[], Any]) -> Callable[..., RLTrainer]:
+def new_trainer(tiny_policy_dir: Path, load_policy: Callable[[], Any]) -> Callable[..., RLTrainer]:
     """new_trainer(config, policy=None, on_step=...): with `LowIds` in place of a reward model."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(policy_dir)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy_dir)
 
     def make(config: RLConfig, policy: Any = None, **more: Any) -> RLTrainer:
         return RLTrainer(
