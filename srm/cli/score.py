@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import os
 import shutil
@@ -77,7 +76,12 @@ def _score(argv: Sequence[str]) -> None:
         tokens_per_batch=arguments.tokens_per_batch,
     )
     identity = model_identity(arguments.model, arguments.input, arguments)
-    common: dict[str, Any] = {"split": arguments.split, "identity": identity, "skip_bad_rows": arguments.skip_bad_rows}
+    common: dict[str, Any] = {
+        "split": arguments.split,
+        "identity": identity,
+        "settings": settings,
+        "skip_bad_rows": arguments.skip_bad_rows,
+    }
     with Progress(*progress_columns("Scoring"), console=console, disable=process > 0) as progress:
         # Of several processes the first shows its own share.
         task = progress.add_task("Scoring", total=total / num_processes)
@@ -90,13 +94,10 @@ def _score(argv: Sequence[str]) -> None:
                 process=process,
                 num_processes=num_processes,
                 num_rows=total,
-                settings=settings,
                 **common,
             )
         else:
-            summary = score_file(
-                model, arguments.input, arguments.output, overwrite=arguments.overwrite, **dataclasses.asdict(settings), **common
-            )
+            summary = score_file(model, arguments.input, arguments.output, overwrite=arguments.overwrite, **common)
     if summary is None:
         return
     resumed = f" ({summary.num_resumed} of them by an earlier run)" if summary.num_resumed and num_processes == 1 else ""

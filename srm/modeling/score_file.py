@@ -43,6 +43,16 @@ _LARGEST_GROUP = 64
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowSettings:
+    """How rows are scored. overlong, max_length: what to do with a response that is too long with its prompt, see `encode_groups`."""
+
+    overlong: OverlongPolicy
+    max_length: int | None
+    packing: PackingMode
+    tokens_per_batch: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreFileSummary:
     """num_scored: responses scored by this call. num_resumed: responses that an earlier call had scored."""
 
@@ -57,10 +67,7 @@ def score_file(
     *,
     split: str = "train",
     identity: dict[str, Any],
-    overlong: OverlongPolicy = "error",
-    max_length: int | None = None,
-    packing: PackingMode = "shared",
-    tokens_per_batch: int = 8192,
+    settings: RowSettings,
     overwrite: bool = False,
     skip_bad_rows: bool = False,
     on_scored: Callable[[int], None] = lambda count: None,
@@ -70,7 +77,6 @@ def score_file(
     Args:
         source, split, skip_bad_rows: as in `srm.data.read_responses`.
         identity: what the scores depend on (model, input, limits), JSON; kept beside the output, and a resumed call must agree.
-        overlong, max_length: what to do with a response that is too long with its prompt, see `encode_groups`.
         on_scored: called with the number of responses just written, the resumed ones first.
 
     Raises:
@@ -78,19 +84,8 @@ def score_file(
     """
     num_resumed = prepare_output(output, identity, overwrite=overwrite)
     rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows)
-    settings = RowSettings(overlong=overlong, max_length=max_length, packing=packing, tokens_per_batch=tokens_per_batch)
     num_scored = append_scores(model, rows, output, num_resumed, settings, on_scored)
     return ScoreFileSummary(num_scored=num_scored, num_resumed=num_resumed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowSettings:
-    """How rows are scored, see `score_file`."""
-
-    overlong: OverlongPolicy
-    max_length: int | None
-    packing: PackingMode
-    tokens_per_batch: int
 
 
 def append_scores(

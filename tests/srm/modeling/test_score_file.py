@@ -6,15 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from srm import SentenceRewardModel, UserError
 from srm.cli.score import main
-from srm.modeling.score_file import meta_path, read_scores, score_file
+from srm.modeling.score_file import RowSettings, meta_path, read_scores, score_file
 
 IDENTITY = {"model": "m"}
+SETTINGS = RowSettings(overlong="error", max_length=None, packing="shared", tokens_per_batch=64)
 
 
 def write_rows(path: Path, count: int) -> Path:
@@ -25,8 +27,8 @@ def write_rows(path: Path, count: int) -> Path:
     return path
 
 
-def score(model: SentenceRewardModel, source: Path, output: Path, **settings: object):
-    return score_file(model, str(source), output, **{"identity": IDENTITY, "tokens_per_batch": 64, **settings})
+def score(model: SentenceRewardModel, source: Path, output: Path, settings: RowSettings = SETTINGS, **more: object):
+    return score_file(model, str(source), output, **{"identity": IDENTITY, "settings": settings, **more})
 
 
 def test_lines_are_in_input_order_and_equal_score(model: SentenceRewardModel, tmp_path: Path) -> None:
@@ -107,8 +109,8 @@ def test_too_long_a_row_is_named_or_cut(model: SentenceRewardModel, tmp_path: Pa
     rows = [{"prompt": "Hi", "response": "Short."}, {"prompt": "Hi", "response": "This one is long. " * 40}]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=r"in.jsonl line 2: prompt and response are \d+ tokens, max_length is 100"):
-        score(model, source, output, max_length=100)
-    score(model, source, output, max_length=100, overlong="truncate_response", overwrite=True)
+        score(model, source, output, replace(SETTINGS, max_length=100))
+    score(model, source, output, replace(SETTINGS, max_length=100, overlong="truncate_response"), overwrite=True)
     assert 0 < len(list(read_scores(output))[1]["sentences"]) < 40
 
 

@@ -40,7 +40,7 @@ def source(tmp_path: Path) -> Path:
 def whole(model: SentenceRewardModel, source: Path, tmp_path: Path) -> list[dict]:
     """What one process writes."""
     output = tmp_path / "whole.jsonl"
-    score_file(model, str(source), output, identity=IDENTITY, tokens_per_batch=64)
+    score_file(model, str(source), output, identity=IDENTITY, settings=SETTINGS)
     return list(read_scores(output))
 
 
@@ -131,7 +131,7 @@ def test_a_run_by_one_process_is_gone_on_with(model: SentenceRewardModel, source
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score_file(model, str(source), output, identity=IDENTITY, tokens_per_batch=64, on_scored=stop)
+        score_file(model, str(source), output, identity=IDENTITY, settings=SETTINGS, on_scored=stop)
     with output.open("a") as file:
         file.write('{"id": "row-1')
     scored = [share(model, source, output, process, 2) for process in range(2)]
