@@ -16,13 +16,12 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import environment
 
-from srm.evaluation.pairs import PairOutcome, accuracy_by_subset
+from srm.evaluation.pairs import accuracy_by_subset, pair_outcomes, scored_rows
 
 
 def main() -> None:
@@ -44,7 +43,7 @@ def main() -> None:
         "train": json.loads((work / "train.json").read_text()) if arguments.score_only else _train(train, work),
         "score": {**environment.describe(), **_run(score, work / "score.log")},
         "num_train": arguments.num_train,
-        "accuracy": [asdict(row) for row in accuracy_by_subset(_outcomes(drawn, work / "scores.jsonl"))],
+        "accuracy": [asdict(row) for row in accuracy_by_subset(pair_outcomes(scored_rows(str(drawn), work / "scores.jsonl")))],
     }
     if arguments.json:
         Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
@@ -88,18 +87,6 @@ def _run(command: list[str], log: Path) -> dict[str, object]:
     if done.returncode:
         sys.exit(f"{command[0]} failed with exit code {done.returncode}; its output is in {log}")
     return {"command": shlex.join(command), "seconds": round(time.monotonic() - start, 1)}
-
-
-def _outcomes(drawn: Path, scores: Path) -> Iterator[PairOutcome]:
-    reward = {row["id"]: row["reward"] for row in map(json.loads, scores.read_text(encoding="utf-8").splitlines())}
-    for row in map(json.loads, drawn.read_text(encoding="utf-8").splitlines()):
-        yield PairOutcome(
-            subset=row["subset"],
-            chosen_reward=reward[f"{row['id']}/chosen"],
-            rejected_reward=reward[f"{row['id']}/rejected"],
-            chosen_length=len(row["chosen"]),
-            rejected_length=len(row["rejected"]),
-        )
 
 
 if __name__ == "__main__":

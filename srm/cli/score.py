@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from srm.data import Prompt, ResponseRow
     from srm.evaluation.html import ReportPair
-    from srm.evaluation.pairs import PairOutcome, SubsetAccuracy
+    from srm.evaluation.pairs import SubsetAccuracy
 
 __all__ = ["main"]
 
@@ -135,9 +135,9 @@ def _check_overwrite(arguments: argparse.Namespace, num_processes: int) -> None:
 
 def _present(arguments: argparse.Namespace, console: Console) -> None:
     """What a reader wants of the finished file: accuracy, some rows in colour, the page."""
-    from srm.evaluation.pairs import accuracy_by_subset
+    from srm.evaluation.pairs import accuracy_by_subset, pair_outcomes
 
-    accuracy = accuracy_by_subset(_outcomes(arguments))
+    accuracy = accuracy_by_subset(pair_outcomes(_scored_rows(arguments)))
     if accuracy:
         _print_accuracy(accuracy, console)
     for pair in itertools.islice(_report_pairs(arguments), arguments.show):
@@ -193,30 +193,9 @@ def _write_page(arguments: argparse.Namespace, accuracy: Sequence[SubsetAccuracy
 
 
 def _scored_rows(arguments: argparse.Namespace) -> Iterator[list[tuple[ResponseRow, dict[str, Any]]]]:
-    """The responses of each row of the input, each with its line of the output."""
-    from srm.data import read_responses
-    from srm.modeling.score_file import read_scores
+    from srm.evaluation.pairs import scored_rows
 
-    rows = read_responses(arguments.input, split=arguments.split, skip_bad_rows=arguments.skip_bad_rows)
-    for _, responses in itertools.groupby(zip(rows, read_scores(arguments.output), strict=True), key=lambda both: both[0].row):
-        yield list(responses)
-
-
-def _outcomes(arguments: argparse.Namespace) -> Iterator[PairOutcome]:
-    from srm.evaluation.pairs import PairOutcome
-
-    for responses in _scored_rows(arguments):
-        by_label = {row.label: (row, score["reward"]) for row, score in responses}
-        if by_label.keys() != {"chosen", "rejected"}:
-            continue
-        (chosen, chosen_reward), (rejected, rejected_reward) = by_label["chosen"], by_label["rejected"]
-        yield PairOutcome(
-            subset=str(chosen.extra.get("subset", "pairs")),
-            chosen_reward=chosen_reward,
-            rejected_reward=rejected_reward,
-            chosen_length=len(chosen.response),
-            rejected_length=len(rejected.response),
-        )
+    return scored_rows(arguments.input, arguments.output, split=arguments.split, skip_bad_rows=arguments.skip_bad_rows)
 
 
 def _report_pairs(arguments: argparse.Namespace) -> Iterator[ReportPair]:

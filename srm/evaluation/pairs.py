@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-__all__ = ["PairOutcome", "SubsetAccuracy", "accuracy_by_subset"]
+from srm.data import ResponseRow, read_responses
+from srm.modeling.score_file import read_scores
+
+__all__ = ["PairOutcome", "SubsetAccuracy", "accuracy_by_subset", "pair_outcomes", "scored_rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +33,31 @@ class SubsetAccuracy:
     num_pairs: int
     accuracy: float
     longer_wins: float
+
+
+def scored_rows(
+    source: str, output: Path, *, split: str = "train", skip_bad_rows: bool = False
+) -> Iterator[list[tuple[ResponseRow, dict[str, Any]]]]:
+    """The responses of each row of `source`, each with its line of `output`, which `srm-score` wrote from it."""
+    rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows)
+    for _, responses in itertools.groupby(zip(rows, read_scores(output), strict=True), key=lambda both: both[0].row):
+        yield list(responses)
+
+
+def pair_outcomes(rows: Iterable[Sequence[tuple[ResponseRow, dict[str, Any]]]]) -> Iterator[PairOutcome]:
+    """What became of those of the scored rows that are preference pairs."""
+    for responses in rows:
+        by_label = {row.label: (row, score["reward"]) for row, score in responses}
+        if by_label.keys() != {"chosen", "rejected"}:
+            continue
+        (chosen, chosen_reward), (rejected, rejected_reward) = by_label["chosen"], by_label["rejected"]
+        yield PairOutcome(
+            subset=str(chosen.extra.get("subset", "pairs")),
+            chosen_reward=chosen_reward,
+            rejected_reward=rejected_reward,
+            chosen_length=len(chosen.response),
+            rejected_length=len(rejected.response),
+        )
 
 
 def accuracy_by_subset(outcomes: Iterable[PairOutcome]) -> list[SubsetAccuracy]:
