@@ -1,0 +1,107 @@
+"""What a frozen backbone says about every sentence of a file of responses: computed once, then any number of heads train on it.
+
+Shape letters: `B` responses, `N` boundaries (of each response the prompt, then its sentences), `D` hidden size.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from srm import SentenceRewardModel
+from srm.data.encode import EncodedResponse
+from srm.evaluation.suites import SuiteRow
+from srm.modeling.scoring import EncodedGroup, encode_groups
+from srm.packing import PromptGroup, ResponseIds, pack, run_backbone
+
+__all__ = ["Features", "cached_features"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Of every response, in order.
+
+    last: fp16 [N, D], hidden states of the boundaries: last token of the prompt, last token of each sentence.
+    mean: fp16 [N, D], their means over each sentence's tokens; the prompt's is its last token again.
+    tokens: int64 [N], tokens of each sentence, 0 for the prompt.
+    cu: int64 [B + 1], where each response's boundaries begin.
+    responses: texts and their sentences.
+    """
+
+    last: Tensor
+    mean: Tensor
+    tokens: Tensor
+    cu: Tensor
+    responses: list[EncodedResponse]
+
+
+def cached_features(path: Path, model: SentenceRewardModel, rows: Sequence[SuiteRow], *, max_length: int) -> Features:
+    """Read from `path`, or computed and written there; longer responses are cut to `max_length` tokens, prompt included."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        torch.save(_features(model, rows, max_length), part)
+        part.rename(path)
+    return torch.load(path, weights_only=False)
+
+
+@torch.inference_mode()
+def _features(model: SentenceRewardModel, rows: Sequence[SuiteRow], max_length: int) -> Features:
+    groups = [
+        group
+        for row in rows
+        for group in encode_groups(
+            model, row.prompt, row.responses, where=[row.id] * len(row.responses), max_length=max_length, overlong="truncate_response"
+        )
+    ]
+    last, mean, tokens, done = [], [], [], 0
+    for batch in _batches(groups, 4096):
+        responses = [response for group in batch for response in group.responses]
+        for response, hidden in zip(responses, _hidden(model, batch), strict=True):
+            lengths = torch.tensor([1, response.sentence_ends[0] + 1, *(b - a for a, b in pairwise(response.sentence_ends))])
+            last.append(hidden[lengths.cumsum(0) - 1].half())
+            mean.append(torch.segment_reduce(hidden.float(), "mean", lengths=lengths.to(hidden.device)).half())
+            tokens.append(torch.cat([torch.zeros(1, dtype=torch.int64), lengths[1:]]))
+        done += len(batch)
+        print(f"\r{done} of {len(groups)} rows", end="" if done < len(groups) else "\n", file=sys.stderr, flush=True)
+    cu = torch.tensor([0, *(len(part) for part in tokens)]).cumsum(0)
+    return Features(
+        last=torch.cat(last).cpu(),
+        mean=torch.cat(mean).cpu(),
+        tokens=torch.cat(tokens),
+        cu=cu,
+        responses=[response for group in groups for response in group.responses],
+    )
+
+
+def _hidden(model: SentenceRewardModel, groups: Sequence[EncodedGroup]) -> Iterator[Tensor]:
+    """[1 + tokens, D] of each response: the prompt's last token, then all of its own."""
+    prompts = [
+        PromptGroup(
+            prompt_ids=group.prompt_ids, responses=[ResponseIds(ids=r.ids, sentence_ends=range(len(r.ids))) for r in group.responses]
+        )
+        for group in groups
+    ]
+    packed = pack(prompts, mode="shared", pad_token_id=0).to(model.device)
+    hidden = run_backbone(model.backbone, packed)[packed.boundaries]
+    yield from hidden.split(packed.cu_boundaries.diff().tolist())
+
+
+def _batches(groups: Sequence[EncodedGroup], tokens: int) -> Iterator[list[EncodedGroup]]:
+    """Groups in order, in batches that end when they hold `tokens`."""
+    batch: list[EncodedGroup] = []
+    held = 0
+    for group in groups:
+        batch.append(group)
+        held += len(group.prompt_ids) + sum(len(response.ids) for response in group.responses)
+        if held >= tokens:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch

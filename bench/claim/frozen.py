@@ -1,0 +1,142 @@
+"""The heads alone: sentence, response and token level, ablations and other poolings on one frozen backbone.
+
+    python bench/claim/frozen.py --data FOLDER --output_dir outputs/frozen --results bench/results/claim
+
+The backbone runs once over every text. A head then trains in seconds, so that each can be tuned in the same way and repeated on three
+seeds, on a CPU too, and judged on a thousand pairs. It is another question than that of compare.py: this backbone cannot learn to put
+anything at the ends of sentences. FOLDER as there. Stopped? The same command goes on where it was. Writes frozen.json, .md and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import environment
+
+from claim.data import draw
+from claim.features import Features, cached_features
+from claim.heads import BATCH, EPOCHS, HEADS, RATES, Head, outputs, train
+from claim.runs import Run, scores_of
+from claim.summary import accuracy, plot, summarise, table
+from claim.variants import Budget
+from srm import SentenceRewardModel
+from srm.evaluation.spans import read_spans
+from srm.evaluation.suites import SuiteRow, read_suite
+from srm.modeling.scoring import read_off
+
+SIZE = Budget(
+    train_pairs=3000,
+    test_pairs=1000,
+    suite_pairs=1000,
+    span_responses=100,
+    max_chars=1200,
+    learning_rates=RATES,
+    tune_pairs=None,
+    seeds=(0, 1, 2),
+    flags="",
+)
+RANKED = ("test", "suite")
+
+
+class Study:
+    """The features of every file, and the heads that were trained on them."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        files = draw(arguments.data, arguments.output_dir / "data", SIZE)
+        self.suites = {name: read_suite(str(files[name])) for name in ("train", "tune", *RANKED)}
+        self.spans = read_spans(str(files["spans"]))
+        self.folder: Path = arguments.output_dir / "runs"
+        rows: dict[str, tuple[SuiteRow, ...]] = {name: suite.rows for name, suite in self.suites.items()}
+        rows["spans"] = tuple(row.to_suite_row() for row in self.spans)
+        model = SentenceRewardModel.from_backbone(arguments.model_name_or_path, dtype=torch.bfloat16).eval()
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.features: dict[str, Features] = {}
+        for name, of in rows.items():
+            print(f"{name}: features of {len(of)} rows", file=sys.stderr)
+            path = arguments.output_dir / "features" / f"{name}.pt"
+            self.features[name] = cached_features(path, model, of, max_length=SIZE.score_max_length)
+        self.scale = float(self.features["train"].last.float().square().mean().sqrt())
+
+    def tuned(self, head: Head) -> tuple[dict[str, Any], dict[str, float]]:
+        """The setting with the best accuracy on the tuning pairs, and that of each."""
+        found = {}
+        for rate in RATES:
+            for epochs in EPOCHS:
+                model = self._train(head, rate, epochs, SIZE.seeds[0])
+                rewards = outputs(head, model, self.features["tune"], self.scale).reward
+                found[rate, epochs] = accuracy(self.suites["tune"], rewards.view(-1, 2).tolist())
+        rate, epochs = max(found, key=found.__getitem__)
+        return {"rate": rate, "epochs": epochs}, {f"{rate:g}, {epochs} epochs": value for (rate, epochs), value in found.items()}
+
+    def finish(self, name: str, head: Head, setting: dict[str, Any], seed: int) -> Run:
+        """Train one head and write its scores of every file, as srm-score would."""
+        run = Run(variant=name, learning_rate=setting["rate"], seed=seed, suites=(*RANKED, "spans"))
+        model = self._train(head, setting["rate"], setting["epochs"], seed)
+        for suite in run.suites:
+            path = scores_of(run, self.folder, suite)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(self._lines(head, model, suite)), encoding="utf-8")
+        return run
+
+    def _train(self, head: Head, rate: float, epochs: int, seed: int) -> torch.nn.Module:
+        return train(head, self.features["train"], self.scale, rate=rate, epochs=epochs, seed=seed)
+
+    def _lines(self, head: Head, model: torch.nn.Module, suite: str) -> list[str]:
+        features = self.features[suite]
+        output = outputs(head, model, features, self.scale)
+        lengths = features.cu.diff().tolist()
+        rewards, attention = (values.split(lengths) for values in (output.sentence_reward, output.attention))
+        parts = zip(features.responses, output.reward.tolist(), rewards, attention, strict=True)
+        return [json.dumps(read_off(response, reward, r.tolist(), a.tolist()).to_dict()) + "\n" for response, reward, r, a in parts]
+
+
+def main() -> None:
+    arguments = _arguments()
+    study = Study(arguments)
+    runs: list[Run] = []
+    tuning = {}
+    for name, head in HEADS.items():
+        setting, tried = study.tuned(head)
+        tuning[name] = {"chosen": setting, "accuracy": tried}
+        runs += [study.finish(name, head, setting, seed) for seed in SIZE.seeds]
+        print(f"{name}: {setting}, {max(tried.values()):.1%} of the tuning pairs", file=sys.stderr)
+    rows = summarise(runs, study.folder, {name: study.suites[name] for name in RANKED}, study.spans)
+    result = {
+        **environment.describe(),
+        "command": shlex.join(["python", "bench/claim/frozen.py"]),
+        "model": arguments.model_name_or_path,
+        "size": dataclasses.asdict(SIZE) | {"batch_pairs": BATCH},
+        "pairs": {name: len(suite.rows) for name, suite in study.suites.items()},
+        "heads": {name: dataclasses.asdict(head) for name, head in HEADS.items()},
+        "tuning": tuning,
+        "rows": rows,
+    }
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    stem = arguments.results / "frozen"
+    stem.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    stem.with_suffix(".md").write_text(table(rows))
+    plot(rows, stem.with_suffix(".png"), f"heads on a frozen {arguments.model_name_or_path}; bars: 95 % over prompts")
+    print(table(rows))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model_name_or_path", default="smollm2-135m")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/frozen"), help="rows, features and scores")
+    parser.add_argument("--results", type=Path, default=Path("bench/results/claim"), help="folder of the table, figure and JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

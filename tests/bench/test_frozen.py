@@ -1,0 +1,100 @@
+"""bench/claim/frozen.py on a tiny model and generated pairs: its heads say what a whole model with their weights says."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from srm import SentenceRewardModel
+from srm.data.synthetic import generate_pairs
+from srm.evaluation.score_suite import read_scored, score_responses, write_responses
+from srm.modeling.score_file import RowSettings
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+@pytest.fixture
+def frozen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_backbone_dir: Path) -> Any:
+    """The script, set to a tiny size and to files of generated pairs."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    script = importlib.import_module("claim.frozen")
+    pairs = {
+        name: generate_pairs(count, split=split)
+        for name, count, split in (("train", 12, "train"), ("test", 24, "test"), ("suite", 10, "test"))
+    }
+    files: dict[str, list[dict[str, Any]]] = {
+        "pairs_train": [pair.to_row() for pair in pairs["train"]],
+        "pairs_test": [pair.to_row() for pair in pairs["test"]],
+        "suite_dev": [{**pair.to_row(), "section": "AB"[i % 2], "subset": pair.domain} for i, pair in enumerate(pairs["suite"])],
+        "error_spans": [
+            {
+                "prompt": pair.prompt,
+                "response": pair.rejected,
+                "errors": [{"type": bad["kind"], "start": bad["start"], "end": bad["end"]} for bad in pair.to_row()["damaged"]],
+            }
+            for pair in pairs["suite"]
+        ],
+    }
+    for name, rows in files.items():
+        with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    small = {
+        "train_pairs": 12,
+        "test_pairs": 8,
+        "suite_pairs": 10,
+        "span_responses": 8,
+        "max_chars": 5000,
+        "seeds": (0, 1),
+        "score_max_length": 256,
+    }
+    monkeypatch.setattr(script, "SIZE", dataclasses.replace(script.SIZE, **small))
+    folders = ["--data", tmp_path, "--output_dir", tmp_path / "work", "--results", tmp_path / "results"]
+    monkeypatch.setattr("sys.argv", ["frozen.py", *map(str, folders), "--model_name_or_path", str(tiny_backbone_dir)])
+    return script
+
+
+def test_every_head_is_tuned_repeated_and_reported(frozen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("sentence", "response", "gate to the last value")
+    monkeypatch.setattr(frozen, "HEADS", {name: frozen.HEADS[name] for name in names})
+    frozen.main()
+    result = json.loads((tmp_path / "results" / "frozen.json").read_text())
+    for name in names:
+        assert len(result["rows"][name]["seeds"]["test"]) == 2
+        assert (
+            max(result["tuning"][name]["accuracy"].values())
+            == result["tuning"][name]["accuracy"]["{rate:g}, {epochs} epochs".format(**result["tuning"][name]["chosen"])]
+        )
+    assert (tmp_path / "results" / "frozen.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["sentence", "response", "token", "no differencing"])
+def test_a_head_says_what_a_whole_model_with_its_weights_says(frozen: Any, name: str, tiny_backbone_dir: Path, tmp_path: Path) -> None:
+    study = frozen.Study(frozen._arguments())
+    head = frozen.HEADS[name]
+    trained = frozen.train(head, study.features["train"], study.scale, rate=0.1, epochs=2, seed=0)
+    granularity = name if name in ("response", "token") else "sentence"
+    own = {"difference": False} if name == "no differencing" else {}
+    model = SentenceRewardModel.from_backbone(tiny_backbone_dir, dtype=torch.bfloat16, granularity=granularity, **own).eval()
+    weights = {key.removeprefix("head."): value for key, value in trained.state_dict().items()}
+    # Heads here see hidden states divided by the scale.
+    model.head.load_state_dict({key: value / study.scale if key.endswith("weight") else value for key, value in weights.items()})
+    rows, source, scored = study.suites["suite"].rows, tmp_path / "responses.jsonl", tmp_path / "scores.jsonl"
+    write_responses(rows, source)
+    settings = RowSettings(overlong="truncate_response", max_length=256, packing="shared", tokens_per_batch=2048)
+    score_responses(model, source, scored, identity={}, settings=settings)
+    whole = [response for row in read_scored(rows, scored) for response in row]
+    lines = [json.loads(line) for line in study._lines(head, trained, "suite")]
+    got, expected = torch.tensor([line["reward"] for line in lines]), torch.tensor([response.reward for response in whole])
+    assert expected.std() > 0.01
+    assert (got - expected).abs().max() < 0.02 * expected.std()
+    for line, response in zip(lines, whole, strict=True):
+        for a, b in zip(line["sentences"], response.sentences, strict=True):
+            assert a["text"] == b.text
+            assert a["attention"] == pytest.approx(b.attention, abs=1e-3)
