@@ -1,6 +1,6 @@
-"""Token ids to the bytes of their text, by a table over the vocabulary.
+"""Token ids to the bytes and to the character codes of their text, by tables over the vocabulary.
 
-Shape letters: `V` ids, `T` tokens, `L` bytes.
+Shape letters: `V` ids, `T` tokens, `L` bytes, `C` characters.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from srm.errors import UserError
-from srm.segmentation.characters import positions
+from srm.segmentation.characters import character_codes, positions, to_codes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,36 @@ if TYPE_CHECKING:
 __all__ = ["ByteTable"]
 
 _SEPARATOR = b"\n\n"
+# Bytes of a character behind its first one, by its first byte.
+_BEHIND = torch.tensor([0] * 0xC0 + [1] * 0x20 + [2] * 0x10 + [3] * 0x10)
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class _Rows:
+    """Rows of uint8, one an id: `flat` [S], cut into `lengths` int64 [V + 1]."""
+
+    def __init__(self, flat: Tensor, lengths: Tensor) -> None:
+        self.flat = flat
+        self.lengths = lengths
+        # Half the width, because reading them is most of the work.
+        self.ends = lengths.cumsum(0).to(torch.int32)
+        self.starts = self.ends - lengths.to(torch.int32)
+
+    def to(self, device: torch.device) -> None:
+        self.flat, self.lengths, self.starts, self.ends = (part.to(device) for part in (self.flat, self.lengths, self.starts, self.ends))
+
+    def expand(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of `ids` [T] behind one another, and the offset int64 [T + 1] of each."""
+        length_T = self.lengths.index_select(0, ids)
+        offset_T = torch.cat([length_T.new_zeros(1), length_T.cumsum(0)])
+        # Where an element lies in the table: one further than the one before it, but for a jump where a row begins.
+        # Where rows are empty, several jumps add up.
+        index = torch.ones(int(offset_T[-1]) + 1, dtype=torch.int32, device=ids.device)
+        jump = self.starts.index_select(0, ids)
+        jump[1:] -= self.ends.index_select(0, ids[:-1])
+        jump[:1] -= 1
+        index.scatter_add_(0, offset_T[:-1], jump)
+        return self.flat.index_select(0, torch.cumsum(index, 0, dtype=torch.int32, out=index)[:-1]), offset_T
 
 
 class ByteTable:
@@ -36,12 +65,15 @@ class ByteTable:
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
         entries = [*tokens, _SEPARATOR]
-        lengths = torch.tensor([len(token) for token in entries], dtype=torch.int64)
-        self.flat = torch.frombuffer(bytearray(b"".join(entries)), dtype=torch.uint8)
-        self.lengths = lengths
-        # First and last byte of each token among them. Half the width, because reading them is most of the work.
-        self.offsets = (lengths.cumsum(0) - lengths).to(torch.int32)
-        self.lasts = (lengths.cumsum(0) - 1).to(torch.int32)
+        lengths = torch.tensor([len(token) for token in entries])
+        flat = torch.frombuffer(bytearray(b"".join(entries)), dtype=torch.uint8)
+        codes, begin = to_codes(flat)
+        end = lengths.cumsum(0)
+        count = torch.bincount(torch.searchsorted(end, begin, right=True), minlength=len(entries))
+        self._bytes, self._codes = _Rows(flat, lengths), _Rows(codes, count)
+        # How many bytes of its last character a token writes where the tokens behind it write the rest; 0 where the character is whole.
+        last = begin[(count.cumsum(0) - 1).clamp(min=0)]
+        self._open = torch.where((count > 0) & (last + _BEHIND[flat[last].to(torch.int64)] >= end), end - last, 0).to(torch.uint8)
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> ByteTable:
@@ -78,7 +110,7 @@ class ByteTable:
         return cls(tokens)
 
     def __len__(self) -> int:
-        return self.lengths.numel() - 1
+        return self._bytes.lengths.numel() - 1
 
     @property
     def separator(self) -> int:
@@ -93,26 +125,37 @@ class ByteTable:
 
     def to(self, device: torch.device) -> ByteTable:
         """This table, moved to `device` in place."""
-        if self.flat.device != device:
-            parts = (self.flat, self.lengths, self.offsets, self.lasts)
-            self.flat, self.lengths, self.offsets, self.lasts = (part.to(device) for part in parts)
+        if self._open.device != device:
+            self._bytes.to(device)
+            self._codes.to(device)
+            self._open = self._open.to(device)
         return self
 
     def expand(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Bytes uint8 [L] of `ids` [T] and the offset int64 [T + 1] of each token's first byte."""
         self.to(ids.device)
-        length_T = self.lengths.index_select(0, ids)
-        offset_T = torch.cat([length_T.new_zeros(1), length_T.cumsum(0)])
-        start_T = offset_T[:-1]
-        if ids.numel() and int(length_T.min()) == 0:
-            written = positions(length_T > 0)
-            ids, start_T = ids[written], start_T[written]
-        # Where a byte of the text lies in the table: one further than the byte before it, with a jump where a token begins.
-        index_L = torch.ones(int(offset_T[-1]), dtype=torch.int32, device=ids.device)
-        jump = self.offsets.index_select(0, ids)
-        jump[1:] -= self.lasts.index_select(0, ids[:-1])
-        index_L.scatter_(0, start_T, jump)
-        return self.flat.index_select(0, torch.cumsum(index_L, 0, dtype=torch.int32, out=index_L)), offset_T
+        return self._bytes.expand(ids)
+
+    def expand_codes(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes uint8 [C] of the characters of `ids` [T] and the offset int64 [T + 1] of each token's first one; see `characters`.
+
+        A character belongs to the token that writes its first byte. Bytes that begin none (a response cut inside one) belong to the
+        character before them, or to none.
+        """
+        self.to(ids.device)
+        codes, offset_T = self._codes.expand(ids)
+        parted = positions(self._open.index_select(0, ids) > 0)
+        if parted.numel():
+            codes[offset_T[parted + 1] - 1] = self._parted_codes(ids, parted)
+        return codes, offset_T
+
+    def _parted_codes(self, ids: Tensor, parted: Tensor) -> Tensor:
+        """Codes of the characters that the tokens `parted` begin and those behind them, at least one byte each, go on with."""
+        near = (parted[:, None] + torch.arange(4, device=ids.device)).clamp(max=ids.numel() - 1)
+        bytes_L, offset = self._bytes.expand(ids[near.flatten()])
+        begin = offset[1::4] - self._open[ids[parted]]
+        padded = torch.nn.functional.pad(bytes_L, (0, 2))
+        return character_codes(*(padded[begin + step] for step in range(3)))
 
 
 def _printable_bytes() -> dict[str, int]:

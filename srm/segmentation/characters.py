@@ -18,7 +18,22 @@ from torch import Tensor
 
 from srm.segmentation.scripts import TERMINATORS
 
-__all__ = ["ByteMap", "Code", "Tables", "encode_text", "is_one_of", "leading", "lookup", "num_leading", "positions", "tables", "to_codes"]
+__all__ = [
+    "CLOSERS",
+    "Code",
+    "Tables",
+    "any_of",
+    "character_codes",
+    "encode_text",
+    "is_one_of",
+    "leading",
+    "lookup",
+    "num_leading",
+    "positions",
+    "prefix",
+    "tables",
+    "to_codes",
+]
 
 # Eight booleans as one number, each 1 a byte.
 _ONES = 0x0101010101010101
@@ -67,6 +82,8 @@ _MEMBERS: tuple[tuple[Code, str], ...] = (
     (Code.CORNER, "」』"),
     (Code.JOINER, "\u200d\ufe0e\ufe0f"),
 )
+# What may stand between a terminator and the end of its sentence, footnotes and emoji apart: ASCII and codes.
+CLOSERS = "\"')]}*_~`", Code.CLOSER, Code.OPEN_QUOTE, Code.CORNER
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
 
 
@@ -126,58 +143,27 @@ def tables(device: torch.device) -> Tables:
         lower=table(lower, Code.LOWER),
         upper=table(lower.upper(), Code.UPPER),
         letter=table(lower + lower.upper(), Code.LOWER, Code.UPPER, *caseless),
-        closer=table("\"')]}*_~`", Code.CLOSER, Code.OPEN_QUOTE, Code.CORNER),
+        closer=table(*CLOSERS),
         opener=table("\"'([*_", Code.OPEN_QUOTE),
     )
 
 
-class ByteMap(NamedTuple):
-    """Where the characters of a text lie among its bytes.
-
-    rank: int64 [X], for each byte that begins no character, in order, how many bytes before it do. None where every byte is a character.
-    byte: int64 [X], those bytes' positions.
-    """
-
-    rank: Tensor | None
-    byte: Tensor | None
-
-    def to_byte(self, character: Tensor) -> Tensor:
-        """The byte at which each character begins."""
-        return character if self.rank is None else character + torch.searchsorted(self.rank, character, right=True)
-
-    def to_character(self, byte: Tensor) -> Tensor:
-        """The character that begins at each byte, the next one where none does."""
-        return byte if self.byte is None else byte - torch.searchsorted(self.byte, byte)
-
-
-def to_codes(bytes_L: Tensor) -> tuple[Tensor, ByteMap]:
-    """Codes uint8 [C] of UTF-8 `bytes_L`, and where the characters lie.
-
-    Bytes that begin no character (a response cut inside one) belong to the character before them, or to none.
-    """
-    if not bytes_L.numel() or int(bytes_L.max()) < 0x80:
-        return bytes_L, ByteMap(None, None)
-    table = tables(bytes_L.device).code
-    high = positions(bytes_L >= 0x80)
-    value = bytes_L[high]
-    byte, lead = high[value < 0xC0], high[value >= 0xC0]
-    padded = torch.nn.functional.pad(bytes_L, (0, 3))
-    first, second, third = (padded[lead + step].to(torch.int64) for step in range(3))
+def character_codes(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+    """Codes uint8 [C] of characters by the first three bytes of their UTF-8, uint8 [C] each; what a shorter one has none of is not read."""
+    first, second, third = (byte.to(torch.int64) for byte in (first, second, third))
     two = (first & 0x1F) << 6 | second & 0x3F
     three = (first & 0x0F) << 12 | (second & 0x3F) << 6 | third & 0x3F
-    code = table[torch.where(first < 0xE0, two, three.clamp(max=0xFFFF))]
+    point = torch.where(first < 0x80, first, torch.where(first < 0xE0, two, three))
     # Beyond the basic plane, U+1F000 to U+1FFFF are emoji and symbols, the rest letters.
     astral = torch.where((first == 0xF0) & (second == 0x9F), int(Code.EMOJI), int(Code.LETTER)).to(torch.uint8)
-    codes = bytes_L.clone()
-    codes[lead] = torch.where(first >= 0xF0, astral, code)
-    rank = byte - torch.arange(byte.numel(), device=byte.device)
-    if not byte.numel():
-        return codes, ByteMap(None, None)
-    # The index of each character's byte grows by one, and by one more for every byte left out before it.
-    step = torch.ones(bytes_L.numel() - byte.numel() + 1, dtype=torch.int32, device=byte.device)
-    step[0] = 0
-    step.index_add_(0, rank, torch.ones_like(rank, dtype=torch.int32))
-    return codes.index_select(0, step[:-1].cumsum(0, dtype=torch.int32)), ByteMap(rank, byte)
+    return torch.where(first < 0xF0, tables(first.device).code.index_select(0, point), astral)
+
+
+def to_codes(bytes_L: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes uint8 [C] of the characters of UTF-8 `bytes_L`, and where they begin, int64 [C]. Bytes that begin none are left out."""
+    begin = positions((bytes_L & 0xC0) != 0x80)
+    padded = torch.nn.functional.pad(bytes_L, (0, 2))
+    return character_codes(*(padded[step:].index_select(0, begin) for step in range(3))), begin
 
 
 def encode_text(text: str) -> Tensor:
@@ -224,6 +210,17 @@ def num_leading(mask: Tensor) -> Tensor:
     return count[:, 0] if count.shape[1] == 1 else count[:, 0] + torch.where(count[:, 0] == 8, count[:, 1], 0)
 
 
+def prefix(size: Tensor, width: int) -> Tensor:
+    """bool [n, width]: the first `size` [n] columns of each row; `width` at most 16."""
+    return torch.arange(width, device=size.device, dtype=torch.int8) < size.to(torch.int8)[:, None]
+
+
 def leading(mask: Tensor) -> Tensor:
     """bool [n, K]: the True that each row of `mask` opens with, K at most 16."""
-    return torch.arange(mask.shape[1], device=mask.device, dtype=torch.int8) < num_leading(mask).to(torch.int8)[:, None]
+    return prefix(num_leading(mask), mask.shape[1])
+
+
+def any_of(mask: Tensor) -> Tensor:
+    """bool [n]: whether a row of `mask` [n, K] holds a True; K is 8 or 16."""
+    parts = mask.view(torch.int64)
+    return (parts[:, 0] if parts.shape[1] == 1 else parts[:, 0] | parts[:, 1]) != 0

@@ -5,15 +5,16 @@ Shape letters: `C` characters, `W` words (runs without white space), `M` lines, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from srm.segmentation.characters import Tables, encode_text, lookup, positions, tables
 
-__all__ = ["PAD", "Stream", "hash_codes", "hash_words", "word_table"]
+__all__ = ["PAD", "Lexicon", "Stream", "hash_words"]
 
 # Codes before and behind the stream, so that windows need no bounds. A line break: it ends every word.
 PAD = 64
@@ -60,6 +61,11 @@ class Stream:
         return self._bounds[1]
 
     @cached_property
+    def word_last(self) -> Tensor:
+        """Codes [W] of each word's last character."""
+        return self.at(self.word_end, -1)
+
+    @cached_property
     def _special(self) -> tuple[Tensor, Tensor]:
         body = self.code[PAD : self.code.numel() - PAD]
         mask = torch.zeros(256, dtype=torch.bool, device=body.device)
@@ -90,9 +96,9 @@ class Stream:
         at = self.where(first)
         return at[self.at(at + 1) == ord(second)]
 
-    def at(self, position: Tensor) -> Tensor:
-        """Codes at `position`, up to PAD outside the stream."""
-        return self.code.index_select(0, (position + PAD).flatten()).view(position.shape)
+    def at(self, position: Tensor, shift: int = 0) -> Tensor:
+        """Codes at `position + shift`, up to PAD outside the stream."""
+        return self.code.index_select(0, (position + (PAD + shift)).flatten()).view(position.shape)
 
     def window(self, position: Tensor, width: int) -> Tensor:
         """Codes [n, width] from each `position` on; with a negative width, those before it, the nearest first."""
@@ -116,17 +122,25 @@ def hash_words(codes: Tensor, valid: Tensor) -> Tensor:
     return parts[:, 0] * _FACTORS[0] if parts.shape[1] == 1 else parts[:, 0] * _FACTORS[0] + parts[:, 1] * _FACTORS[1]
 
 
-def hash_codes(words: list[Tensor], device: torch.device, *, backwards: bool) -> Tensor:
-    """Sorted hashes of `words` as `hash_words` computes them, read from their end where `backwards`. Longer than 16: left out."""
-    hashes = {0}
-    for word in words:
-        if word.numel() <= 16:
-            row = (word.flip(0) if backwards else word)[None]
-            hashes.add(int(hash_words(row, torch.ones_like(row, dtype=torch.bool))))
-    return torch.tensor(sorted(hashes - {0}) or [0], device=device)
+class Lexicon:
+    """Words by their hashes, each with the lists it is on, as bits: 1 for the first of `lists`, 2 for the second, 4 for the third ...
 
+    backwards: whether the words are read from their end. Longer than 16: left out.
+    """
 
-@cache
-def word_table(words: str, device: torch.device) -> Tensor:
-    """Sorted hashes of the words in `words`, with white space between them, read forwards."""
-    return hash_codes([encode_text(word) for word in words.split()], device, backwards=False)
+    def __init__(self, lists: Iterable[Iterable[str]], device: torch.device, *, backwards: bool) -> None:
+        bits: dict[int, int] = {}
+        for at, words in enumerate(lists):
+            for word in words:
+                code = encode_text(word)
+                row = (code.flip(0) if backwards else code)[None]
+                if 0 < code.numel() <= 16:
+                    found = int(hash_words(row, torch.ones_like(row, dtype=torch.bool)))
+                    bits[found] = bits.get(found, 0) | 1 << at
+        self._hashes = torch.tensor(sorted(bits), device=device)
+        self._bits = torch.tensor([bits[found] for found in sorted(bits)], device=device)
+
+    def find(self, hashes: Tensor) -> Tensor:
+        """int64 [n]: the bits of each of `hashes`; 0 for a word on no list, and for none."""
+        at = torch.searchsorted(self._hashes, hashes).clamp(max=self._hashes.numel() - 1)
+        return torch.where(self._hashes[at] == hashes, self._bits[at], 0)

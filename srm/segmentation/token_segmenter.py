@@ -15,7 +15,7 @@ from torch import Tensor
 
 from srm.errors import UserError
 from srm.segmentation.byte_table import ByteTable
-from srm.segmentation.characters import ByteMap, positions, to_codes
+from srm.segmentation.characters import positions
 from srm.segmentation.config import SegmentationConfig
 from srm.segmentation.stream import PAD, Stream
 from srm.segmentation.vector_limits import join_bare, join_markers, split_long
@@ -112,24 +112,22 @@ class TokenSegmenter:
         length_B = cu_tokens.diff()
         number = length_B.numel()
         # A blank line behind each response keeps its layout apart from the next one's.
-        closing = cu_tokens[1:] + torch.arange(number, device=ids.device)
         separated = ids.new_full((ids.numel() + number,), self.table.separator)
-        place_T = positions(torch.ones_like(separated, dtype=torch.bool).index_fill_(0, closing, False))
-        separated.index_copy_(0, place_T, ids)
-        bytes_L, offset_T = self.table.expand(separated)
-        codes, where = to_codes(bytes_L)
-        first = where.to_character(offset_T[cu_tokens + torch.arange(number + 1, device=ids.device)])
-        code = torch.nn.functional.pad(codes, (PAD, PAD), value=10)
-        stream = Stream(code=code, text_start=first[:-1], text_end=first[1:] - 2)
+        cu_separated = cu_tokens + torch.arange(number + 1, device=ids.device)
+        is_token = torch.ones_like(separated, dtype=torch.bool).index_fill_(0, cu_separated[1:] - 1, False)
+        separated.index_copy_(0, positions(is_token), ids)
+        codes, offset = self.table.expand_codes(separated)
+        first = offset[cu_separated]
+        stream = Stream(code=torch.nn.functional.pad(codes, (PAD, PAD), value=10), text_start=first[:-1], text_end=first[1:] - 2)
         starts = self._starts(stream) if stream.word_start.numel() else first[:0]
-        return _to_tokens(stream, starts, where, offset_T.index_select(0, place_T), cu_tokens)
+        return _to_tokens(stream, starts, offset, cu_tokens)
 
     def _starts(self, stream: Stream) -> Tensor:
         """Characters where sentences begin, in order, the first sentence of each text left out."""
         line = split_lines(stream)
         lines = read_lines(stream, line)
         if self.config.name == "newline":
-            starts = line.begin[~line.blank]
+            starts = line.begin
         else:
             word = prose_starts(stream, self._known_words(stream.code.device))
             inner = stream.word_start[mend_numbering(stream, word)]
@@ -173,18 +171,20 @@ def content_lengths(ids: Tensor, end_ids: Iterable[int], lengths: Tensor | None 
     return torch.where(ended.any(1), ended.to(torch.uint8).argmax(1), bound).minimum(bound) if width else bound
 
 
-def _to_tokens(stream: Stream, starts: Tensor, where: ByteMap, token_start: Tensor, cu_tokens: Tensor) -> TokenSentences:
-    """The last token of the sentence before each start that is not its text's first, and the last token of each response."""
+def _to_tokens(stream: Stream, starts: Tensor, offset: Tensor, cu_tokens: Tensor) -> TokenSentences:
+    """The last token of the sentence before each start that is not its text's first, and the last token of each response.
+
+    offset: the first character of each token; behind the tokens of each response lies one more, which parts it from the next.
+    """
     text = stream.text_of(starts)
-    inner = torch.zeros_like(text, dtype=torch.bool)
-    inner[1:] = text[1:] == text[:-1]
+    inner = positions(text[1:] == text[:-1]) + 1
     starts, text = starts[inner], text[inner]
-    # The token that holds the start. Tokens without bytes come before it at the same place, so look from the right.
-    token = torch.searchsorted(token_start, where.to_byte(starts), right=True) - 1
+    # The token that holds the start. Tokens that begin no character come before it at the same place, so look from the right.
+    token = torch.searchsorted(offset, starts, right=True) - 1
     word = (torch.searchsorted(stream.word_start, starts) - 1).clamp(min=0)
     # Only white space, or nothing, between the token's first character and the start: the token opens the new sentence.
-    black_until = torch.where(stream.at(starts - 1) > 32, starts, stream.word_end[word]) if starts.numel() else starts
-    ends = torch.where(where.to_character(token_start[token]) >= black_until, token - 1, token)
+    black_until = torch.where(stream.at(starts, -1) > 32, starts, stream.word_end[word]) if starts.numel() else starts
+    ends = torch.where(offset[token] >= black_until, token - 1, token) - text
     length_B = cu_tokens.diff()
     ends = torch.cat([ends[ends >= cu_tokens[text]], cu_tokens[1:][length_B > 0] - 1]).unique()
     owner = torch.searchsorted(cu_tokens, ends, right=True) - 1

@@ -90,16 +90,12 @@ class _Marks:
     def __init__(self, stream: Stream, line: Bounds) -> None:
         self.stream = stream
         self.space = stream.word_start
-        last = stream.at(stream.word_end[:-1] - 1)
-        behind_clause = is_one_of(last, ",;:)]\"'", Code.DASH, Code.CLOSER) & (last != ord("'"))
-        clause = stream.word_start[1:][behind_clause]
+        clause = stream.word_start[positions(is_one_of(stream.word_last[:-1], ',;:)]"', Code.DASH, Code.CLOSER)) + 1]
         at, code = stream.foreign
         wide = at[is_one_of(code, "", Code.CLAUSE, Code.LIST_COMMA)]
         self.clause = torch.cat([clause, wide + 1]).unique() if wide.numel() else clause
-        content = ~line.blank
-        self.line = line.begin[content]
-        above_blank = torch.cat([line.blank.new_ones(1), line.blank[:-1]])
-        self.blank = line.begin[content & above_blank]
+        self.line = line.begin
+        self.blank = line.begin[line.apart]
 
     def cut(self, start: Tensor, end: Tensor, limit: Tensor, code: Tensor) -> Tensor:
         """Where each sentence is cut first: at the best kind of mark, there nearest to where an even piece would end."""

@@ -5,20 +5,23 @@ Shape letters: `M` lines.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from srm.segmentation.characters import Code, is_one_of, leading, lookup, num_leading, positions
-from srm.segmentation.stream import Stream, hash_words, word_table
+from srm.segmentation.characters import Code, any_of, is_one_of, leading, lookup, num_leading, positions, prefix
+from srm.segmentation.stream import Lexicon, Stream, hash_words
 
 __all__ = ["Lines", "read_lines", "split_lines"]
 
-_BLOCK_WORDS = "def class if elif else for while try except finally with"
-_DIRECTIVES = "include define ifdef ifndef endif pragma"
+# Words that open a line of code, as lists of a `Lexicon`, and their bits.
+_KEYWORDS = ("def class if elif else for while try except finally with", "import", "from", "include define ifdef ifndef endif pragma")
+_BLOCK, _IMPORT, _FROM, _DIRECTIVE = 1, 2, 4, 8
 _LOOK = 8
 
 
@@ -37,15 +40,30 @@ class Kind(IntEnum):
 
 
 class Bounds(NamedTuple):
-    """Lines [M]: where each starts and ends, its first and last word, where its content begins and ends; no words where blank."""
+    """The lines [M] that are not blank: where each starts, its first and last word, where its content begins and ends.
+
+    apart: bool [M], a blank line stands above it, as does the start of a text.
+    """
 
     start: Tensor
-    end: Tensor
     first: Tensor
     last: Tensor
     begin: Tensor
     stop: Tensor
-    blank: Tensor
+    apart: Tensor
+
+
+class Rows(NamedTuple):
+    """What the rules for a line by itself read of some lines [n]: the characters it begins with, [n, _LOOK], the last one, the bounds."""
+
+    head: Tensor
+    last: Tensor
+    begin: Tensor
+    stop: Tensor
+    first: Tensor
+
+    def take(self, at: Tensor) -> Rows:
+        return Rows(*(field.index_select(0, at) for field in self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,41 +93,41 @@ class Lines:
 
 def split_lines(stream: Stream) -> Bounds:
     """The lines of `stream`, which holds a word. Its last text ends in line breaks, so every character lies in a line."""
-    end = stream.where("\n")
-    start = torch.cat([end.new_zeros(1), end[:-1] + 1])
-    words = stream.word_start
-    edges = torch.searchsorted(words, torch.cat([start, end[-1:]]))
-    first, last = edges[:-1], edges[1:] - 1
-    blank = last < first
-    inside = first.clamp(max=words.numel() - 1)
-    begin = torch.where(blank, start, words[inside])
-    return Bounds(start, end, first, last, begin, torch.where(blank, start, stream.word_end[last.clamp(min=0)]), blank)
+    breaks = stream.where("\n")
+    start = torch.cat([breaks.new_zeros(1), breaks + 1])
+    edges = torch.searchsorted(stream.word_start, start)
+    line = positions(edges[1:] > edges[:-1])
+    first, last = edges[line], edges[line + 1] - 1
+    apart = torch.ones_like(line, dtype=torch.bool)
+    apart[1:] = line.diff() > 1
+    return Bounds(start[line], first, last, stream.word_start[first], stream.word_end[last], apart)
 
 
 def read_lines(stream: Stream, line: Bounds) -> Lines:
     """See `structure.read_structure`, whose rules these are."""
-    head = stream.window(line.begin, _LOOK)
-    kind = _kinds(stream, line, head)
-    text = stream.text_of(line.start)
-    in_fence, opens_fence, closes_fence = _fences(stream, line, kind, text)
-    in_maths, opens_maths, closes_maths, unclosed = _maths(stream, line, kind, in_fence | opens_fence, text)
+    rows = Rows(stream.window(line.begin, _LOOK), stream.word_last[line.last], line.begin, line.stop, line.first)
+    kind = _kinds(stream, line, rows)
+    counts = torch.searchsorted(line.start, torch.cat([stream.text_start, stream.text_start.new_full((1,), stream.num_characters)])).diff()
+    text = torch.repeat_interleave(counts, output_size=kind.numel())
+    in_fence, opens_fence, closes_fence = _fences(rows, kind, text)
+    in_maths, opens_maths, closes_maths, unclosed = _maths(stream, line, rows, kind, in_fence | opens_fence)
     inside = in_fence | in_maths
     # Lines inside a block say nothing; the one that closes it is what the next line has above it.
-    kind = torch.where(inside, int(Kind.PLAIN), kind)
-    kind = _spread_code(stream, line, head, kind, inside)
-    kind[closes_fence] = int(Kind.FENCE)
-    kind[closes_maths] = int(Kind.MATHS)
-    last_word = stream.word_start.numel() - 1
-    alone = stream.word_end[line.first.clamp(max=last_word)] == line.stop
-    kind[(kind == Kind.ITEM) & alone & (head[:, 0] != Code.CIRCLED)] = int(Kind.MARKER)
-    above = torch.cat([kind.new_zeros(1), kind[:-1]])
-    opens = ~line.blank & ~inside & ~unclosed & (above != Kind.MARKER) & _begins(stream, line, head, kind, above)
-    code = (kind == Kind.CODE) & ~inside
-    run_on = code & (above == Kind.CODE)
+    kind.masked_fill_(inside, Kind.PLAIN)
+    kind = _spread_code(stream, line, rows, kind, inside)
+    kind.masked_fill_(closes_fence, Kind.FENCE)
+    kind.masked_fill_(closes_maths, Kind.MATHS)
+    items = positions(kind == Kind.ITEM)
+    alone = (line.first[items] == line.last[items]) & (rows.head[items, 0] != Code.CIRCLED)
+    kind[items[alone]] = int(Kind.MARKER)
+    items = items[~alone]
+    above = torch.cat([kind[:1], kind[:-1]]).masked_fill_(line.apart, Kind.BLANK)
+    opens = ~(inside | unclosed | (above == Kind.MARKER)) & _begins(stream, line, rows, kind, above)
+    run_on = (kind == Kind.CODE) & (above == Kind.CODE)
     in_run = run_on | torch.cat([run_on[1:], run_on.new_zeros(1)])
     sealed = inside | run_on
-    item = (kind == Kind.ITEM) & ~inside
-    marker_end = torch.where(item, stream.word_start[(line.first + 1).clamp(max=last_word)], -1)
+    marker_end = torch.full_like(line.start, -1)
+    marker_end[items] = stream.word_start[line.first[items] + 1]
     return Lines(
         start=line.start,
         begin=line.begin,
@@ -121,41 +139,50 @@ def read_lines(stream: Stream, line: Bounds) -> Lines:
     )
 
 
-def _kinds(stream: Stream, line: Bounds, head: Tensor) -> Tensor:
-    """The kind of each line by itself, as if no block were open."""
-    c0, c1, c2 = head[:, 0], head[:, 1], head[:, 2]
-    last = stream.at(line.stop - 1)
-    kind = torch.full_like(line.start, int(Kind.PLAIN))
+def _kinds(stream: Stream, line: Bounds, rows: Rows) -> Tensor:
+    """The kind uint8 [M] of each line by itself, as if no block were open."""
+    first = rows.head[:, 0].contiguous()
+    kind = torch.full_like(first, Kind.PLAIN)
 
-    def give(name: Kind, where: Tensor) -> None:
-        kind[where] = int(name)
+    def give(name: Kind, may: Tensor, rule: Callable[[Stream, Rows], Tensor]) -> None:
+        at = positions(may)
+        kind[at[rule(stream, rows.take(at))]] = int(name)
 
     # From the last choice to the first: a later one overrules.
-    give(Kind.CODE, _code_alone(stream, line, head, last))
-    give(Kind.QUOTE, c0 == ord(">"))
-    give(Kind.ITEM, _items(stream, line, head))
-    give(Kind.HEADING, _headings(stream, line, head, last))
-    give(Kind.RULE, _rules(stream, line, head))
-    dashes = (c0 == ord("-")) & (c1 == ord("-")) | (c0 == ord(":")) & (c1 == ord("-")) & (c2 == ord("-"))
-    give(Kind.TABLE, (c0 == ord("|")) | dashes & (_per_line(line, stream.where("|")) > 0))
-    begin_maths = (c0 == ord("$")) & (c1 == ord("$")) | (c0 == ord("\\")) & ((c1 == ord("[")) | _starts_with(head, "\\begin{"))
-    give(Kind.MATHS, begin_maths)
-    ticks = _run(head, "`")
-    alone = _per_line(line, stream.where("`")) <= ticks
-    give(Kind.FENCE, (ticks >= 3) & (alone | (ticks == _LOOK)) | (_run(head, "~") >= 3))
-    give(Kind.BLANK, line.blank | (c0 == ord(">")) & (line.stop - line.begin == 1))
+    kind.masked_fill_(is_one_of(rows.last, ";{"), Kind.CODE)
+    give(Kind.CODE, is_one_of(first, ")]}"), _closes_brackets)
+    give(Kind.CODE, lookup(stream.tables.lower, first) & ((rows.last == ord(":")) | is_one_of(first, "if")), _keywords)
+    give(Kind.CODE, first == ord("#"), _directives)
+    kind.masked_fill_(first == ord(">"), Kind.QUOTE)
+    marker = is_one_of(stream.word_last[line.first], ".)-*+", Code.BULLET, Code.DASH)
+    give(Kind.ITEM, marker | is_one_of(first, "0123456789", Code.CIRCLED), _items)
+    give(Kind.HEADING, is_one_of(first, "#*_"), _headings)
+    give(Kind.RULE, is_one_of(first, "-*_="), _rules)
+    give(Kind.TABLE, is_one_of(first, "|-:"), _tables)
+    give(Kind.MATHS, is_one_of(first, "$\\"), _maths_marks)
+    give(Kind.FENCE, is_one_of(first, "`~"), _fence_marks)
+    give(Kind.BLANK, first == ord(">"), lambda _, rows: rows.stop - rows.begin == 1)
     return kind
+
+
+def _fence_marks(stream: Stream, rows: Rows) -> Tensor:
+    ticks = _run(rows.head, "`")
+    alone = _count(stream.where("`"), rows.begin, rows.stop) <= ticks
+    return (ticks >= 3) & (alone | (ticks == _LOOK)) | (_run(rows.head, "~") >= 3)
+
+
+def _maths_marks(stream: Stream, rows: Rows) -> Tensor:
+    return _starts_with(rows.head, "$$") | _starts_with(rows.head, "\\[") | _starts_with(rows.head, "\\begin{")
+
+
+def _tables(stream: Stream, rows: Rows) -> Tensor:
+    ruled = (_starts_with(rows.head, "--") | _starts_with(rows.head, ":--")) & (_count(stream.where("|"), rows.begin, rows.stop) > 0)
+    return (rows.head[:, 0] == ord("|")) | ruled
 
 
 def _count(sorted_positions: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """How many of the positions lie in each `start:end`."""
     return torch.searchsorted(sorted_positions, end) - torch.searchsorted(sorted_positions, start)
-
-
-def _per_line(line: Bounds, sorted_positions: Tensor) -> Tensor:
-    """How many of the positions lie in each line [M]."""
-    owner = torch.searchsorted(line.start, sorted_positions, right=True) - 1
-    return torch.bincount(owner, minlength=line.start.numel())
 
 
 def _run(head: Tensor, character: str) -> Tensor:
@@ -164,44 +191,44 @@ def _run(head: Tensor, character: str) -> Tensor:
 
 
 def _starts_with(head: Tensor, word: str) -> Tensor:
-    return torch.stack([head[:, at] == ord(character) for at, character in enumerate(word)]).all(0)
+    """Whether rows of eight characters open with `word`."""
+    start = head.view(torch.int64).squeeze(1) & (1 << 8 * len(word)) - 1
+    return start == int.from_bytes(word.encode(), "little")
 
 
-def _rules(stream: Stream, line: Bounds, head: Tensor) -> Tensor:
-    length = line.stop - line.begin
+def _rules(stream: Stream, rows: Rows) -> Tensor:
+    length = rows.stop - rows.begin
     marks = "-*_=\t "
-    tail = stream.window(line.stop, -3)
-    beyond = torch.arange(_LOOK, device=head.device) >= length[:, None]
-    return (length >= 3) & (is_one_of(head, marks) | beyond).all(1) & is_one_of(tail, marks).all(1)
+    tail = stream.window(rows.stop, -3)
+    beyond = torch.arange(_LOOK, device=length.device) >= length[:, None]
+    return (length >= 3) & (is_one_of(rows.head, marks) | beyond).all(1) & is_one_of(tail, marks).all(1)
 
 
-def _headings(stream: Stream, line: Bounds, head: Tensor, last: Tensor) -> Tensor:
-    hashes = _run(head, "#")
-    after = head.gather(1, hashes.clamp(max=_LOOK - 1)[:, None]).squeeze(1)
-    hashed = (hashes > 0) & (hashes <= 6) & ((after == 32) | (after == 9)) & (line.stop - line.begin > hashes)
-    colon = (last == ord(":")).to(torch.int64)
-    before = stream.at(line.stop - 1 - colon)
-    found = hashed
-    for mark in "*_":
-        bold = (_run(head, mark) >= 2) & (before == ord(mark)) & (stream.at(line.stop - 2 - colon) == ord(mark))
-        bold &= line.stop - colon - line.begin > 4
-        if mark == "*" and (at := positions(bold)).numel():
-            # The first closing mark must be the one at the end.
-            bold[at] = _count(stream.pairs("*", "*"), line.begin[at] + 2, line.stop[at] - colon[at] - 2) == 0
-        found = found | bold
-    return found
+def _headings(stream: Stream, rows: Rows) -> Tensor:
+    hashes = _run(rows.head, "#")
+    after = rows.head.gather(1, hashes.clamp(max=_LOOK - 1)[:, None]).squeeze(1)
+    hashed = (hashes > 0) & (hashes <= 6) & ((after == 32) | (after == 9)) & (rows.stop - rows.begin > hashes)
+    # A bold line, with a colon behind it or not.
+    stop = rows.stop - (rows.last == ord(":")).to(torch.int64)
+    mark = rows.head[:, 0]
+    bold = (mark != ord("#")) & (rows.head[:, 1] == mark) & (stream.at(stop, -1) == mark) & (stream.at(stop, -2) == mark)
+    bold &= stop - rows.begin > 4
+    # The first closing mark must be the one at the end.
+    starred = positions(bold & (mark == ord("*")))
+    bold[starred] = _count(stream.pairs("*", "*"), rows.begin[starred] + 2, stop[starred] - 2) == 0
+    return hashed | bold
 
 
-def _items(stream: Stream, line: Bounds, head: Tensor) -> Tensor:
+def _items(stream: Stream, rows: Rows) -> Tensor:
+    head = rows.head
     length = num_leading(head > 32)
     opening = (head[:, 0] == ord("(")).to(torch.int64)
-    last = head.gather(1, (length - 1).clamp(min=0)[:, None]).squeeze(1)
-    column = torch.arange(_LOOK, device=head.device)
-    body = (column >= opening[:, None]) & (column < length[:, None] - 1)
-    size = body.sum(1)
+    last = head.gather(1, (length - 1)[:, None]).squeeze(1)
+    size = length - 1 - opening
+    body = prefix(length - 1, _LOOK) & ~prefix(opening, _LOOK)
 
     def all_of(member: Tensor) -> Tensor:
-        return (member | ~body).all(1)
+        return ~any_of(body & ~member)
 
     digit = (head >= 48) & (head <= 57)
     number = all_of(digit) & (size >= 1) & (size <= 3)
@@ -211,91 +238,87 @@ def _items(stream: Stream, line: Bounds, head: Tensor) -> Tensor:
     digits = num_leading(digit)
     after = head.gather(1, digits.clamp(max=_LOOK - 1)[:, None]).squeeze(1)
     wide = (digits >= 1) & (digits <= 3) & is_one_of(after, "", Code.LIST_COMMA, Code.WIDE_STOP)
-    return ~line.blank & (bullet | is_one_of(last, ".)") & (number | letter | roman) | (head[:, 0] == Code.CIRCLED) | wide)
+    return bullet | is_one_of(last, ".)") & (number | letter | roman) | (head[:, 0] == Code.CIRCLED) | wide
 
 
-def _code_alone(stream: Stream, line: Bounds, head: Tensor, last: Tensor) -> Tensor:
-    """Lines that are code whatever stands above them."""
-    device = head.device
-    found = ~line.blank & is_one_of(last, ";{")
-    closing = num_leading(is_one_of(head, ")]}"))
-    after = head.gather(1, closing.clamp(max=_LOOK - 1)[:, None]).squeeze(1)
-    length = line.stop - line.begin
-    found |= (closing > 0) & ((length == closing) | (length == closing + 1) & is_one_of(after, ";,"))
-    letters = leading(lookup(stream.tables.lower, head))
-    word = hash_words(head, letters)
+def _closes_brackets(stream: Stream, rows: Rows) -> Tensor:
+    """Lines of closing brackets alone, whatever stands above them, as of the other two kinds of code below."""
+    closing = num_leading(is_one_of(rows.head, ")]}"))
+    after = rows.head.gather(1, closing.clamp(max=_LOOK - 1)[:, None]).squeeze(1)
+    length = rows.stop - rows.begin
+    return (length == closing) | (length == closing + 1) & is_one_of(after, ";,")
 
-    def among(names: str) -> Tensor:
-        return torch.isin(word, word_table(names, device))
 
-    ended = ~lookup(stream.tables.alnum, head.gather(1, letters.sum(1).clamp(max=_LOOK - 1)[:, None]).squeeze(1))
-    found |= among(_BLOCK_WORDS) & ended & (last == ord(":"))
-    spaced = head.gather(1, letters.sum(1).clamp(max=_LOOK - 1)[:, None]).squeeze(1) == 32
-    count = line.last - line.first + 1
+def _keywords(stream: Stream, rows: Rows) -> Tensor:
+    """Lines that open a block, and imports."""
+    size = num_leading(lookup(stream.tables.lower, rows.head))
+    word = _code_words(size.device).find(hash_words(rows.head, prefix(size, _LOOK)))
+    behind = rows.head.gather(1, size.clamp(max=_LOOK - 1)[:, None]).squeeze(1)
+    block = (word & _BLOCK > 0) & ~lookup(stream.tables.alnum, behind) & (rows.last == ord(":"))
     # "import x", "import x as y", "from x import y": by the number of words and the third one.
-    third = stream.word_start[(line.first + 2).clamp(max=stream.word_start.numel() - 1)]
-    look = stream.window(third, 7)
-    dotted = (last == ord("_")) | lookup(stream.tables.alnum, last)
-    imported = among("import") & spaced & dotted & ((count == 2) | (count == 4) & _starts_with(look, "as "))
-    found |= imported | among("from") & spaced & (count >= 4) & _starts_with(look, "import ")
-    sharp = head[:, 0] == ord("#")
-    inner = torch.cat([head[:, 1:], stream.at(line.begin + _LOOK)[:, None]], dim=1)
-    letters = leading(lookup(stream.tables.lower, inner))
-    directive = torch.isin(hash_words(inner, letters), word_table(_DIRECTIVES, device))
-    return found | sharp & (directive | (head[:, 1] == ord("!")))
+    words = stream.word_start
+    count = torch.searchsorted(words, rows.stop) - rows.first
+    look = stream.window(words[(rows.first + 2).clamp(max=words.numel() - 1)], _LOOK)
+    dotted = (rows.last == ord("_")) | lookup(stream.tables.alnum, rows.last)
+    imports = (word & _IMPORT > 0) & dotted & ((count == 2) | (count == 4) & _starts_with(look, "as "))
+    return block | (behind == 32) & (imports | (word & _FROM > 0) & (count >= 4) & _starts_with(look, "import "))
 
 
-def _spread_code(stream: Stream, line: Bounds, head: Tensor, kind: Tensor, inside: Tensor) -> Tensor:
+def _directives(stream: Stream, rows: Rows) -> Tensor:
+    head = stream.window(rows.begin + 1, _LOOK)
+    word = _code_words(head.device).find(hash_words(head, leading(lookup(stream.tables.lower, head))))
+    return (word & _DIRECTIVE > 0) | (head[:, 0] == ord("!"))
+
+
+@cache
+def _code_words(device: torch.device) -> Lexicon:
+    return Lexicon([words.split() for words in _KEYWORDS], device, backwards=False)
+
+
+def _spread_code(stream: Stream, line: Bounds, rows: Rows, kind: Tensor, inside: Tensor) -> Tensor:
     """`kind` with the lines that are code because the line above is."""
-    assigned = _has_equals(stream, line)
-    first = head[:, 0]
-    looks = lookup(stream.tables.lower, first) | is_one_of(first, "#/@<$_)]}", Code.LOWER) | assigned
-    may = (kind == Kind.PLAIN) | (kind == Kind.ITEM) | (kind == Kind.HEADING)
-    goes_on = may & (looks | (line.begin - line.start > 1)) & ~inside
-    seed = (kind == Kind.CODE) & ~inside
-    at = torch.arange(kind.numel(), device=kind.device)
-    last_seed = torch.where(seed, at, -1).cummax(0).values
-    last_stop = torch.where(~seed & ~goes_on, at, -1).cummax(0).values
-    return torch.where(goes_on & (last_seed > last_stop), int(Kind.CODE), kind)
-
-
-def _has_equals(stream: Stream, line: Bounds) -> Tensor:
-    """Whether a line holds " = "."""
     equals = stream.where("=")
-    alone = equals[(stream.at(equals - 1) == 32) & (stream.at(equals + 1) == 32)]
-    return _per_line(line, alone) > 0
+    alone = equals[(stream.at(equals, -1) == 32) & (stream.at(equals, 1) == 32)]
+    first = rows.head[:, 0].contiguous()
+    looks = lookup(stream.tables.lower, first) | is_one_of(first, "#/@<$_)]}", Code.LOWER) | (line.begin - line.start > 1)
+    looks[torch.searchsorted(line.start, alone, right=True) - 1] = True
+    may = (kind == Kind.PLAIN) | (kind == Kind.ITEM) | (kind == Kind.HEADING)
+    goes_on = may & looks & ~(inside | line.apart)
+    # The last line that does not go on, and whether it is code.
+    number = 2 * torch.arange(kind.numel(), device=kind.device) + (kind == Kind.CODE)
+    code = torch.where(goes_on, 0, number).cummax(0).values & 1
+    return torch.where(code.bool(), int(Kind.CODE), kind)
 
 
-def _begins(stream: Stream, line: Bounds, head: Tensor, kind: Tensor, above: Tensor) -> Tensor:
+def _begins(stream: Stream, line: Bounds, rows: Rows, kind: Tensor, above: Tensor) -> Tensor:
     """`structure._begins_sentence` of every line."""
-
-    def apart(which: Tensor) -> Tensor:
-        return (which <= Kind.HEADING) & (which >= Kind.BLANK)
-
-    stop_above = torch.cat([line.stop[:1], line.stop[:-1]])
-    last = stream.at(stop_above - 1)
-    skipped = num_leading(is_one_of(head, ">*_(\"' ", Code.OPEN_QUOTE))
-    first = head.gather(1, skipped.clamp(max=_LOOK - 1)[:, None]).squeeze(1)
+    begins = (kind <= Kind.HEADING) | (above <= Kind.HEADING) | (kind == Kind.ITEM) | (kind == Kind.MARKER)
+    begins |= (kind == Kind.QUOTE) != (above == Kind.QUOTE)
+    at = positions(~(begins | (kind == Kind.CODE) & (above == Kind.CODE)))
+    # A blank line stands above the first line.
+    last = rows.last[at - 1]
+    indent = line.begin[at] - line.start[at]
+    rows = rows.take(at)
+    skipped = num_leading(is_one_of(rows.head, ">*_(\"' ", Code.OPEN_QUOTE))
+    first = rows.head.gather(1, skipped.clamp(max=_LOOK - 1)[:, None]).squeeze(1)
     small = lookup(stream.tables.lower, first) & (skipped < _LOOK)
-    has_equals = _per_line(line, stream.where("=")) > 0
-    small_starts = ~is_one_of(last, ";{}") & (has_equals | _starts_with(head, "http"))
-    always = apart(kind) | (kind == Kind.ITEM) | (kind == Kind.MARKER) | apart(above) | ((kind == Kind.QUOTE) != (above == Kind.QUOTE))
-    never = (kind == Kind.CODE) & (above == Kind.CODE)
-    held = (line.begin - line.start >= 4) | is_one_of(head[:, 0], ")]},.;") | is_one_of(last, ",({[\\")
-    rest = (last == ord(":")) | ~held & (~small | small_starts)
-    return always | ~never & rest
+    formula = (_count(stream.where("="), rows.begin, rows.stop) > 0) | _starts_with(rows.head, "http")
+    held = (indent >= 4) | is_one_of(rows.head[:, 0], ")]},.;") | is_one_of(last, ",({[\\")
+    begins[at] = (last == ord(":")) | ~held & (~small | ~is_one_of(last, ";{}") & formula)
+    return begins
 
 
-def _fences(stream: Stream, line: Bounds, kind: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _fences(rows: Rows, kind: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Lines inside a fenced block behind its opening line, lines that open one, lines that close one (inside as well): bool [M] each.
 
-    A bare fence changes sides; one with the name of a language opens a block where none is open and is part of it where one is.
+    text: int64 [M], the text of each line. A bare fence changes sides; one with the name of a language opens a block where none is open and
+    is part of it where one is.
     """
-    nothing = torch.zeros_like(line.blank)
+    inside, opens, closes = torch.zeros_like(kind, dtype=torch.bool).expand(3, -1).clone()
     at = positions(kind == Kind.FENCE)
     if not at.numel():
-        return nothing, nothing, nothing
-    last = stream.at(line.stop[at] - 1)
+        return inside, opens, closes
+    last = rows.last[at]
     bare = (last == ord("`")) | (last == ord("~"))
     order = torch.arange(at.numel(), device=at.device)
     owner = text[at]
@@ -306,50 +329,44 @@ def _fences(stream: Stream, line: Bounds, kind: Tensor, text: Tensor) -> tuple[T
     base = torch.where(is_named, turns[named.clamp(min=0)], turns[first] - bare[first].to(torch.int64))
     open_after = ((turns - base) % 2).bool() ^ is_named
     before = torch.cat([open_after.new_zeros(1), open_after[:-1]]) & (order > first)
-    return _blocks(line, text, at, open_after, before)
-
-
-def _blocks(line: Bounds, text: Tensor, at: Tensor, open_after: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Masks of lines from the state of a block before and after each of the lines `at` that may change it."""
-    index = torch.searchsorted(at, torch.arange(line.start.numel(), device=at.device), right=True) - 1
-    known = (index >= 0) & (text[at[index.clamp(min=0)]] == text)
-    inside = known & open_after[index.clamp(min=0)]
-    opens, closes = torch.zeros_like(inside), torch.zeros_like(inside)
-    opens[at] = open_after & ~before
-    closes[at] = before & ~open_after
+    opens[at], closes[at] = open_after & ~before, before & ~open_after
+    # The last of these lines before or at each line of the same text.
+    passed = torch.zeros_like(text).index_fill_(0, at, 1).cumsum(0) - 1
+    index = passed.clamp(min=0)
+    inside = (passed >= 0) & (owner[index] == text) & open_after[index]
     return (inside | closes) & ~opens, opens, closes
 
 
-def _maths(stream: Stream, line: Bounds, kind: Tensor, fenced: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _maths(stream: Stream, line: Bounds, rows: Rows, kind: Tensor, fenced: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `_fences`, for display maths over several lines; last, the lines up to a blank one behind a mark that is never closed.
 
     TeX allows no blank line inside, so what one ends is not sealed.
     """
-    nothing = torch.zeros_like(line.blank)
-    opening = (kind == Kind.MATHS) & ~fenced
-    if not opening.any():
-        return nothing, nothing, nothing, nothing
-    inside, opens, closes, unclosed = (nothing.clone() for _ in range(4))
-    blank = positions(kind == Kind.BLANK)
+    number = kind.numel()
+    inside, opens, closes, unclosed = torch.zeros_like(fenced).expand(4, -1).clone()
+    opening = positions((kind == Kind.MATHS) & ~fenced)
+    if not opening.numel():
+        return inside, opens, closes, unclosed
+    # Lines that a block cannot reach: blank ones, as the index of the next line, and the end.
+    wall = torch.cat([positions(line.apart | (kind == Kind.BLANK)), opening.new_full((1,), number)])
     for start, end in (("$$", "$$"), ("\\[", "\\]"), ("\\begin{", "\\end{")):
         ends = stream.pairs(end[0], end[1])
-        begins = opening & _starts_with(stream.window(line.begin, len(start)), start)
-        at = positions(begins & ~inside & (_count(ends, line.begin + 2, line.stop) == 0))
-        closer = positions(~fenced & (_count(ends, line.begin, line.stop) > 0))
-        # A blank line stands behind every text.
-        before_blank = blank[torch.searchsorted(blank, at)] - 1
-        found = torch.searchsorted(closer, at, right=True)
-        nearest = torch.cat([closer, closer.new_full((1,), kind.numel())])[found]
-        closed = nearest <= before_blank
-        stop = nearest.minimum(before_blank)
+        begins = _starts_with(rows.head[opening], start) & ~inside[opening]
+        at = opening[begins & (_count(ends, line.begin[opening] + 2, line.stop[opening]) == 0)]
+        closer = (torch.searchsorted(line.start, ends, right=True) - 1).unique_consecutive()
+        closer = torch.cat([closer[~fenced[closer]], closer.new_full((1,), number)])
+        nearest = closer[torch.searchsorted(closer, at, right=True)]
+        before_wall = wall[torch.searchsorted(wall, at, right=True)] - 1
+        closed = nearest <= before_wall
+        stop = nearest.minimum(before_wall)
         if start == "$$":
             # A closing mark that begins its line was counted as an opening one: of a chain of them, every second one closes.
             order = torch.arange(at.numel(), device=at.device)
             chained = torch.isin(at, stop[closed])
             keep = (order - torch.where(chained, -1, order).cummax(0).values) % 2 == 0
             at, stop, closed = at[keep], stop[keep], closed[keep]
-        inside |= _between(at[closed], stop[closed], kind.numel())
-        unclosed |= _between(at[~closed], stop[~closed], kind.numel())
+        inside |= _between(at[closed], stop[closed], number)
+        unclosed |= _between(at[~closed], stop[~closed], number)
         opens[at[closed]], closes[stop[closed]] = True, True
     return inside, opens & ~inside, closes & inside, unclosed
 

@@ -6,13 +6,14 @@ Shape letters: `W` words, `K` words with a terminator behind them, `J` of those 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import IntFlag
 
 import torch
 from torch import Tensor
 
 from srm.segmentation.abbreviations import ABBREVIATIONS, BEFORE_LOWER, BEFORE_NUMBER, OPENERS, TITLES
-from srm.segmentation.characters import Code, encode_text, is_one_of, leading, lookup, num_leading, positions
-from srm.segmentation.stream import Stream, hash_codes, hash_words
+from srm.segmentation.characters import CLOSERS, Code, any_of, is_one_of, leading, lookup, num_leading, positions, prefix
+from srm.segmentation.stream import Lexicon, Stream, hash_words
 
 __all__ = ["Words", "foreign_starts", "mend_numbering", "prose_starts"]
 
@@ -20,22 +21,33 @@ _LOOK = 16
 # What Punkt's word pattern splits off, as characters and codes.
 _SPLITS = ")\";}]*:@'({[?!", Code.OPEN_QUOTE, Code.CLOSER
 _TERMINATORS = ".?!"
+_AROUND = *CLOSERS, Code.EMOJI, Code.JOINER
+
+
+class Before(IntFlag):
+    """What Punkt knows of the word that a full stop closes."""
+
+    ABBREVIATION = 1
+    TITLE = 2
+    BEFORE_NUMBER = 4
+    BEFORE_LOWER = 8
+
+
+class After(IntFlag):
+    """What it knows of the word behind that."""
+
+    OPENER = 1
+    ARTICLE = 2
 
 
 class Words:
-    """The words Punkt knows, as sorted hashes: `before` ones read backwards from the full stop, `after` ones forwards."""
+    """The words Punkt knows: `before` ones read backwards from the full stop, `after` ones forwards."""
 
     def __init__(self, abbreviations: Iterable[str], device: torch.device) -> None:
-        def table(words: Iterable[str], *, backwards: bool) -> Tensor:
-            return hash_codes([encode_text(word) for word in words], device, backwards=backwards)
-
         extra = {word.lower().removesuffix(".") for word in abbreviations}
-        self.abbreviation = table(TITLES | ABBREVIATIONS | extra, backwards=True)
-        self.title = table(TITLES, backwards=True)
-        self.before_number = table(BEFORE_NUMBER, backwards=True)
-        self.before_lower = table(BEFORE_LOWER, backwards=True)
-        self.opener = table(OPENERS, backwards=False)
-        self.article = table({"a", "i"}, backwards=False)
+        before = (TITLES | ABBREVIATIONS | extra, TITLES, BEFORE_NUMBER, BEFORE_LOWER)
+        self.before = Lexicon(before, device, backwards=True)
+        self.after = Lexicon((OPENERS, {"a", "i"}), device, backwards=False)
 
 
 def prose_starts(stream: Stream, words: Words) -> Tensor:
@@ -44,41 +56,32 @@ def prose_starts(stream: Stream, words: Words) -> Tensor:
     if not word.numel():
         return word
     following = stream.word_start[word + 1]
-    mark = stream.at(stop)
+    mark, before = stream.at(stop), stream.at(stop, -1)
     dotted = mark == ord(".")
-    run = dotted & (stream.at(stop - 1) == ord(".")) | (mark == Code.ELLIPSIS)
-    begins = ~dotted & (mark != Code.ELLIPSIS)
+    run = dotted & (before == ord(".")) | (mark == Code.ELLIPSIS)
+    begins = ~(dotted | run)
     single = positions(dotted & ~run)
     begins[single] = _stop_ends(stream, words, stop[single], following[single])
-    begins &= ~_goes_on(stream, words, word, stop, following, closed)
-    # "?.." holds a question mark, which ends a sentence by itself.
-    before = stream.window(stop, -4)
-    chain = leading(is_one_of(before, _TERMINATORS))
-    begins |= run & (is_one_of(before, "?!") & chain).any(1)
-    head = stream.window(following, 6)
-    quotes = num_leading(lookup(stream.tables.opener, head)).clamp(max=5)
-    first = head.gather(1, quotes[:, None]).squeeze(1)
-    ellipsis = _has_ellipsis(stream, stop)
-    begins |= ellipsis & lookup(stream.tables.upper, first)
+    small = positions(~lookup(stream.tables.upper, stream.at(following)))
+    begins[small] &= ~_goes_on(stream, words, word[small], stop[small], following[small], closed[small])
+    several = positions(run | is_one_of(before, _TERMINATORS, Code.ELLIPSIS))
+    begins[several] |= _several_end(stream, stop[several], following[several], run[several])
     return word[begins] + 1
 
 
 def _candidates(stream: Stream) -> tuple[Tensor, Tensor, Tensor]:
     """Words [K] with a gap behind them that closes a terminator, where that terminator is, and whether closers lie in between."""
-    ends = stream.word_end
-    word = torch.arange(ends.numel() - 1, device=ends.device)
-    last = stream.at(ends[:-1] - 1)
-    plain = is_one_of(last, _TERMINATORS, Code.ELLIPSIS)
-    wrapped = lookup(stream.tables.closer, last) | is_one_of(last, "", Code.EMOJI, Code.JOINER)
-    inside = word[wrapped]
+    ends, last = stream.word_end, stream.word_last[:-1]
+    straight = positions(is_one_of(last, _TERMINATORS, Code.ELLIPSIS))
+    inside = positions(is_one_of(last, *_AROUND))
+    # Before most closers stands a word, and no terminator, other closer, digit of a footnote or space of an emoji.
+    inside = inside[is_one_of(stream.at(ends[inside], -2), _TERMINATORS + " 0123456789" + _AROUND[0], Code.ELLIPSIS, *_AROUND[1:])]
     stop = _behind_closers(stream, ends[inside] - 1)
-    good = is_one_of(stream.at(stop), _TERMINATORS, Code.ELLIPSIS)
-    straight = word[plain]
-    found = torch.cat([straight, inside[good]])
-    order = found.argsort()
-    at = torch.cat([ends[straight] - 1, stop[good]])[order]
-    closed = torch.cat([torch.zeros_like(straight), torch.ones_like(inside[good])])[order].bool()
-    found = found[order]
+    good = positions(is_one_of(stream.at(stop), _TERMINATORS, Code.ELLIPSIS))
+    inside, stop = inside[good], stop[good]
+    found, order = torch.cat([straight, inside]).sort()
+    at = torch.cat([ends[straight] - 1, stop])[order]
+    closed = order >= straight.numel()
     # Emoji and footnote marks behind the gap still belong to what they follow.
     keep = ~_is_footnote_or_emoji(stream, stream.word_start[found + 1], stream.word_end[found + 1], stream.word_end[found])
     keep &= stream.text_of(at) == stream.text_of(stream.word_start[found + 1])
@@ -128,12 +131,19 @@ def _is_footnote_or_emoji(stream: Stream, start: Tensor, end: Tensor, gap: Tenso
     return found
 
 
-def _has_ellipsis(stream: Stream, stop: Tensor) -> Tensor:
-    """Whether an ellipsis, with other terminators behind it or not, ends at `stop`."""
+def _several_end(stream: Stream, stop: Tensor, following: Tensor, run: Tensor) -> Tensor:
+    """Whether the last of several terminators at `stop`, an ellipsis where `run`, ends a sentence by rules for several."""
     back = stream.window(stop + 1, -6)
-    marks = leading(is_one_of(back, ".?!", Code.ELLIPSIS))
+    marks = leading(is_one_of(back, _TERMINATORS, Code.ELLIPSIS))
     dots = (back == ord(".")) & marks
-    return ((back == Code.ELLIPSIS) & marks).any(1) | (dots[:, 1:] & dots[:, :-1]).any(1)
+    ellipsis = ((back == Code.ELLIPSIS) & marks).any(1) | (dots[:, 1:] & dots[:, :-1]).any(1)
+    head = stream.window(following, 6)
+    quotes = num_leading(lookup(stream.tables.opener, head)).clamp(max=5)
+    first = head.gather(1, quotes[:, None]).squeeze(1)
+    # "?.." holds a question mark, which ends a sentence by itself.
+    before = stream.window(stop, -4)
+    asked = (is_one_of(before, "?!") & leading(is_one_of(before, _TERMINATORS))).any(1)
+    return run & asked | ellipsis & lookup(stream.tables.upper, first)
 
 
 def _stop_ends(stream: Stream, words: Words, stop: Tensor, following: Tensor) -> Tensor:
@@ -141,52 +151,48 @@ def _stop_ends(stream: Stream, words: Words, stop: Tensor, following: Tensor) ->
     tables = stream.tables
     back = stream.window(stop, -_LOOK)
     black = back > 32
-    in_word = leading(black)
-    piece = leading(black & ~is_one_of(back, *_SPLITS))
-    size = piece.sum(1)
+    size = num_leading(black & ~is_one_of(back, *_SPLITS))
     first = back.gather(1, (size - 1).clamp(min=0)[:, None]).squeeze(1)
     # Some marks cannot open a word of Punkt's; two hyphens are a word by themselves.
     size = size - ((size > 0) & is_one_of(first, "#&,`-")).to(torch.int64)
-    piece &= torch.arange(_LOOK, device=stop.device) < size[:, None]
-    hyphen = back == ord("-")
-    tail = piece & leading(~hyphen)
-    whole, last_part = hash_words(back, piece), hash_words(back, tail)
+    tail = size.minimum(num_leading(back != ord("-")))
+    whole, last_part = (words.before.find(hash_words(back, prefix(part, _LOOK))) for part in (size, tail))
     letter = lookup(tables.letter, back)
     digit = (back >= 48) & (back <= 57)
+    abbreviated = (whole | last_part) & Before.ABBREVIATION > 0
+    # Letters with full stops between them.
     even = torch.arange(_LOOK, device=stop.device) % 2 == 0
-    shape = torch.where(even, letter, back == ord("."))
-    abbreviated = torch.isin(whole, words.abbreviation) | torch.isin(last_part, words.abbreviation)
-    for part in (piece, tail):
-        abbreviated |= (part.sum(1) >= 3) & (part.sum(1) % 2 == 1) & (part.sum(1) < _LOOK) & (shape | ~part).all(1)
+    dotted = num_leading(torch.where(even, letter, back == ord(".")))
+    for part in (size, tail):
+        abbreviated |= (part >= 3) & (part % 2 == 1) & (part < _LOOK) & (dotted >= part)
     # An apostrophe or a quote may open a word of Punkt's: "'t." is no initial and no abbreviation.
     opened = back.gather(1, size.clamp(max=_LOOK - 1)[:, None]).squeeze(1)
     bare = ~is_one_of(opened, "'?!", Code.OPEN_QUOTE, Code.CLOSER)
     abbreviated &= bare
     initial = bare & (size == 1) & (letter[:, 0] | (back[:, 0] == ord("_")))
-    number = bare & (size >= 1) & ((digit | is_one_of(back, ".,-") | ~piece).all(1)) & (digit & piece).any(1)
+    number = bare & (num_leading(digit | is_one_of(back, ".,-")) >= size) & any_of(digit & prefix(size, _LOOK))
 
-    word, head = _next_word(stream, following)
-    is_opener, is_article = torch.isin(word, words.opener), torch.isin(word, words.article)
+    head = stream.window(following, _LOOK)
+    word = words.after.find(_first_word(stream, head))
+    is_opener = word & After.OPENER > 0
     upper, lower = lookup(tables.upper, head[:, 0]), lookup(tables.lower, head[:, 0])
-    next_number = _is_number(head)
     ends = ~abbreviated | initial & upper & is_opener
-    ends |= abbreviated & ~initial & upper & (is_opener | is_article)
-    no = lower | is_one_of(head[:, 0], ";:,.!?")
-    ends &= ~((initial | number) & no)
+    ends |= abbreviated & ~initial & upper & (word > 0)
+    ends &= ~((initial | number) & (lower | is_one_of(head[:, 0], ";:,.!?")))
     ends &= ~(initial & upper & ~is_opener)
-    together = bare & (torch.isin(whole, words.before_number) & next_number | torch.isin(whole, words.title) & is_opener)
-    inner = (is_one_of(back, "?!") & in_word).any(1)
-    return ends & ~together | inner
+    together = bare & (whole & Before.TITLE > 0) & is_opener
+    counted = positions(bare & (whole & Before.BEFORE_NUMBER > 0))
+    together[counted] |= _is_number(head[counted])
+    return ends & ~together | any_of(is_one_of(back, "?!") & leading(black))
 
 
-def _next_word(stream: Stream, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Hash of the letters at `start`, 0 where the word goes on behind them, and the window they were read from."""
-    head = stream.window(start, _LOOK)
+def _first_word(stream: Stream, head: Tensor) -> Tensor:
+    """Hash of the letters that each row opens with, 0 where the word goes on behind them."""
     letters = leading(lookup(stream.tables.letter, head))
     size = letters.sum(1)
     after = head.gather(1, size.clamp(max=_LOOK - 1)[:, None]).squeeze(1)
     ended = (after <= 32) | is_one_of(after, _SPLITS[0] + ",.", *_SPLITS[1:])
-    return torch.where(ended & (size > 0), hash_words(head, letters), 0), head
+    return torch.where(ended & (size > 0), hash_words(head, letters), 0)
 
 
 def _is_number(head: Tensor) -> Tensor:
@@ -201,26 +207,22 @@ def _is_number(head: Tensor) -> Tensor:
 
 
 def _goes_on(stream: Stream, words: Words, word: Tensor, stop: Tensor, following: Tensor, closed: Tensor) -> Tensor:
-    """`punkt._goes_on`, for all candidates [K]."""
-    tables = stream.tables
+    """`punkt._goes_on`, for candidates before no capital."""
     first = stream.at(following)
-    upper, lower = lookup(tables.upper, first), lookup(tables.lower, first)
     end = stream.word_end[word]
-    last, second = stream.at(end - 1), stream.at(end - 2)
+    last, second = stream.at(end, -1), stream.at(end, -2)
     goes_on = is_one_of(first, "=<>+", Code.SIGN) | (last == ord("!")) & (second >= 48) & (second <= 57)
-    quoted = closed & ~is_one_of(last, _TERMINATORS)
+    quoted = closed & ~is_one_of(last, _TERMINATORS) & lookup(stream.tables.lower, first)
     breaks = torch.searchsorted(stream.where("\n"), torch.stack([end, following]))
-    goes_on |= quoted & lower & (breaks[0] == breaks[1])
+    goes_on |= quoted & (breaks[0] == breaks[1])
     back = stream.window(stop, -_LOOK)
-    start = stream.word_start[word]
-    inside = torch.arange(_LOOK, device=stop.device) < (stop - start)[:, None]
-    size = inside.sum(1)
+    size = (stop - stream.word_start[word]).clamp(0, _LOOK)
+    inside = prefix(size, _LOOK)
     marks = is_one_of(back, "\"'([*_", Code.OPEN_QUOTE) & inside
     # Opening marks at the front of the word are no part of it.
     lead = num_leading((marks | ~inside).flip(1)) - (_LOOK - size)
-    inside &= torch.arange(_LOOK, device=stop.device) < (size - lead)[:, None]
-    goes_on |= ~closed & (last == ord(".")) & torch.isin(hash_words(back, inside), words.before_lower)
-    return goes_on & ~upper
+    known = words.before.find(hash_words(back, prefix(size - lead, _LOOK)))
+    return goes_on | ~closed & (last == ord(".")) & (known & Before.BEFORE_LOWER > 0)
 
 
 def mend_numbering(stream: Stream, starts: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from srm.errors import UserError
 from srm.segmentation import ByteTable, SegmentationConfig, Segmenter, TokenSegmenter, make_segmenter, sentence_ends_from_offsets
+from srm.segmentation.characters import encode_text
 
 MARK = "‖"
 BLOCKS = (Path(__file__).parent / "cases.txt").read_text(encoding="utf-8").split("\n=== ")[1:]
@@ -134,6 +136,48 @@ def test_byte_level_table(tokenizer: PreTrainedTokenizerBase) -> None:
     assert offsets.tolist()[-1] == written.numel()
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet=st.sampled_from(list("aB. é。好—😀𒀀\u0301")), max_size=30), st.data())
+def test_codes_do_not_depend_on_where_tokens_part(text: str, data: st.DataObject) -> None:
+    raw = text.encode()
+    cuts = sorted({0, len(raw), *data.draw(st.lists(st.integers(0, len(raw))))})
+    tokens = [raw[start:end] for start, end in pairwise(cuts)]
+    # A token without bytes in front: its row is empty, and what stands behind it must not move.
+    codes, offsets = ByteTable([b"", *tokens]).expand_codes(torch.arange(len(tokens) + 1))
+    assert codes.tolist() == encode_text(text).tolist()
+    begun = [sum(byte & 0xC0 != 0x80 for byte in token) for token in (b"", *tokens)]
+    assert offsets.tolist() == [0, *accumulate(begun)]
+
+
+# Blocks that stand by themselves, so that any row of them is a text whose sentences are known.
+PARTS = [
+    "One is here.",
+    "Is it? Yes!",
+    "Dr. Lee left at 5 p.m. today.",
+    "- An item, with e.g. this.",
+    "2. Second. And more.",
+    "## Heading",
+    "**Bold:**",
+    "```python\nx = 1.\n\ny = 2\n```",
+    "$$\na + b\n$$",
+    "| a | b |\n|---|---|\n| 1 | 2 |",
+    "> Quoted. Twice.",
+    "for x in y:\n    z = x\n    f(z)",
+    "你好。我是谁。",
+    'He said "Stop!" and left. Then…  No.',
+    "Wait... what? 😀 Fine. [1] Next.",
+    "1. One 2. Two 3. Three",
+    "long words and clauses, " * 30,
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(PARTS), st.sampled_from(["\n", "\n\n", "\n \n\n"])), min_size=1, max_size=8))
+def test_any_layout_is_cut_as_in_text(punkt: Segmenter, by_byte: TokenSegmenter, parts: list[tuple[str, str]]) -> None:
+    text = "".join(part + gap for part, gap in parts)
+    assert cut(by_byte, [text])[0] == [text[start:end].strip() for start, end in punkt.segment(text)]
+
+
 def test_byte_fallback_table() -> None:
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
@@ -167,4 +211,4 @@ def test_agrees_with_the_text_segmenter_on_real_responses(shared_data: Path, tok
         wanted = sentence_ends_from_offsets(punkt.segment(text), offsets, text=text).ends
         both += len(set(wanted) & set(ends))
         errors += len(set(wanted) ^ set(ends))
-    assert 2 * both / (2 * both + errors) >= 0.97
+    assert 2 * both / (2 * both + errors) >= 0.9995
