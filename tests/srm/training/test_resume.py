@@ -18,9 +18,10 @@ from srm.errors import UserError
 REPO = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
 
-# Six steps an epoch (22 rows, four a step), dropout on, a checkpoint every other step, the oldest of two deleted.
+# Four steps an epoch (22 rows, six a step), dropout on, a checkpoint every other step, the oldest of two deleted.
 SETTINGS = {
     "num_train_epochs": 2,
+    "per_device_train_batch_size": 6,
     "save_strategy": "steps",
     "save_steps": 2,
     "save_total_limit": 2,
@@ -53,38 +54,41 @@ def dropout_model(new_model):
     return make
 
 
-@pytest.mark.parametrize("stop", [4, 6, 8], ids=["within an epoch", "between epochs", "in the second epoch"])
+def losses(trainer) -> dict[int, list[float]]:
+    """What was logged of each step, but for times."""
+    keys = ("loss", "accuracy", "margin", "grad_norm", "learning_rate")
+    return {entry["step"]: [entry[key] for key in keys] for entry in trainer.state.log_history if "loss" in entry}
+
+
 @pytest.mark.parametrize(
     "split",
-    [{}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, {"tokens_per_batch": 150}],
+    [{}, {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}, {"tokens_per_batch": 150}],
     ids=["one pass a step", "accumulation", "a limit on tokens"],
 )
-def test_a_stopped_run_ends_as_if_it_had_not_stopped(dropout_model, rows, make_trainer, tmp_path, stop, split):
-    settings = {**SETTINGS, **split}
-    whole = make_trainer(dropout_model(), rows, output_dir=str(tmp_path / "whole"), **settings)
+def test_a_stopped_run_ends_as_if_it_had_not_stopped(dropout_model, rows, make_trainer, tmp_path, split):
+    def trainer(name: str, *callbacks: TrainerCallback):
+        return make_trainer(dropout_model(), rows, callbacks=list(callbacks), output_dir=str(tmp_path / name), **{**SETTINGS, **split})
+
+    whole = trainer("whole")
     whole.train()
     whole.save_model()
-    make_trainer(dropout_model(), rows, callbacks=[StopAfter(stop)], **settings).train()
-    # A fresh process would have other random states than the run that goes on.
-    torch.manual_seed(123)
-    resumed = make_trainer(dropout_model(), rows, **settings)
-    resumed.train(resume_from_checkpoint=True)
-    resumed.save_model()
-    assert resumed.state.global_step == whole.state.global_step == 12
-    assert same_weights(tmp_path / "whole", tmp_path / "run")
-    # And so do the logs of the steps after the resume, but for times.
-    keys = ("loss", "accuracy", "margin", "grad_norm", "learning_rate")
-    logs = [
-        {entry["step"]: [entry[key] for key in keys] for entry in trainer.state.log_history if "loss" in entry}
-        for trainer in (whole, resumed)
-    ]
-    assert logs[0] == logs[1]
+    for name, stop in {"within an epoch": 2, "between epochs": 4, "in the second epoch": 6}.items():
+        trainer(name, StopAfter(stop)).train()
+        # A fresh process would have other random states than the run that goes on.
+        torch.manual_seed(123)
+        resumed = trainer(name)
+        resumed.train(resume_from_checkpoint=True)
+        resumed.save_model()
+        assert resumed.state.global_step == whole.state.global_step == 8, name
+        assert same_weights(tmp_path / "whole", tmp_path / name), name
+        # And so do the logs of the steps after the resume.
+        assert losses(resumed) == losses(whole), name
 
 
-# Where the six saves (after steps 2, 4, ... 12) and the final one of the run below can die, with what must be left.
+# Where the four saves (after steps 2, 4, 6, 8) and the final one of the run below can die, with what must be left.
 MOMENTS = {
     "before the first checkpoint": (["srm.training.trainer:SentenceRewardTrainer.training_step", 2], []),
-    "in a step": (["srm.training.trainer:SentenceRewardTrainer.training_step", 9], ["checkpoint-6", "checkpoint-8"]),
+    "in a step": (["srm.training.trainer:SentenceRewardTrainer.training_step", 7], ["checkpoint-4", "checkpoint-6"]),
     "weights written, optimizer not": (["srm.training.trainer:SentenceRewardTrainer._save_optimizer_and_scheduler", 2], ["checkpoint-2"]),
     "all but the random state written": (
         ["srm.training.trainer:SentenceRewardTrainer._save_rng_state", 3],
@@ -93,9 +97,9 @@ MOMENTS = {
     "written, not published": (["srm.training.saving:publish_folder", 3], ["checkpoint-2", "checkpoint-4"]),
     "published, the oldest not deleted": (["srm.training.saving:rotate", 3], ["checkpoint-2", "checkpoint-4", "checkpoint-6"]),
     "while the oldest is deleted": (["srm.training.checkpoints:_discard", 1], ["checkpoint-2", "checkpoint-4", "checkpoint-6"]),
-    "final model written, not published": (["srm.training.saving:publish_model", 1], ["checkpoint-10", "checkpoint-12"]),
+    "final model written, not published": (["srm.training.saving:publish_model", 1], ["checkpoint-6", "checkpoint-8"]),
     # The first two replacements are the record of the run.
-    "final model half published": (["pathlib:Path.replace", 4], ["checkpoint-10", "checkpoint-12"]),
+    "final model half published": (["pathlib:Path.replace", 4], ["checkpoint-6", "checkpoint-8"]),
 }
 
 
@@ -103,7 +107,7 @@ MOMENTS = {
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of one process")
 def test_kill_9_at_any_moment(tiny_backbone_dir, pairs_file, tmp_path):
     def argv(name: str, *more: str) -> list[str]:
-        flags = "--per_device_train_batch_size 4 --num_train_epochs 2 --save_steps 2 --save_total_limit 2"
+        flags = "--per_device_train_batch_size 6 --num_train_epochs 2 --save_steps 2 --save_total_limit 2"
         flags += " --learning_rate 1e-3 --attention_size 8"
         where = ["--model_name_or_path", str(tiny_backbone_dir), "--dataset_name", str(pairs_file), "--output_dir", str(tmp_path / name)]
         return [*where, *flags.split(), "--use_cpu", "--disable_tqdm", "true", *more]
@@ -117,12 +121,12 @@ def test_kill_9_at_any_moment(tiny_backbone_dir, pairs_file, tmp_path):
     result = subprocess.run([sys.executable, str(script), json.dumps(runs)], capture_output=True, text=True, env=ENVIRONMENT)
     reports = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(reports) == len(runs), result.stderr[-3000:]
-    assert reports[0] == {"status": 0, "checkpoints": ["checkpoint-10", "checkpoint-12"]}, result.stderr[-3000:]
+    assert reports[0] == {"status": 0, "checkpoints": ["checkpoint-6", "checkpoint-8"]}, result.stderr[-3000:]
     for index, (name, (_, left)) in enumerate(moments.items()):
         killed, resumed = reports[1 + 2 * index : 3 + 2 * index]
         if left is not None:
             assert killed == {"status": -9, "checkpoints": sorted(left)}, name
-        assert resumed == {"status": 0, "checkpoints": ["checkpoint-10", "checkpoint-12"]}, f"{name}: {result.stderr[-3000:]}"
+        assert resumed == {"status": 0, "checkpoints": ["checkpoint-6", "checkpoint-8"]}, f"{name}: {result.stderr[-3000:]}"
         assert same_weights(tmp_path / "whole", tmp_path / name), name
         assert not (tmp_path / name / ".incomplete").exists(), name
 
