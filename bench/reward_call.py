@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -182,8 +183,9 @@ class Vocabulary:
     @classmethod
     def of(cls, model: SentenceRewardModel) -> Vocabulary:
         table = ByteTable.from_tokenizer(model.encoder.tokenizer)
-        tokens = (table.flat[start : start + length].numpy().tobytes() for start, length in zip(table.offsets, table.lengths, strict=True))
-        return cls(bytes=table.lengths, blank=torch.tensor([token.isspace() for token in tokens]))
+        written, offsets = table.expand(torch.arange(len(table)))
+        raw = written.numpy().tobytes()
+        return cls(bytes=offsets.diff(), blank=torch.tensor([raw[start:end].isspace() for start, end in pairwise(offsets.tolist())]))
 
 
 def before(model: SentenceRewardModel, work: Work, clock: Clock, vocabulary: Vocabulary) -> Tensor:
