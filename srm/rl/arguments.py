@@ -71,6 +71,9 @@ class RLConfig:
     max_steps: int = _setting(100, "Steps of the run.")
     per_device_train_batch_size: int = _setting(8, "Responses of one forward and backward pass on each process.")
     gradient_accumulation_steps: int = _setting(1, "Such passes for each update of the weights.")
+    packing: Literal["shared", "packed", "none"] = _setting(
+        "shared", "Passes of policy and reference. shared: a prompt run once for its responses; packed: without sharing; none: padded."
+    )
 
     lam: float = _setting(0.95, "ppo: lambda of generalised advantage estimation.")
     num_ppo_epochs: int = _setting(4, "ppo: how often a step goes over its responses.")

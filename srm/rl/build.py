@@ -13,6 +13,7 @@ from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
 from srm.modeling.alias import raise_load_error, resolve_model_name
 from srm.modeling.scoring import max_positions
+from srm.packing import probe
 from srm.rl.arguments import RLConfig
 from srm.rl.trainer import RLTrainer
 
@@ -57,7 +58,7 @@ def build_trainer(
     say: gets a line for each thing that a user should know about them.
 
     Raises:
-        UserError: one of them cannot be loaded, or prompt and response do not fit into the models.
+        UserError: one of them cannot be loaded, the policy cannot be packed, or prompt and response do not fit into the models.
     """
     from transformers import AutoTokenizer
 
@@ -68,6 +69,8 @@ def build_trainer(
         policy = _load_policy(checkpoint or name)
         tokenizer = AutoTokenizer.from_pretrained(name)
         prompts = _encode_prompts(config, tokenizer, say)
+    if config.packing != "none":
+        probe(policy.base_model)
     _check_lengths(config, policy, reward_model, max(len(ids) for _, ids in prompts))
     say(
         f"{len(prompts):,} prompts; a step: {config.rollout_size // config.num_generations * accelerator.num_processes} of them, "

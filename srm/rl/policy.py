@@ -1,6 +1,7 @@
 """A policy's responses, and what it and its value head say about their tokens.
 
-Shape letters: `B` responses, `P` width of the padded prompts, `L` width of the padded responses, `V` vocabulary.
+Shape letters: `B` responses, `P` width of the padded prompts, `L` width of the padded responses, `M` response tokens that count, `D` hidden
+size, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -10,6 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+
+from srm.packing import PackingMode, PromptGroup, ResponseIds, enable, pack
+from srm.packing.attention import PLAN
+from srm.packing.backbone import restore
+from srm.packing.plan import AttentionPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +44,7 @@ class Responses(NamedTuple):
 
 
 class TokenStats(NamedTuple):
-    """Of each response token, fp32 [B, L], meaningless outside the responses' mask.
+    """Of each response token, fp32 [B, L], 0 outside the responses' mask.
 
     logprobs: log-probability of the token. entropy: of the distribution that it came from, without gradient. values: what the value head
     expects from this token on; zeros without a head.
@@ -53,42 +59,76 @@ class Policy(nn.Module):
     """A causal language model, with a value head on its last hidden state where `value_head` is on.
 
     The head starts at zero: until it has learned something, every advantage is the reward to go.
+
+    packing: `shared` runs a prompt once for all of its responses, `packed` with each of them but without padding, `none` padded.
     """
 
-    def __init__(self, model: PreTrainedModel, *, value_head: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, *, value_head: bool = False, packing: PackingMode = "shared") -> None:
         super().__init__()
         self.model = model
+        self.packing = packing
         self.value_head: nn.Linear | None = None
         if value_head:
             self.value_head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=model.device)
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
 
-    def forward(self, ids: Tensor, attention_mask: Tensor, width: int, temperature: float) -> TokenStats:
-        """Statistics of the last `width` tokens of `ids` [B, P + L], exactly as they are, of softmax(logits / temperature)."""
+    def forward(self, responses: Responses, temperature: float) -> TokenStats:
+        """Statistics of the tokens of `responses`, exactly as they are, of softmax(logits / temperature)."""
+        logits_M, hidden_M = self._run_padded(responses) if self.packing == "none" else self._run_packed(responses)
+        logits_M = logits_M.float() / temperature
+        log_total = logits_M.logsumexp(-1)
+        logprobs = logits_M.gather(-1, responses.response_ids[responses.mask][:, None])[:, 0] - log_total
+        with torch.no_grad():
+            entropy = log_total - (logits_M.softmax(-1) * logits_M).sum(-1)
+        values = torch.zeros_like(logprobs)
+        if self.value_head is not None:
+            assert hidden_M is not None, "asked for where there is a head"
+            with torch.autocast(logits_M.device.type, enabled=False):
+                values = self.value_head(hidden_M.float())[:, 0]
+        zeros = logprobs.new_zeros(responses.mask.shape)
+        return TokenStats(*(zeros.masked_scatter(responses.mask, part) for part in (logprobs, entropy, values)))
+
+    def _run_packed(self, responses: Responses) -> tuple[Tensor, Tensor | None]:
+        """Logits [M, V] and, for the value head, last hidden states [M, D] that the response tokens come from, in the order of the mask."""
+        width = responses.mask.shape[1]
+        groups = []
+        for ids, kept in zip(responses.ids, responses.attention_mask.bool(), strict=True):
+            prompt, response = ids[:-width][kept[:-width]].tolist(), ids[-width:][kept[-width:]].tolist()
+            groups.append(PromptGroup(prompt_ids=prompt, responses=[ResponseIds(ids=response, sentence_ends=range(len(response)))]))
+        batch = pack(groups, mode=self.packing, pad_token_id=0).to(responses.ids.device)
+        # Every token is a boundary, and so is the prompt's last one. Each says what comes next; behind the last one nothing does.
+        has_next = torch.ones_like(batch.boundaries, dtype=torch.bool)
+        has_next[batch.cu_boundaries[1:].long() - 1] = False
+        rows = batch.boundaries[has_next]
+        enable(self.model)
         output: Any = self.model(
-            input_ids=ids,
-            attention_mask=attention_mask,
+            input_ids=batch.input_ids,
+            attention_mask=None,
+            position_ids=batch.position_ids,
+            logits_to_keep=rows,
+            output_hidden_states=self.value_head is not None,
+            use_cache=False,
+            **{PLAN: AttentionPlan.from_batch(batch)},
+        )
+        return output.logits[0], None if self.value_head is None else output.hidden_states[-1][0, rows]
+
+    def _run_padded(self, responses: Responses) -> tuple[Tensor, Tensor | None]:
+        """The same from rows that are padded on both sides."""
+        width = responses.mask.shape[1]
+        restore(self.model)
+        output: Any = self.model(
+            input_ids=responses.ids,
+            attention_mask=responses.attention_mask,
             # Prompts are padded on the left; a token's position counts from its own prompt's first.
-            position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
+            position_ids=(responses.attention_mask.cumsum(1) - 1).clamp(min=0),
             # A token's distribution comes from the token before it.
             logits_to_keep=width + 1,
             output_hidden_states=self.value_head is not None,
             use_cache=False,
         )
-        logits = output.logits[:, :-1].float() / temperature
-        log_total = logits.logsumexp(-1)
-        logprobs = logits.gather(-1, ids[:, -width:, None])[..., 0] - log_total
-        with torch.no_grad():
-            entropy = log_total - (logits.softmax(-1) * logits).sum(-1)
-        return TokenStats(logprobs, entropy, self._values(output, width, logprobs))
-
-    def _values(self, output: Any, width: int, like: Tensor) -> Tensor:
-        if self.value_head is None:
-            return torch.zeros_like(like)
-        hidden = output.hidden_states[-1][:, -width - 1 : -1]
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.value_head(hidden.float())[..., 0]
+        hidden = None if self.value_head is None else output.hidden_states[-1][:, -width - 1 : -1][responses.mask]
+        return output.logits[:, :-1][responses.mask], hidden
 
 
 @torch.no_grad()
@@ -123,6 +163,7 @@ def generate(
     )
     # What `sampling` leaves open would come from the model's own settings, such as a repetition penalty: then the log-probabilities
     # would be those of another distribution.
+    restore(model)
     own, model.generation_config = model.generation_config, sampling
     try:
         written: Tensor = cast(Any, model).generate(input_ids=ids, attention_mask=attention_mask, generation_config=sampling)

@@ -16,6 +16,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from srm.errors import UserError
+from srm.packing.backbone import restore
 from srm.rl.arguments import RLConfig
 from srm.rl.losses import clipped_policy_loss, clipped_value_loss, reinforce_loss
 from srm.rl.policy import Policy, Responses, TokenStats, generate
@@ -71,8 +72,8 @@ class RLTrainer:
         self.pad_id = self.end_ids[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         device = accelerator.device
         self.reward_model = torch.nn.Module.to(reward_model, device).eval()
-        self.reference = Policy(torch.nn.Module.to(reference, device)).eval().requires_grad_(False)
-        self.inner = Policy(torch.nn.Module.to(policy, device), value_head=config.algorithm == "ppo").eval()
+        self.reference = Policy(torch.nn.Module.to(reference, device), packing=config.packing).eval().requires_grad_(False)
+        self.inner = Policy(torch.nn.Module.to(policy, device), value_head=config.algorithm == "ppo", packing=config.packing).eval()
         optimizer, scheduler = _optimizer(self.inner, config)
         self.policy, self.optimizer = accelerator.prepare(self.inner, optimizer)
         self.scheduler = scheduler
@@ -95,6 +96,8 @@ class RLTrainer:
             if step % self.config.save_steps == 0 or step == self.config.max_steps:
                 self.folder.save_checkpoint(step, self.inner, self.tokenizer, self.optimizer, self.scheduler)
         self.folder.save_model(self.inner, self.tokenizer)
+        # Whoever has the policy may go on with it.
+        restore(self.inner.model)
 
     def _step(self, step: int) -> Log:
         started = time.perf_counter()
@@ -159,11 +162,8 @@ class RLTrainer:
 
     @torch.no_grad()
     def _statistics(self, policy: Policy, responses: Responses) -> TokenStats:
-        size, width = self.config.per_device_train_batch_size, responses.mask.shape[1]
-        parts = [
-            policy(ids, mask, width, self.config.temperature)
-            for ids, mask in zip(responses.ids.split(size), responses.attention_mask.split(size), strict=True)
-        ]
+        passes = zip(*(part.split(self.config.per_device_train_batch_size) for part in responses), strict=True)
+        parts = [policy(Responses(*part), self.config.temperature) for part in passes]
         return TokenStats(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def _update(self, rollout: Rollout, step: int) -> Log:
@@ -205,7 +205,7 @@ class RLTrainer:
     def _loss(self, batch: Rollout) -> dict[str, Tensor]:
         """`loss` and what else is worth knowing, each a sum over the tokens of `batch`."""
         config, responses = self.config, batch.responses
-        stats = self.policy(responses.ids, responses.attention_mask, responses.mask.shape[1], config.temperature)
+        stats = self.policy(responses, config.temperature)
         if config.algorithm == "reinforce":
             return {"loss": reinforce_loss(stats.logprobs, batch.advantages, responses.mask)}
         policy_loss, num_clipped = clipped_policy_loss(
@@ -241,6 +241,6 @@ def _optimizer(policy: Policy, config: RLConfig) -> tuple[torch.optim.Optimizer,
     groups: list[dict[str, Any]] = [{"params": list(policy.model.parameters()), "lr": config.learning_rate}]
     if policy.value_head is not None:
         groups.append({"params": list(policy.value_head.parameters()), "lr": config.resolved_head_learning_rate})
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
     # Stepped once a step by us, not once an update, whatever the number of processes.
     return optimizer, get_scheduler(config.lr_scheduler_type, optimizer, config.warmup_steps, config.max_steps)

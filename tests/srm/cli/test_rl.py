@@ -110,3 +110,31 @@ def test_what_the_user_can_mend_is_one_line(
 def test_a_reward_model_is_no_policy(flags: Flags, models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(flags(model_name_or_path=models[1])) == 1
     assert "srm-rl: " in capsys.readouterr().err
+
+
+def test_a_policy_that_cannot_be_packed_needs_packing_none(
+    flags: Flags, models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(models[0])
+    # On the CPU nothing runs packed attention with a cap on its scores.
+    config = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        attn_logit_softcapping=50.0,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    capped = tmp_path / "capped"
+    Gemma2ForCausalLM(config).save_pretrained(capped)
+    tokenizer.save_pretrained(capped)
+    assert main(flags(model_name_or_path=capped, max_steps=1)) == 1
+    assert "Use --packing none" in capsys.readouterr().err
+    assert main(flags(model_name_or_path=capped, max_steps=1, packing="none")) == 0

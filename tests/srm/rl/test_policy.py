@@ -5,28 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
+from srm.packing import PackingMode
 from srm.rl.policy import Policy, generate, mark
 
 END, OTHER_END = 2, 0
 
 
-def test_statistics_are_those_of_each_response_alone(load_policy: Callable[[], Any]) -> None:
-    policy = Policy(load_policy(), value_head=True)
+@pytest.mark.parametrize("packing", ["shared", "packed", "none"])
+def test_statistics_are_those_of_each_response_alone(load_policy: Callable[[], Any], packing: PackingMode) -> None:
+    policy = Policy(load_policy(), value_head=True, packing=packing)
     assert policy.value_head is not None
     torch.nn.init.normal_(policy.value_head.weight)
-    prompts = [[5, 6, 7, 8, 9], [10, 11], [12]]
-    texts = [[20, 21, END, END], [22, 23, 24, 25], [END, END, END, END]]
+    prompts = [[5, 6, 7, 8, 9], [10, 11], [12], [10, 11]]
+    texts = [[20, 21, END, END], [22, 23, 24, 25], [END, END, END, END], [22, 26, 27, END]]
     width = 5
     ids = torch.tensor([[END] * (width - len(prompt)) + prompt + text for prompt, text in zip(prompts, texts, strict=True)])
     prompt_mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     responses = mark(ids, prompt_mask, [END])
     temperature = 0.7
-    stats = policy(responses.ids, responses.attention_mask, 4, temperature)
-    for row, (prompt, text, length) in enumerate(zip(prompts, texts, (3, 4, 1), strict=True)):
+    stats = policy(responses, temperature)
+    model = load_policy()
+    for row, (prompt, text, length) in enumerate(zip(prompts, texts, (3, 4, 1, 4), strict=True)):
         alone = torch.tensor([prompt + text[:length]])
-        output = policy.model(alone, output_hidden_states=True)
+        output = model(alone, output_hidden_states=True)
         log_p = (output.logits[0] / temperature).log_softmax(-1)
         for at in range(length):
             before = len(prompt) + at - 1
@@ -34,12 +38,13 @@ def test_statistics_are_those_of_each_response_alone(load_policy: Callable[[], A
             torch.testing.assert_close(stats.entropy[row, at], -(log_p[before].exp() * log_p[before]).sum(), atol=1e-5, rtol=1e-5)
             value = policy.value_head(output.hidden_states[-1][0, before])[0]
             torch.testing.assert_close(stats.values[row, at], value, atol=1e-5, rtol=1e-5)
+        assert not any(part[row, length:].any() for part in stats)
     assert stats.logprobs.requires_grad
     assert not stats.entropy.requires_grad
 
 
 def test_without_a_head_values_are_zero(load_policy: Callable[[], Any]) -> None:
-    stats = Policy(load_policy())(torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.int64), 2, 1.0)
+    stats = Policy(load_policy())(mark(torch.tensor([[3, 4, 5]]), torch.ones(1, 1, dtype=torch.int64), [END]), 1.0)
     assert stats.values.tolist() == [[0, 0]]
 
 

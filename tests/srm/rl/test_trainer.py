@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from srm.errors import UserError
+from srm.packing.backbone import restore
 from srm.rl.arguments import RLConfig
 from srm.rl.trainer import RLTrainer
 
@@ -114,6 +115,7 @@ def test_reinforce_takes_the_gradient_of_the_mean_over_tokens(new_config: NewCon
     rollout, _ = trainer._collect(1)
     responses = rollout.responses
     names = [name for name, _ in trainer.inner.model.named_parameters()]
+    restore(trainer.inner.model)
     log_p = trainer.inner.model(responses.ids, attention_mask=responses.attention_mask).logits.log_softmax(-1)
     taken = log_p[:, -responses.mask.shape[1] - 1 : -1].gather(-1, responses.response_ids[..., None])[..., 0]
     loss = -(rollout.advantages * taken * responses.mask).sum() / responses.mask.sum()
