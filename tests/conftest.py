@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
 
 # Two cores at most, often shared by two pytest workers: more threads only fight each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _frozen_imports() -> None:
+    """Trainers collect garbage after each run, and would look through all that was imported, at a quarter of a second a time."""
+    # First, because it asks who refers to trio's random numbers, and what is frozen does not answer.
+    import hypothesis  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,6 +7,7 @@ finish. Prints one line of JSON a run: its exit status (negative: the signal), a
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -71,6 +72,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     entries = json.loads(sys.argv[1])
     warm_up(entries[0]["argv"])
+    gc.freeze()  # or each run would look for garbage among all imports
     usual_seconds = 0.0
     for entry in entries:
         started = time.perf_counter()
