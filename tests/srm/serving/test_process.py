@@ -20,7 +20,7 @@ import httpx
 
 from srm import AsyncClient, Client, SentenceRewardModel
 
-TEXTS = [f"It is {number}. No, it is wrong!" for number in range(60)]
+TEXTS = [f"It is {number}. No, it is wrong!" for number in range(30)]
 
 
 @pytest.fixture
