@@ -29,6 +29,7 @@ class FlashAttention:
 
     distribution, module: what is installed, and where `flash_attn_varlen_func` is. generations: major compute capabilities it is for.
     widths: head widths it has kernels for; None for every multiple of 8 up to 256.
+    caps: whether it has a backward pass for capped scores.
     """
 
     NAME: str
@@ -36,6 +37,7 @@ class FlashAttention:
     module: str
     generations: tuple[int, ...]
     widths: tuple[int, ...] | None = None
+    caps: bool = True
 
     @property
     def REASON(self) -> str:
@@ -51,6 +53,8 @@ class FlashAttention:
             return f"it is not for GPUs of compute capability {generation}"
         if self.widths is not None and need.width not in self.widths:
             return f"it has no kernel for head width {need.width}"
+        if need.softcap is not None and not self.caps:
+            return "it has no backward pass for capped scores (`softcap`)"
         function = _function(self.distribution, self.module)
         if function is None:
             return f"{self.distribution} is not installed"
@@ -121,8 +125,9 @@ def _function(distribution: str, module: str) -> Callable[..., Any] | None:
     return importlib.import_module(module).flash_attn_varlen_func
 
 
+# Its function takes `softcap`, and its backward pass then fails.
 FLASH_4 = FlashAttention(
-    NAME="flash_attn_4", distribution="flash-attn-4", module="flash_attn.cute", generations=(10, 11), widths=(64, 96, 128)
+    NAME="flash_attn_4", distribution="flash-attn-4", module="flash_attn.cute", generations=(10, 11), widths=(64, 96, 128), caps=False
 )
 FLASH_3 = FlashAttention(NAME="flash_attn_3", distribution="flash-attn-3", module="flash_attn_interface", generations=(9,))
 FLASH_2 = FlashAttention(NAME="flash_attn_2", distribution="flash-attn", module="flash_attn", generations=(8, 9, 10, 11, 12))

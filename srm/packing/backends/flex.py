@@ -23,6 +23,8 @@ REASON = "compiled FlexAttention over blocks of the packed row"
 
 # Below this the products of a block do not fit the tensor cores' shapes.
 _NARROWEST = 16
+# A distance that no packed row reaches. A number that changed with the batch would be compiled into the kernels, anew each time.
+_ANY_DISTANCE = 1 << 40
 
 
 def refuse(need: Need) -> str | None:
@@ -88,11 +90,12 @@ def _mask(plan: AttentionPlan, window: int | None, device: torch.device) -> Bloc
     name = (NAME, window, device)
     if name not in plan.cache:
         segment, parent, position = _tokens(plan, device)
+        reach = _ANY_DISTANCE if window is None else window
 
         def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             distance = position[query] - position[key]
             related = (segment[key] == segment[query]) | (segment[key] == parent[query])
-            return related & (distance >= 0) & (distance < (plan.num_tokens if window is None else window))
+            return related & (distance >= 0) & (distance < reach)
 
         # Compiled, it never holds the matrix of all tokens by all tokens.
         plan.cache[name] = create_block_mask(

@@ -42,6 +42,9 @@ def attend(
     autograd sums the children's gradients into the parent.
     """
     assert softcap is None
+    if query.is_cuda:
+        # With shared key heads and a mask, or in fp32, torch 2.11 takes a kernel there that writes the whole matrix of scores.
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     # `split` and not slices: its backward writes each gradient once, where every slice would fill a zero tensor of T tokens.
     queries, keys, values = (x.split(plan.lengths, dim=2) for x in (query, key, value))
     outputs = []

@@ -72,8 +72,9 @@ def flash_2(
     return loops(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale or q.shape[-1] ** -0.5, window_size[0], softcap or None)
 
 
-def flash_4(q, k, v, cu_seqlens_q=None, cu_seqlens_k=None, softmax_scale=None, causal=False, window_size=(None, None)):
+def flash_4(q, k, v, cu_seqlens_q=None, cu_seqlens_k=None, softmax_scale=None, causal=False, window_size=(None, None), softcap=0.0):
     assert causal
+    assert not softcap, "its backward pass would fail"
     left = -1 if window_size[0] is None else window_size[0]
     return loops(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale or q.shape[-1] ** -0.5, left), None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from srm.packing import enable, pack, run_backbone
+from srm.packing import backends, enable, pack, probe, run_backbone
+from srm.packing.backends import flex
 
 # Windows are shorter than the test's sequences, so that they cut into prompt and response.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -72,6 +74,50 @@ def test_values_and_gradients_equal_one_by_one(
     for got, want in zip(actual, expected, strict=True):
         torch.testing.assert_close(got, want, atol=1e-5 * float(want.detach().abs().max()), rtol=0)
     assert_gradients_close(gradients(model, actual), expected_gradients)
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_a_group_of_many_responses(
+    size: int,
+    make_model: Callable[..., Any],
+    make_groups: Callable[..., Any],
+    token_rows: Callable[..., Any],
+    one_by_one: Callable[..., Any],
+    gradients: Callable[..., Any],
+    assert_gradients_close: Callable[..., None],
+) -> None:
+    model, groups = make_model("mistral", sliding_window=9), make_groups(((11, tuple(1 + i % 7 for i in range(size))),))
+    expected = one_by_one(model, groups)
+    expected_gradients = gradients(model, expected)
+    batch = pack(groups, pad_token_id=0)
+    hidden = run_backbone(model, batch)
+    actual = [hidden[rows] for rows in token_rows(groups, batch)]
+    torch.testing.assert_close(actual, expected, atol=1e-5 * float(expected[0].detach().abs().max()), rtol=0)
+    assert_gradients_close(gradients(model, actual), expected_gradients)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_capped_scores_where_a_backend_has_them(
+    make_model: Callable[..., Any],
+    make_groups: Callable[..., Any],
+    token_rows: Callable[..., Any],
+    one_by_one: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """FlexAttention, which a GPU would run, without gradients: on a CPU it has none."""
+    monkeypatch.setattr(flex, "refuse", lambda need: None)
+    monkeypatch.setattr(backends, "choose", partial(backends.choose.__wrapped__, backends=(flex,)))
+    settings = {"head_dim": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 1}
+    model, uncapped = (make_model("gemma2", **settings, attn_logit_softcapping=cap) for cap in (0.5, None))
+    groups = make_groups()
+    with torch.no_grad():
+        expected, without = one_by_one(model, groups), one_by_one(uncapped, groups)
+        probe(model)
+        batch = pack(groups, pad_token_id=0)
+        hidden = run_backbone(model, batch)
+    for rows, want, other in zip(token_rows(groups, batch), expected, without, strict=True):
+        torch.testing.assert_close(hidden[rows], want, atol=1e-5 * float(want.abs().max()), rtol=0)
+        assert len(want) < 4 or not torch.allclose(want, other, atol=0.01), "the cap must matter"
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -122,6 +122,16 @@ def test_gradients_repeat_their_bits_through_the_gather() -> None:
     assert all(torch.equal(first, other) for other in others)
 
 
+def test_long_fp32_segments_with_shared_heads_stay_linear_in_memory() -> None:
+    plan = AttentionPlan(lengths=(8000, 4000), parents=(-1, 0))
+    tensors = [torch.randn(1, heads, plan.num_tokens, 64, device="cuda").requires_grad_() for heads in (8, 2, 2)]
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    sdpa.attend(*tensors, plan, scaling=None, dropout=0.0, window=None).sum().backward()
+    # The scores of the first segment alone would be 80 times the queries.
+    assert torch.cuda.max_memory_allocated() - before < 40 * tensors[0].nbytes
+
+
 def test_a_million_tokens_fit() -> None:
     lengths = (1000, *[1000] * 999)
     plan = AttentionPlan(lengths=lengths, parents=(-1, *[0] * 7, *[-1] * 992))
