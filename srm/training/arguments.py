@@ -131,7 +131,7 @@ class RewardConfig(TrainingArguments):
         "shared", "shared: one row without padding, a prompt run once for its responses; packed: without sharing; none: padded."
     )
     tokens_per_batch: int | None = _setting(
-        None, "Upper bound on the tokens of one forward pass in training; more passes make up the same batch, with the same gradient."
+        None, "Upper bound on the tokens of one forward pass; more passes make up the same batch, with the same gradient and metrics."
     )
     center_rewards_coefficient: float | None = _setting(
         None, "Weight of (chosen + rejected reward)^2 in the loss, which keeps rewards near zero."

@@ -135,9 +135,10 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         if not test_dataset:
             raise UserError("there is no row to evaluate on.")
         sampler = GlobalBatchSampler(
-            [row.num_tokens for row in test_dataset],
+            [row_cost(row, self.args.packing) for row in test_dataset],
             batch_size=self.args.eval_batch_size,
             num_processes=self.accelerator.num_processes,
+            max_tokens=self.args.tokens_per_batch,
             order="sequential",
         )
         return self._loader(test_dataset, sampler)
@@ -271,10 +272,10 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
     def prediction_step(  # type: ignore[override]
         self, model: nn.Module, inputs: Sequence[dict[str, Any]], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor, None, None]:
-        """The batch's loss; what else is measured goes into the metrics."""
-        (part,) = inputs
+        """The mean of the passes' losses, which only Trainer's loop asks for: what is reported is in the metrics, exact over the pairs."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, part).detach(), None, None
+            losses = [self.compute_loss(model, part) for part in inputs]
+        return torch.stack(losses).mean(), None, None
 
     def floating_point_ops(self, inputs: Sequence[Mapping[str, Any]]) -> int:  # type: ignore[override]
         """Of a forward and backward pass, without attention's: 6 per token and weight outside the embedding."""

@@ -70,7 +70,7 @@ def test_from_pairs_to_a_model_that_scores(flags, pairs, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "training data: 21 pairs; 21 rows, the longest" in out
     assert "evaluation data: 8 pairs" in out
-    assert "packing shared:" in out
+    assert "packed backend sdpa: one scaled_dot_product_attention call per segment (passed over flash_attn_4" in out
     assert f"model saved to {tmp_path / 'out'}" in out
     assert "eval_accuracy" in out.splitlines()[-2]
     model = SentenceRewardModel.from_pretrained(tmp_path / "out")

@@ -1,13 +1,20 @@
-"""Sharded training: the accelerate settings that are shipped."""
+"""Sharded training: the accelerate settings that are shipped, and two processes that hold half of the weights each."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from safetensors.torch import load_file
 
+from srm.cli.train import main
 from srm.modeling import SentenceRewardModel
 
 REPO = Path(__file__).resolve().parents[3]
@@ -31,3 +38,41 @@ def test_accelerate_knows_every_shipped_setting(name: str, kind: DistributedType
 def test_the_model_names_the_layers_to_shard(tiny_backbone_dir: Path) -> None:
     model = SentenceRewardModel.from_backbone(tiny_backbone_dir)
     assert "LlamaDecoderLayer" in model._no_split_modules
+
+
+@pytest.mark.slow
+def test_two_shards_are_one_process(tiny_backbone_dir: Path, pairs_file: Path, tmp_path: Path) -> None:
+    """FSDP2 with the shipped settings: several passes a step, an evaluation, a sharded checkpoint that is gone on from."""
+    usual = {
+        **{"model_name_or_path": tiny_backbone_dir, "dataset_name": pairs_file, "eval_dataset_name": pairs_file, "attention_size": 8},
+        **{"learning_rate": 1e-3, "logging_steps": 1, "disable_tqdm": "true", "use_cpu": "true", "bf16": "false"},
+    }
+
+    def flags(**more: object) -> list[str]:
+        return [word for name, value in {**usual, **more}.items() for word in (f"--{name}", str(value))]
+
+    def launch(*argv: str) -> subprocess.CompletedProcess[str]:
+        places = ["--num_processes", "2", "--main_process_port", "0", "--mixed_precision", "no"]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate_fsdp2.yaml"), *places]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment["PYTHONPATH"] = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])
+        script = str(Path(__file__).with_name("fsdp_run.py"))
+        return subprocess.run([*command, script, *argv], env=environment, capture_output=True, text=True)
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main(flags(output_dir=one, per_device_train_batch_size=8)) == 0
+    sharded = flags(output_dir=two, per_device_train_batch_size=4, tokens_per_batch=150, save_steps=2)
+    # The second run goes on from the shards of the first one's second step of three.
+    for more in ([], ["--resume_from_checkpoint", str(two / "checkpoint-2")]):
+        done = launch(*sharded, *more)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (two / "checkpoint-2" / "pytorch_model_fsdp_0").is_dir(), "nothing was sharded"
+        histories = [json.loads((path / "trainer_state.json").read_text())["log_history"] for path in (one, two)]
+        for ours, theirs in zip(*histories, strict=True):
+            for name in {"loss", "accuracy", "grad_norm", "eval_loss", "eval_accuracy", "eval_margin"} & ours.keys():
+                assert theirs[name] == pytest.approx(ours[name], rel=1e-3), name
+        first, second = (load_file(path / "model.safetensors") for path in (one, two))
+        assert first.keys() == second.keys()
+        for name, weight in first.items():
+            torch.testing.assert_close(second[name], weight, rtol=1e-3, atol=1e-5)
+        (two / "model.safetensors").unlink()

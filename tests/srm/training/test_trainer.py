@@ -194,6 +194,23 @@ def test_evaluation_is_exact_whatever_the_batches(new_model, ranked, make_traine
         assert {"eval_accuracy", "eval_margin", "eval_chosen_reward_mean", "eval_attention_entropy"} <= set(metrics)
 
 
+@pytest.mark.parametrize(("packing", "limit"), [("shared", 1), ("shared", 200), ("packed", 300)])
+def test_a_limit_on_tokens_holds_in_evaluation_and_changes_no_metric(new_model, ranked, make_trainer, packing, limit):
+    model = new_model(awake=True).double()
+    settings = {"eval_dataset": ranked, "per_device_eval_batch_size": 8, "packing": packing}
+    expected = make_trainer(model, None, **settings).evaluate()
+    trainer = make_trainer(model, None, tokens_per_batch=limit, **settings)
+    passes = []
+    model.register_forward_pre_hook(lambda module, args, kwargs: passes.append(kwargs["batch"].num_tokens), with_kwargs=True)
+    metrics = trainer.evaluate()
+    assert max(passes) <= max(limit, *(_row_tokens(row, packing) for row in ranked))
+    assert 3 < len(passes) <= len(ranked)
+    # Times are the run's, and what packing saves is counted against each pass's own padding.
+    told = {name for name in expected if not any(word in name for word in ("time", "per_second", "saved"))}
+    assert {"eval_loss", "eval_accuracy", "eval_chosen_reward_std", "eval_sentences_per_response"} <= told
+    assert {name: metrics[name] for name in told} == pytest.approx({name: expected[name] for name in told}, rel=1e-6)
+
+
 def test_several_evaluation_sets(new_model, rows, make_trainer):
     trainer = make_trainer(new_model(awake=True), None, eval_dataset={"one": rows[:5], "two": rows[5:]})
     metrics = trainer.evaluate()
