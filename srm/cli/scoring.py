@@ -55,9 +55,12 @@ def load_model(name: str, arguments: argparse.Namespace) -> SentenceRewardModel:
         UserError: there is none.
     """
     from srm import SentenceRewardModel
+    from srm.memory import keep_freed_memory
 
-    model = SentenceRewardModel.from_pretrained(name, dtype=arguments.dtype)
-    return model.eval().to(device_of(arguments))
+    device = device_of(arguments)
+    if device == "cpu":
+        keep_freed_memory()
+    return SentenceRewardModel.from_pretrained(name, dtype=arguments.dtype).eval().to(device)
 
 
 def model_identity(name: str, source: str, arguments: argparse.Namespace) -> dict[str, Any]:
