@@ -56,16 +56,7 @@ def backend_report() -> BackendReport:
 
 def choose_backend(op: str, backend: str, device: torch.device) -> Literal["triton", "torch"]:
     """Resolves `backend` for tensors on `device`; raises where `"triton"` was asked for and cannot run."""
-    if backend == "torch":
-        return "torch"
-    if backend == "auto":
-        return _log_once(_auto_choice(_name(device), interpreted())).backend
-    if backend != "triton":
-        raise ValueError(f'{op}: `backend` must be "auto", "triton" or "torch", got {backend!r}.')
-    obstacle = _triton_obstacle(_name(device), interpreted())
-    if obstacle is not None:
-        raise RuntimeError(f'{op}: `backend="triton"` cannot run on {device}: {obstacle}. Use "auto" or "torch".')
-    return "triton"
+    return _resolve(op, backend, _name(device), interpreted())
 
 
 def debug_enabled() -> bool:
@@ -76,6 +67,20 @@ def debug_enabled() -> bool:
 def interpreted() -> bool:
     """Whether Triton kernels run in Triton's interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache  # Asked at every call of every op.
+def _resolve(op: str, backend: str, device: str, in_interpreter: bool) -> Literal["triton", "torch"]:
+    if backend == "torch":
+        return "torch"
+    if backend == "auto":
+        return _log_once(_auto_choice(device, in_interpreter)).backend
+    if backend != "triton":
+        raise ValueError(f'{op}: `backend` must be "auto", "triton" or "torch", got {backend!r}.')
+    obstacle = _triton_obstacle(device, in_interpreter)
+    if obstacle is not None:
+        raise RuntimeError(f'{op}: `backend="triton"` cannot run on {device}: {obstacle}. Use "auto" or "torch".')
+    return "triton"
 
 
 @functools.cache

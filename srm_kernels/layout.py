@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -110,17 +111,17 @@ def check_index(op: str, name: str, index: Tensor) -> None:
 
 def check_cu(op: str, name: str, cu: Tensor, total: int, total_name: str) -> None:
     """The values of an offsets tensor: starts at 0, never falls, ends at `total`. Synchronises with the device."""
-    if cu.numel() == 0:
+    offsets = cu.tolist()  # In Python: the checks run at every call on the CPU, where each op on a tensor costs more than all of them.
+    if not offsets:
         raise ValueError(f"{op}: `{name}` must have B + 1 entries, got none. No segments is `[0]`.")
-    if int(cu[0]) != 0:
-        raise ValueError(f"{op}: `{name}` must start at 0, got {int(cu[0])} (response 0).")
-    falling = (cu.diff() < 0).nonzero().flatten()
-    if falling.numel():
-        b = int(falling[0])
-        raise ValueError(f"{op}: `{name}` must not fall, got {int(cu[b])} then {int(cu[b + 1])} (response {b}).")
-    if int(cu[-1]) != total:
+    if offsets[0] != 0:
+        raise ValueError(f"{op}: `{name}` must start at 0, got {offsets[0]} (response 0).")
+    for b, (start, end) in enumerate(pairwise(offsets)):
+        if end < start:
+            raise ValueError(f"{op}: `{name}` must not fall, got {start} then {end} (response {b}).")
+    if offsets[-1] != total:
         raise ValueError(
-            f"{op}: `{name}` must end at {total_name}={total}, got {int(cu[-1])} (response {cu.numel() - 2}). "
+            f"{op}: `{name}` must end at {total_name}={total}, got {offsets[-1]} (response {len(offsets) - 2}). "
             f"Drop the padding, or rebuild `{name}` with `cu_from_lengths`."
         )
 

@@ -71,5 +71,5 @@ def test_debug_mode_reads_values_on_the_device(monkeypatch):
 
 
 def _forget() -> None:
-    for cached in (backend._auto_choice, backend._triton_obstacle, backend._log_once):
+    for cached in (backend._resolve, backend._auto_choice, backend._triton_obstacle, backend._log_once):
         cached.cache_clear()

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from srm_kernels import bradley_terry_loss
@@ -39,8 +39,8 @@ def test_options(compare, random, margin, weight, label_smoothing, centering):
     compare(bradley_terry_loss, by_pair, {"rewards": random(0, 5)}, torch.float64, pairs=pairs, **options)
 
 
-def test_a_ranking_and_more_pairs_than_a_block(compare, random):
-    pairs = torch.tensor(list(itertools.combinations(range(70), 2))[::3])
+def test_a_ranking_of_three_thousand_pairs(compare, random):
+    pairs = torch.tensor(list(itertools.combinations(range(79), 2)))
     compare(bradley_terry_loss, by_pair, {"rewards": random(0, 90)}, torch.float32, pairs=pairs, centering=0.1)
 
 
@@ -62,6 +62,18 @@ def test_extreme_differences(lane):
     loss = bradley_terry_loss(rewards, torch.tensor([[1, 0], [0, 1], [2, 2]], device=lane.device), backend=lane.backend)
     assert loss.item() == pytest.approx((2e4 + math.log(2)) / 3)
     assert torch.autograd.grad(loss, rewards)[0].tolist() == pytest.approx([1 / 3, -1 / 3, 0])
+
+
+def test_shift_invariant(lane, random):
+    """Without centering only differences count; multiples of 1/1024 stay exact under the shift."""
+    pairs = torch.tensor([[0, 1], [2, 0], [0, 3], [0, 1]], device=lane.device)
+    rewards = (random(0, 5).to(lane.device, torch.float32) * 1024).round() / 1024
+    runs = []
+    for x in (rewards, rewards + 64):
+        x.requires_grad_()
+        loss = bradley_terry_loss(x, pairs, 0.5, 0.1, backend=lane.backend)
+        runs.append((loss, torch.autograd.grad(loss, x)[0]))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 def test_small_losses_keep_their_digits(lane):
@@ -93,7 +105,9 @@ def test_non_contiguous(lane, random):
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-def _any_pairs(data, backend):
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_pairs(lane, data):
     num = data.draw(st.integers(1, 9))
     response = st.integers(0, num - 1)
     pairs = torch.tensor(data.draw(st.lists(st.tuples(response, response), max_size=12)), dtype=torch.int64).reshape(-1, 2)
@@ -104,22 +118,11 @@ def _any_pairs(data, backend):
         "weight": data.draw(st.sampled_from([None, torch.arange(len(pairs)) % 3 / 2])),
     }
     rewards = torch.randn(num, dtype=torch.float64, requires_grad=True)
-    loss, expected = bradley_terry_loss(rewards, pairs, **options, backend=backend), by_pair(rewards, pairs, **options)
+    moved = {name: x.to(lane.device) if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+    loss = bradley_terry_loss(rewards.to(lane.device), pairs.to(lane.device), **moved, backend=lane.backend).cpu()
+    expected = by_pair(rewards, pairs, **options)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(loss, rewards), torch.autograd.grad(expected, rewards))
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.data())
-def test_any_pairs(data):
-    _any_pairs(data, "torch")
-
-
-@pytest.mark.interpreter
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(st.data())
-def test_any_pairs_in_the_interpreter(data):
-    _any_pairs(data, "triton")
 
 
 def test_errors():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import pytest
@@ -10,11 +11,8 @@ import torch._dynamo.testing
 from torch import Tensor
 
 import srm_kernels as k
-from srm_kernels.ops.bradley_terry_loss.reference import bradley_terry_loss_reference
-from srm_kernels.ops.gather_boundaries.reference import gather_boundaries_reference
-from srm_kernels.ops.packed_gae.reference import packed_gae_reference
-from srm_kernels.ops.segment_softmax.reference import segment_softmax_reference
 from srm_kernels.ops.sentence_attention_pool.op import sentence_pool
+from srm_kernels.ops.token_rewards.reference import token_rewards_reference
 
 CU = k.cu_from_lengths([3, 0, 4])
 CU_TOKENS = k.cu_from_lengths([4, 0, 5])
@@ -40,6 +38,7 @@ CASES: dict[str, tuple[Callable[..., object], list[Tensor]]] = {
         [draw(3, 4), draw(7, 4, seed=1), draw(7, seed=2)],
     ),
     "mean": (lambda v: sentence_pool(v, CU, "mean"), [draw(7)]),
+    "sum": (lambda v: sentence_pool(v, CU, "sum", False), [draw(7)]),
     "last": (lambda v: sentence_pool(v, CU, "last", difference=False), [draw(7)]),
     "bradley_terry": (lambda r: k.bradley_terry_loss(r, PAIRS, 0.3, 0.1, 0.01), [draw(3)]),
     "token_rewards": (
@@ -112,17 +111,28 @@ def test_second_derivative_is_refused(name):
         torch.autograd.grad(sum(g.square().sum() for g in grads), inputs)
 
 
-@pytest.mark.parametrize(
-    ("reference", "inputs"),
-    [
-        (lambda h: gather_boundaries_reference(h, BOUNDARIES), [draw(9, 4)]),
-        (lambda s: segment_softmax_reference(s, CU), [draw(7)]),
-        (lambda r: bradley_terry_loss_reference(r, PAIRS, 0.3, 0.1, 0.01), [draw(3)]),
-        (lambda r, v: packed_gae_reference(r, v, CU_TOKENS, 0.9, 0.8), [draw(9), draw(9, seed=1)]),
-    ],
-)
-def test_the_reference_is_the_way_out(reference, inputs):
-    assert torch.autograd.gradgradcheck(reference, inputs)
+# Op to the arguments of its reference that follow the differentiable ones, and those.
+REFERENCES: dict[str, tuple[tuple[object, ...], list[Tensor]]] = {
+    "gather_boundaries": ((BOUNDARIES,), [draw(9, 4)]),
+    "segment_softmax": ((CU,), [draw(7)]),
+    "difference_rewards": ((CU,), [draw(7)]),
+    "sentence_attention_pool": ((CU,), [draw(3, 4), draw(7, 4, seed=1), draw(7, seed=2)]),
+    "bradley_terry_loss": ((PAIRS, 0.3, 0.1, 0.01), [draw(3)]),
+    "packed_gae": ((CU_TOKENS, 0.9, 0.8), [draw(9), draw(9, seed=1)]),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_reference_is_the_way_out(name):
+    """The function that the error names has a second derivative."""
+    reference = getattr(importlib.import_module(f"srm_kernels.ops.{name}.reference"), f"{name}_reference")
+    rest, inputs = REFERENCES[name]
+    assert torch.autograd.gradgradcheck(lambda *x: reference(*x, *rest), inputs)
+
+
+def test_the_reference_is_the_way_out_of_token_rewards():
+    inputs = [draw(7), draw(9, seed=1), draw(9, seed=2)]
+    assert torch.autograd.gradgradcheck(lambda r, *x: token_rewards_reference(r, BOUNDARIES, CU, *x, 0.1, "k3"), inputs)
 
 
 def arguments(name: str) -> tuple[object, ...]:

@@ -254,7 +254,8 @@ def _scan(
         "CHUNK": CHUNK,
         "num_warps": num_warps(),
     }
-    decay, carry, incoming = torch.empty(3, num_chunks, dtype=out.dtype, device=out.device)
+    # Rows of one tensor would be aligned for some counts only, and each alignment is a compilation of its own.
+    decay, carry, incoming = (torch.empty(num_chunks, dtype=out.dtype, device=out.device) for _ in range(3))
     with device_of(out):
         if num_chunks > 1:
             chunk_kernel[(num_chunks,)](a, b, bootstrap, cu, decay, carry, *sizes, **constants)

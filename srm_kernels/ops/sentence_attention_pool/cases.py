@@ -11,12 +11,14 @@ from . import kernels as k
 __all__ = ["cases"]
 
 LOG2_THETA = math.log2(1e4)
+# One for each shape of tile, from 64 rows to one.
+WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
 def cases() -> Iterator[CompileCase]:
-    """Dtypes x attention widths (from 64 rows a tile to one); no rotation, odd width; the poolings without attention."""
+    """Dtypes x attention widths; no rotation, odd width; the poolings without attention."""
     for dtype in DTYPES:
-        for width in (16, 64, 256, 1024, 2048):
+        for width in WIDTHS:
             yield from _forward(dtype, width, rope=True)
             yield from _backward(dtype, width, rope=True)
         yield from _forward(dtype, 255, rope=False, include_prompt=False, difference=False)

@@ -91,9 +91,10 @@ def _relative_rotation(
     last_N = cu[1:].long()[segment] - 1
     distance_N = last_N - torch.arange(segment.numel(), device=cu.device)
     pair_J = torch.arange(width // 2, device=cu.device, dtype=torch.float64)
-    # fp64 angles: in fp32 the angle of sentence 3,000 would already be off by 1e-4 radians.
-    angle_NJ = distance_N.unsqueeze(1) * theta ** (-2 * pair_J / width)
-    return angle_NJ.cos().to(dtype), angle_NJ.sin().to(dtype)
+    # Whole turns are dropped in fp64: in fp32 the angle of sentence 3,000 would already be off by 1e-4 radians.
+    turns_NJ = distance_N.unsqueeze(1) * (theta ** (-2 * pair_J / width) / (2 * math.pi))
+    angle_NJ = ((turns_NJ - turns_NJ.round()) * (2 * math.pi)).to(dtype)
+    return angle_NJ.cos(), angle_NJ.sin()
 
 
 def _turn(x: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:

@@ -79,7 +79,7 @@ def sentence_reward_head(
     dtype = accumulate_dtype(hidden, value_weight)
     with torch.autocast(device_type=hidden.device.type, enabled=False):
         row_ND = gather_boundaries(hidden, layout.boundaries, norm_weight, eps, out_dtype=dtype, backend=backend)
-        value_N = linear(row_ND, value_weight.to(dtype).reshape(1, -1), value_bias.to(dtype).reshape(1)).squeeze(1)
+        value_N = row_ND @ value_weight.to(dtype).flatten() + value_bias.to(dtype)
         if pooling != "attention":
             pooled = sentence_pool(value_N, layout.cu_boundaries, pooling, include_prompt, difference=difference, backend=backend)
             return SentenceRewardOutput(*pooled, value_N)

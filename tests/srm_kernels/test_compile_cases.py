@@ -1,0 +1,205 @@
+"""compile_check leaves no configuration out: what the launchers ask the compiler for is recorded, and each request has its case.
+
+Recording needs no GPU: a stand-in for the driver names a target, and Triton's hook before a compilation says that there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+from triton.backends.compiler import GPUTarget
+
+from srm_kernels import compile_check, cu_from_lengths
+from srm_kernels.ops.bradley_terry_loss import kernels as bradley_terry
+from srm_kernels.ops.difference_rewards import kernels as difference
+from srm_kernels.ops.gather_boundaries import kernels as gather
+from srm_kernels.ops.packed_gae import kernels as gae
+from srm_kernels.ops.segment_softmax import kernels as softmax
+from srm_kernels.ops.sentence_attention_pool import kernels as pool
+from srm_kernels.ops.token_rewards import kernels as tokens
+from srm_kernels.ops.token_rewards.reference import ESTIMATORS
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NUM_TOKENS, BOUNDARIES, CU = 9, torch.tensor([1, 3, 8, 1, 2]), cu_from_lengths([3, 0, 2])
+# Sizes and numbers that a kernel is compiled for without choosing anything by them.
+SIZES = {"D", "A", "H", "EPS", "LOG2_THETA"}
+# Widths from one to beyond every tile.
+HIDDEN_WIDTHS, ATTENTION_WIDTHS, HEADS = range(1, 4200), range(1, 2049), range(1, 65)
+Request = tuple[Any, ...]
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> set[Request]:
+    """What launches ask for from here on. They compile and run nothing."""
+    recorded: set[Request] = set()
+
+    def record(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
+        names = fn.jit_function.arg_names
+        (attributes,) = compile["configs"]
+        constants = {names[i]: value for (i,), value in compile["constants"].items()}
+        signature = {name: kind for name, kind in compile["signature"].items() if kind != "constexpr"}
+        divisible = {names[i] for (i,), kinds in attributes.items() if ["tt.divisibility", 16] in kinds}
+        recorded.add(request(names, fn.name, signature, constants, divisible, compile["num_warps"]))
+        return True
+
+    driver = SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", 90, 32), get_current_device=lambda: "none", get_current_stream=lambda device: 0
+    )
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", record)
+    return recorded
+
+
+def request(
+    names: list[str], kernel: str, signature: dict[str, str], constants: dict[str, Any], divisible: set[str], num_warps: int
+) -> Request:
+    """One configuration, comparable. How an index is loaded has nothing to do with the rest: both widths are one here."""
+    kinds = tuple((name, "index" if signature[name] in ("*i32", "*i64") else signature[name]) for name in names if name in signature)
+    chosen = tuple((name, str(constants[name])) for name in names if name in constants and name not in SIZES)
+    return kernel.rpartition(".")[2], kinds, chosen, tuple(sorted(divisible)), num_warps
+
+
+def compiled(op: str) -> set[Request]:
+    """What `compile_check` compiles for `op`."""
+    return {
+        request(
+            case.kernel.arg_names,
+            case.kernel.__name__,
+            dict(case.signature),
+            dict(case.constants),
+            {name for name, kind in case.signature.items() if kind.startswith("*")} | set(case.divisible),
+            case.num_threads // 32,
+        )
+        for case in compile_check._cases(op)
+    }
+
+
+def first_of_each(widths: range, key: Callable[[int], Any]) -> Iterator[int]:
+    """The first width of each kind."""
+    return iter({str(key(width)): width for width in reversed(widths)}.values())
+
+
+def chosen(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in SIZES}
+
+
+def wider(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def launch_gather(dtype: torch.dtype) -> None:
+    # Besides the tile, a launch tells rows that are aligned, and a stride of 1, from others.
+    def kind(width: int) -> Any:
+        return chosen(gather.tile_config(width, wider(dtype).itemsize)), width % 16 == 0, width == 1
+
+    for width in first_of_each(HIDDEN_WIDTHS, kind):
+        hidden, weight = torch.zeros(NUM_TOKENS, width, dtype=dtype), torch.zeros(width, dtype=dtype)
+        for norm, out_dtype in itertools.product((None, weight), {dtype, wider(dtype)}):
+            out, rstd = gather.gather_boundaries_forward(hidden, BOUNDARIES, norm, 1e-6, out_dtype)
+            gather.gather_boundaries_backward(out, hidden, BOUNDARIES, norm, rstd, True, True)
+
+
+def launch_softmax(dtype: torch.dtype) -> None:
+    for heads in first_of_each(HEADS, lambda heads: chosen(softmax.softmax_config(heads))):
+        weight = softmax.segment_softmax_forward(torch.zeros(5, heads, dtype=dtype), CU)
+        softmax.segment_softmax_backward(weight, weight, CU)
+
+
+def launch_difference(dtype: torch.dtype) -> None:
+    difference.difference_rewards_forward(torch.zeros(5, dtype=dtype), CU)
+    difference.difference_rewards_backward(torch.zeros(5, dtype=dtype), CU)
+
+
+def launch_pool(dtype: torch.dtype) -> None:
+    def run(width: int | None, theta: float | None, include_prompt: bool, take_differences: bool, pooling: str) -> None:
+        query, key = (None, None) if width is None else (torch.zeros(3, width, dtype=dtype), torch.zeros(5, width, dtype=dtype))
+        value = torch.zeros(5, dtype=dtype)
+        outputs = pool.sentence_attention_pool_forward(query, key, value, CU, theta, include_prompt, take_differences, pooling)
+        pool.sentence_attention_pool_backward(*outputs, query, key, value, CU, *outputs[1:], theta, take_differences)
+
+    for width in first_of_each(ATTENTION_WIDTHS, lambda width: chosen(pool.pool_config(width, wider(dtype).itemsize))):
+        run(width, 1e4, True, True, "attention")
+    run(255, None, False, False, "attention")
+    for pooling in ("mean", "sum", "last"):
+        run(None, None, True, True, pooling)
+
+
+def launch_bradley_terry(dtype: torch.dtype) -> None:
+    for margin, weight in itertools.product((None, torch.zeros(1, dtype=wider(dtype))), (None, torch.zeros(1))):
+        bradley_terry.bradley_terry_loss_with_grad(torch.zeros(3, dtype=dtype), torch.tensor([[0, 1]]), margin, weight, 0.1, 0.01)
+
+
+def launch_tokens(dtype: torch.dtype) -> None:
+    inputs = [torch.zeros(n, dtype=dtype) for n in (5, NUM_TOKENS, NUM_TOKENS)]
+    for estimator in ESTIMATORS:
+        arguments = (inputs[0], BOUNDARIES, CU, *inputs[1:], 0.1, estimator)
+        tokens.token_rewards_backward(tokens.token_rewards_forward(*arguments), *arguments)
+
+
+def launch_gae(dtype: torch.dtype) -> None:
+    for num in (NUM_TOKENS, 3 * gae.CHUNK):  # With one chunk there is nothing to carry.
+        cu, inputs = cu_from_lengths([num]), [torch.zeros(num, dtype=dtype) for _ in range(2)]
+        for bootstrap in (None, torch.zeros(1, dtype=dtype)):
+            out = gae.packed_gae_forward(*inputs, cu, 0.9, 0.8, bootstrap)
+            gae.packed_gae_backward(*out, cu, 0.9, 0.8)
+
+
+LAUNCHES = {
+    "gather_boundaries": launch_gather,
+    "segment_softmax": launch_softmax,
+    "difference_rewards": launch_difference,
+    "sentence_attention_pool": launch_pool,
+    "bradley_terry_loss": launch_bradley_terry,
+    "token_rewards": launch_tokens,
+    "packed_gae": launch_gae,
+}
+
+
+@pytest.mark.parametrize("op", compile_check.OPS)
+def test_every_configuration_has_its_case(op, requests):
+    for dtype in DTYPES:
+        LAUNCHES[op](dtype)
+    kernels = {case.kernel.__name__ for case in compile_check._cases(op)}
+    assert {kernel for kernel, *_ in requests} == kernels, "a kernel is never launched here, or has no case"
+    missing = requests - compiled(op)
+    assert not missing, "\n".join(map(str, sorted(missing)))
+
+
+def test_a_configuration_without_a_case_is_noticed(requests, monkeypatch):
+    """As if somebody gave some widths another tile."""
+    config = pool.pool_config
+    monkeypatch.setattr(pool, "pool_config", lambda width, itemsize: config(width, itemsize) | ({"BLOCK_N": 3} if width == 300 else {}))
+    LAUNCHES["sentence_attention_pool"](torch.float32)
+    missing = requests - compiled("sentence_attention_pool")
+    assert {kernel for kernel, *_ in missing} == {"pool_kernel", "pool_backward_kernel"}
+    assert all(("BLOCK_N", "3") in constants for _, _, constants, *_ in missing)
+
+
+def test_other_counts_ask_for_nothing_new(requests):
+    """Counts of 1, multiples of 16 and others, and whatever they make of the sizes of buffers: one binary serves all."""
+    asked = []
+    for lengths in ([1], [16] * 4, [5, 0, 1000], [3000], [4096, 1], [5000]):
+        requests.clear()
+        num, cu = sum(lengths), cu_from_lengths(lengths)
+        x, hidden = torch.zeros(num), torch.zeros(num, 64)
+        boundaries = torch.arange(num)
+        gather.gather_boundaries_backward(hidden, hidden, boundaries, hidden[0], torch.zeros(num), True, True)
+        gather.gather_boundaries_forward(hidden, boundaries, None, 1e-6, torch.float32)
+        softmax.segment_softmax_forward(x, cu)
+        difference.difference_rewards_forward(x, cu)
+        pool.sentence_attention_pool_forward(torch.zeros(len(lengths), 64), hidden, x, cu, 1e4, True, True, "attention")
+        bradley_terry.bradley_terry_loss_with_grad(x, torch.zeros(num, 2, dtype=torch.int64), None, None, 0.0, 0.0)
+        tokens.token_rewards_forward(x, boundaries, cu, x, x, 0.1, "k1")
+        gae.packed_gae_forward(x, x, cu, 0.9, 0.8, None)
+        asked.append(set(requests))
+    everything = set().union(*asked)
+    assert len(everything) == len({kernel for kernel, *_ in everything}), "\n".join(map(str, sorted(everything)))

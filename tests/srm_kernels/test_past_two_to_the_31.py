@@ -1,0 +1,148 @@
+"""Offsets past 2^31 elements, in the interpreter: memory that nobody touches does not exist, and of grids of millions the two ends run.
+
+What lies at the end must come out as it does alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from srm_kernels import (
+    difference_rewards,
+    gather_boundaries,
+    segment_softmax,
+    sentence_attention_pool,
+    token_rewards,
+)
+
+pytestmark = pytest.mark.interpreter
+
+# The last program of a grid owns the last 488 tokens at least.
+NUM_TOKENS, TAIL = 2**31 + 1000, 400
+WIDTH = 1024
+NUM_ROWS = 2**31 // WIDTH + 8
+# Segments of 8 rows: short, because a program walks through all of one.
+CU_ROWS = torch.arange(0, NUM_ROWS + 1, 8)
+
+
+@pytest.fixture(autouse=True)
+def last(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """`last["programs"]` at the end of a huge grid run, and the first one."""
+    from triton.runtime import interpreter
+
+    try:
+        torch.empty(NUM_TOKENS, dtype=torch.float32)
+    except RuntimeError:
+        pytest.skip("the system lends no 9 GB of memory, not even untouched")
+
+    last = {"programs": 1}
+
+    def ends(*arguments: int) -> Any:
+        whole = range(*arguments)
+        return (whole[0], *whole[-last["programs"] :]) if len(whole) > 100_000 else whole
+
+    monkeypatch.setattr(interpreter, "range", ends, raising=False)
+    return last
+
+
+def untouched(tail: Tensor, *shape: int) -> Tensor:
+    """[*shape] that ends with `tail`; the rest is never written."""
+    x = torch.empty(shape, dtype=tail.dtype)
+    x[-len(tail) :] = tail
+    return x
+
+
+def ends_agree(far: tuple[Callable[..., Tensor], list[Tensor]], alone: tuple[Callable[..., Tensor], list[Tensor]]) -> None:
+    """Output and gradients of `far`, a function and its arguments, end with those of `alone`."""
+    (run, leaves), (run_alone, leaves_alone) = ((run, [x.requires_grad_() for x in leaves]) for run, leaves in (far, alone))
+    out, expected = run(*leaves), run_alone(*leaves_alone)
+    flowing = torch.arange(1.0, expected.numel() + 1).to(expected.dtype).reshape(expected.shape) / expected.numel()
+    grads = torch.autograd.grad(out, leaves, untouched(flowing, *out.shape))
+    expected_grads = torch.autograd.grad(expected, leaves_alone, flowing)
+    for got, wanted in zip((out, *grads), (expected, *expected_grads), strict=True):
+        assert wanted.any()
+        torch.testing.assert_close(got[-len(wanted) :], wanted)
+
+
+@pytest.fixture
+def half(random: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *arguments: random(*arguments).half()
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_gather(half, norm):
+    rows, boundaries = half(0, 4, WIDTH), torch.tensor([3, 0, 3, 2])
+    weight = [half(1, WIDTH)] if norm else []
+
+    def run(offset: int) -> Callable[..., Tensor]:
+        return lambda x, *w: gather_boundaries(x, boundaries + offset, *w, backend="triton")
+
+    far = [untouched(rows, NUM_ROWS, WIDTH), *(w.clone() for w in weight)]
+    ends_agree((run(NUM_ROWS - 4), far), (run(0), [rows, *weight]))
+
+
+def test_softmax(half, last):
+    heads, last["programs"] = 64, 4  # A program owns 16 heads.
+    num, rows = 2**31 // heads + 8, half(0, 8, heads)
+
+    def run(cu: Tensor) -> Callable[..., Tensor]:
+        return lambda x: segment_softmax(x, cu, backend="triton")
+
+    far = run(torch.arange(0, num + 1, 8)), [untouched(rows, num, heads)]
+    ends_agree(far, (run(torch.tensor([0, 8])), [rows]))
+
+
+def test_pool(half):
+    tails = [half(0, 1, WIDTH), half(1, 8, WIDTH), half(2, 8)]
+    far = [untouched(x, n, *x.shape[1:]) for x, n in zip(tails, (len(CU_ROWS) - 1, NUM_ROWS, NUM_ROWS), strict=True)]
+
+    def run(cu: Tensor) -> Callable[..., Tensor]:
+        return lambda *x: sentence_attention_pool(*x, cu, backend="triton")[0]
+
+    ends_agree((run(CU_ROWS), far), (run(torch.tensor([0, 8])), tails))
+
+
+def test_difference(half):
+    values = half(0, TAIL)
+
+    def run(*offsets: int) -> Callable[..., Tensor]:
+        return lambda x: difference_rewards(x, torch.tensor(offsets), backend="triton")
+
+    ends_agree((run(0, NUM_TOKENS - TAIL, NUM_TOKENS), [untouched(values, NUM_TOKENS)]), (run(0, TAIL), [values]))
+
+
+def test_token_rewards(half):
+    boundaries, cu, tails = torch.tensor([TAIL // 2, TAIL - 1]), torch.tensor([0, 2]), [half(0, TAIL), half(1, TAIL)]
+
+    def run(offset: int) -> Callable[..., Tensor]:
+        return lambda r, x, y: token_rewards(r, boundaries + offset, cu, x, y, 0.1, "k3", backend="triton")
+
+    ends_agree((run(NUM_TOKENS - TAIL), [half(2, 2), *(untouched(x, NUM_TOKENS) for x in tails)]), (run(0), [half(2, 2), *tails]))
+
+
+def test_gae(half, monkeypatch):
+    """Its two passes by themselves: autograd would fill the gradient of an output that is not used with billions of zeros."""
+    from srm_kernels.ops.packed_gae import kernels
+
+    class NoCarry:
+        """Millions of chunks would take the interpreter minutes; the last sequence lies in one."""
+
+        def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+            return lambda *arguments, **constants: None
+
+    monkeypatch.setattr(kernels, "carry_kernel", NoCarry())
+    monkeypatch.setattr(kernels, "CHUNK", 64)  # It scans element by element.
+    tail = NUM_TOKENS % 64
+    cu, cu_alone = torch.tensor([0, NUM_TOKENS - tail, NUM_TOKENS]), torch.tensor([0, tail])
+    for tails, run in (
+        ([half(0, tail), half(1, tail)], lambda r, v, cu: kernels.packed_gae_forward(r, v, cu, 0.99, 0.95, None)),
+        ([half(2, tail).float(), half(3, tail).float()], lambda a, r, cu: kernels.packed_gae_backward(a, r, cu, 0.99, 0.95)[:2]),
+    ):
+        far = run(*(untouched(x, NUM_TOKENS) for x in tails), cu)
+        for got, wanted in zip(far, run(*tails, cu_alone), strict=True):
+            torch.testing.assert_close(got[-tail:], wanted)
