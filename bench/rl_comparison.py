@@ -63,8 +63,8 @@ def main() -> None:
 def _arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--reward_model", type=Path, required=True, help="folder of a trained reward model, such as outputs/demo/model")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--num_prompts", type=int, default=16)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--num_prompts", type=int, default=8)
     parser.add_argument("--config", type=Path, default=REPO / "examples" / "rl" / "cpu.yaml")
     parser.add_argument("--json", type=Path)
     return parser.parse_known_args()
