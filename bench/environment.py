@@ -1,7 +1,8 @@
-"""What a measured number needs beside it: device, versions, commit. Every script in this folder puts it into its JSON."""
+"""What a measured number needs beside it: device, versions, commit, settings. Every script in this folder puts it into its JSON."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["describe"]
+__all__ = ["describe", "settings"]
 
+_ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "nltk", "peft", "trl")
 
 
@@ -26,6 +28,18 @@ def describe() -> dict[str, object]:
         "commit": _commit(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, str]:
+    """What a script was told, but for where it writes; files as seen from the repository, or by their names where they lie elsewhere."""
+    return {name: _seen_from_here(str(value)) for name, value in vars(arguments).items() if name not in ("json", "plot")}
+
+
+def _seen_from_here(value: str) -> str:
+    if not os.path.isabs(value):
+        return value
+    beside = Path(value).is_relative_to(_ROOT.parent)
+    return os.path.relpath(value, _ROOT) if beside else Path(value).name
 
 
 def _gpu() -> str | None:

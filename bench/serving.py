@@ -2,11 +2,11 @@
 
     python bench/serving.py --json bench/results/serving_cpu.json
 
-Two servers of the same model run side by side as processes of their own, one with --no_batching. Their rounds alternate, so that one of
+Two servers of the same model run side by side as processes of their own, one with --no_batching. They are timed in turns, so that one of
 them is always idle. Two kinds of load: groups of requests that share a prompt, and requests whose prompts all differ. Before anything is
 timed, both servers must give model.score's rewards on some of the requests; every reward of the timed rounds is checked too, and a wrong
-one ends the benchmark without a result. A server without batching answers at a constant rate, so one request of each client shows it, and
-half as many do where all prompts differ. With the defaults it takes four to six minutes on two CPU cores.
+one ends the benchmark without a result. A server without batching answers at a constant rate, so --plain requests show it. With the
+defaults it takes four to six minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             batches = {name: _batches(url) for name, url in urls.items()}
     result = {
         **environment.describe(),
-        "settings": {name: str(value) for name, value in vars(arguments).items()},
+        "settings": environment.settings(arguments),
         "loads": {load.name: _summary(load, rounds[load.name]) for load in loads},
         "rows_per_batch": batches,
     }
     for name, load in result["loads"].items():
         speeds = ", ".join(f"{server} {speed:.2f}/s" for server, speed in load["requests_per_second"].items())
-        print(f"{name}: {speeds}; batching is {load['speedup']:.2f} times as fast")
+        print(f"{name}: {speeds}; batching is {load['speedup']:.2f} times as fast ({load['low']:.2f}-{load['high']:.2f})")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -94,11 +94,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--rush", type=int, default=2, help="requests of each client with shared prompts and batching (default: %(default)s)"
     )
     parser.add_argument("--distinct", type=int, default=32, help="requests of a round whose prompts all differ (default: %(default)s)")
+    parser.add_argument("--plain", type=int, default=12, help="requests of a round without batching, of either kind (default: %(default)s)")
     parser.add_argument("--group", type=int, default=16, help="requests that share a prompt (default: %(default)s)")
     parser.add_argument("--prompt", type=int, default=512, help="tokens, chat template included (default: %(default)s)")
     parser.add_argument("--response", type=int, default=64, help="tokens, a quarter less to a quarter more (default: %(default)s)")
-    parser.add_argument("--tokens_per_batch", type=int, default=8192, help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=2, help="at most (default: %(default)s)")
+    parser.add_argument("--tokens_per_batch", type=int, help="of the servers (default: srm-serve's own)")
+    parser.add_argument("--rounds", type=int, default=5, help="at most (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=6, help="no further round is begun that would end later (default: %(default)s)")
     parser.add_argument("--check", type=int, default=4, help="requests of each kind asked of each server first (default: %(default)s)")
     parser.add_argument("--json", type=Path)
@@ -128,7 +129,7 @@ def _load(name: str, arguments: argparse.Namespace, model: SentenceRewardModel) 
         block = prompts[start : start + arguments.clients]
         prompts[start : start + arguments.clients] = draw.sample(block, len(block))
     started = time.perf_counter()
-    expected = [scored.reward for scored in model.score(prompts, responses, tokens_per_batch=arguments.tokens_per_batch)]
+    expected = [scored.reward for scored in model.score(prompts, responses)]
     _say(f"{name}: {len(prompts)} requests; model.score took {time.perf_counter() - started:.1f} s, the servers loading beside it")
     return Load(
         name=name,
@@ -154,7 +155,9 @@ def _server(folder: str, arguments: argparse.Namespace, *flags: str) -> Iterator
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "srm.cli.serve", "--model", folder, "--device", arguments.device, "--port", str(port)]
-    limits = ["--tokens_per_batch", str(arguments.tokens_per_batch), "--max_queue", str(4 * arguments.clients)]
+    limits = ["--max_queue", str(4 * arguments.clients)]
+    if arguments.tokens_per_batch is not None:
+        limits += ["--tokens_per_batch", str(arguments.tokens_per_batch)]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen([*command, *limits, *flags], env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL)
     try:
@@ -218,7 +221,7 @@ def _rounds(urls: dict[str, str], loads: list[Load], arguments: argparse.Namespa
             errors: dict[str, float] = {}
             # Who comes first changes from round to round.
             for server in list(urls)[:: -1 if number % 2 else 1]:
-                counts[server] = len(load.prompts) if server == "batching" else min(len(load.prompts), arguments.clients)
+                counts[server] = len(load.prompts) if server == "batching" else min(len(load.prompts), arguments.plain)
                 answer = _ask(urls[server], load, arguments, count=counts[server])
                 seconds[server], errors[server] = answer[0], _check(server, load, answer)
                 _say(f"round {number + 1}, {load.name}, {server}: {counts[server]} requests in {seconds[server]:.1f} s")
@@ -238,13 +241,16 @@ def _batches(url: str) -> float:
 
 def _summary(load: Load, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     speeds = {server: [entry["requests"][server] / entry["seconds"][server] for entry in rounds] for server in SERVERS}
+    ratios = [a / b for a, b in zip(speeds["batching"], speeds["no batching"], strict=True)]
     return {
         "prompt_tokens": round(load.prompt_tokens, 1),
         "response_tokens": round(load.response_tokens, 1),
         "reward_spread": round(statistics.pstdev(load.expected), 6),
         "rounds": rounds,
         "requests_per_second": {server: round(statistics.median(values), 3) for server, values in speeds.items()},
-        "speedup": round(statistics.median(a / b for a, b in zip(speeds["batching"], speeds["no batching"], strict=True)), 3),
+        "speedup": round(statistics.median(ratios), 3),
+        "low": round(min(ratios), 3),
+        "high": round(max(ratios), 3),
     }
 
 

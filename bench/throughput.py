@@ -8,6 +8,8 @@ single sequences sorted by length (scoring). All must give the same rewards befo
 
 Every provider cuts all rows into its own batches. A spread of them, from small to large, is timed in turns, and the time of a token run
 is scaled to the tokens that the provider runs in the whole epoch: random batches differ too much in padding to time a few and stop.
+
+The modes length (scoring) and length-train (both passes) ask what a token costs in packed rows of 4k to 64k tokens of equal sequences.
 docs/throughput.md says what each number means.
 """
 
@@ -27,13 +29,15 @@ import environment
 import torch
 from peak import measure_peak
 from providers import OURS, Batch, Contender, Models, Rows, hf_padded, ours
+from throughput_length import GROUP_TOKENS, length_contenders, length_summary, print_lengths
 from trainers import TRL, Turns, ours_trainer, trl_trainer
 from workloads import generated_groups, generated_pairs, read_pairs
 
 PROVIDERS = (*OURS, *TRL, "hf-padded")
 MODES = {"train": (*OURS, *TRL), "score": (*OURS, "hf-padded"), "group": (*OURS, "hf-padded")}
+LENGTH_MODES = ("length", "length-train")
 # Share of the time limit. A step of training is the slowest thing here.
-SHARE = {"train": 0.6, "score": 0.2, "group": 0.2}
+SHARE = {"train": 0.6, "score": 0.2, "group": 0.2, "length": 0.2, "length-train": 0.6}
 # Largest difference of two rewards, as a share of their spread over responses: rounding, by the dtype of the weights.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 
@@ -47,15 +51,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"throughput: --batch_size {arguments.batch_size} is not a multiple of --pass_size {arguments.pass_size}")
     models = Models(arguments.model, dtype=getattr(torch, arguments.dtype), device=device)
     _say(f"{arguments.model}, {models.num_weights / 1e6:.0f} M weights outside the embedding, {arguments.dtype}, {device}")
-    result: dict[str, Any] = {**environment.describe(), "settings": {k: str(v) for k, v in vars(arguments).items()}, "modes": {}}
+    result: dict[str, Any] = {**environment.describe(), "settings": environment.settings(arguments), "modes": {}}
     product: list[float] = []
     for mode in arguments.modes:
-        rows = _rows(mode, arguments, models)
-        with _contenders(mode, rows, arguments, models) as (contenders, chosen):
-            errors = _check(mode, models, contenders, rows[: arguments.check])
-            limit = 60 * arguments.minutes * SHARE[mode] / sum(SHARE[m] for m in arguments.modes)
-            rounds = _time(mode, models, contenders, chosen, limit, product)
-        result["modes"][mode] = _summary(mode, models, contenders, rounds, rows, statistics.median(product), errors)
+        limit = 60 * arguments.minutes * SHARE[mode] / sum(SHARE[m] for m in arguments.modes)
+        measure = _measure_lengths if mode in LENGTH_MODES else _measure
+        result["modes"][mode] = measure(mode, arguments, models, limit, product)
         result["product_tflops"] = round(statistics.median(product) / 1e12, 4)
         if arguments.json:
             # After every mode: the next one may be stopped.
@@ -68,11 +69,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         plot(result, arguments.plot)
 
 
+def _measure(mode: str, arguments: argparse.Namespace, models: Models, limit: float, product: list[float]) -> dict[str, Any]:
+    """All providers of `mode`, one beside the other."""
+    rows = _rows(mode, arguments, models)
+    with _contenders(mode, rows, arguments, models) as (contenders, chosen):
+        errors = _check(mode, models, contenders, rows[: arguments.check])
+        rounds = _time(mode, models, contenders, chosen, limit, product)
+    return _summary(mode, models, contenders, rounds, rows, statistics.median(product), errors)
+
+
+def _measure_lengths(mode: str, arguments: argparse.Namespace, models: Models, limit: float, product: list[float]) -> dict[str, Any]:
+    """Our model on rows of each length in turn."""
+    contenders = length_contenders(models, arguments.lengths, backward=mode == "length-train")
+    rows = {length: contender.batches[0] for length, contender in contenders.items()}
+    shortest = next(iter(rows.values()))
+    errors = _check(mode, models, {"shared": next(iter(contenders.values()))}, shortest.items[: arguments.check])
+    # On a GPU the first run of a length is the one that gets its memory from the driver.
+    chosen = {length: [shortest if models.device.type == "cpu" else row, *[row] * arguments.rounds] for length, row in rows.items()}
+    rounds = _time(mode, models, contenders, chosen, limit, product)
+    operations = (6 if mode == "length-train" else 2) * models.num_weights
+    return length_summary(rounds, operations=operations, product=statistics.median(product), errors=errors)
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     listed = {"type": lambda text: text.split(",")}
     parser.add_argument("--providers", default=list(PROVIDERS), **listed, help=f"comma-separated: {','.join(PROVIDERS)} (default: all)")
-    parser.add_argument("--modes", default=list(MODES), **listed, help=f"comma-separated: {','.join(MODES)} (default: all)")
+    modes = (*MODES, *LENGTH_MODES)
+    parser.add_argument("--modes", default=list(MODES), **listed, help=f"comma-separated: {','.join(modes)} (default: {','.join(MODES)})")
     parser.add_argument("--model", default="smollm2-135m", help="name, folder, random-llama-1b or random-tiny (default: %(default)s)")
     parser.add_argument("--input", help="pairs in any form that srm-train reads; generated ones where it is not given")
     parser.add_argument("--pairs", type=int, default=512, help="rows in the epoch that batches are drawn from (default: %(default)s)")
@@ -83,6 +107,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--tokens_per_batch", type=int, default=8192, help="tokens of a scoring batch (default: %(default)s)")
     parser.add_argument("--group", default="16x256x1024", help="responses x their mean tokens x prompt tokens (default: %(default)s)")
+    parser.add_argument(
+        "--lengths",
+        type=lambda text: sorted(map(int, text.split(","))),
+        default=[4096 << i for i in range(5)],
+        help=f"tokens of the rows of the length modes, multiples of {GROUP_TOKENS} (default: 4096 to 65536, each twice the last)",
+    )
     parser.add_argument("--rounds", type=int, default=4, help="timed batches of each provider and mode at most (default: %(default)s)")
     parser.add_argument(
         "--minutes", type=float, default=14, help="stop rounds, after the second, when this is used up (default: %(default)s)"
@@ -93,11 +123,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args(argv)
-    for name, known in (("providers", PROVIDERS), ("modes", tuple(MODES))):
+    for name, known in (("providers", PROVIDERS), ("modes", modes)):
         if unknown := set(getattr(arguments, name)) - set(known):
             parser.error(f"--{name}: {', '.join(sorted(unknown))} is unknown, choose from {', '.join(known)}")
     if "shared" not in arguments.providers:
         parser.error("--providers needs `shared`, which all others are compared with")
+    if any(length < 1 or length % GROUP_TOKENS for length in arguments.lengths):
+        parser.error(f"--lengths: {', '.join(map(str, arguments.lengths))} are not all multiples of {GROUP_TOKENS}")
     return arguments
 
 
@@ -148,10 +180,11 @@ def _contenders(
 
 
 def spread(batches: Sequence[Batch], count: int) -> list[Batch]:
-    """A small batch to warm up on, then `count` from small to large at even ranks, those in the middle first."""
+    """The largest batch to warm up on, so that no timed batch is the first to use its memory; then `count` from small to large at even
+    ranks, those in the middle first."""
     ranked = sorted(batches, key=lambda batch: batch.tokens)
     ranks = sorted((0.5 + i) / count for i in range(count))
-    return [ranked[len(ranked) // 20], *(ranked[int(rank * len(ranked))] for rank in sorted(ranks, key=lambda rank: abs(rank - 0.5)))]
+    return [ranked[-1], *(ranked[int(rank * len(ranked))] for rank in sorted(ranks, key=lambda rank: abs(rank - 0.5)))]
 
 
 def _check(mode: str, models: Models, contenders: dict[str, Contender], rows: Rows) -> dict[str, float]:
@@ -282,6 +315,9 @@ def _ratios(per_unit: dict[str, list[float]], tokens_per_unit: dict[str, float])
 def _print(result: dict[str, Any]) -> None:
     print(f"\n{result['device']}, {result['threads']} threads; bf16 product {result['product_tflops']:.3f} TFLOP/s")
     for mode, found in result["modes"].items():
+        if mode in LENGTH_MODES:
+            print_lengths(mode, found)
+            continue
         print(f"\n{mode:12} {found['unit'] + '/s':>12} {'real tok/s':>11} {'run/real':>9} {'use':>5} {'peak GB':>8}  shared is faster by")
         for name, row in found["providers"].items():
             peak = "-" if row["peak_gb"] is None else f"{row['peak_gb']:.2f}"

@@ -41,10 +41,12 @@ def generated_pairs(count: int, *, vocabulary: int, max_length: int, seed: int =
     return rows
 
 
-def generated_groups(count: int, *, size: int, prompt: int, response: int, vocabulary: int, seed: int = 0) -> list[EncodedComparison]:
-    """`count` prompts of `prompt` tokens with `size` responses each, a quarter shorter to a quarter longer than `response` tokens."""
+def generated_groups(
+    count: int, *, size: int, prompt: int, response: int, vocabulary: int, spread: float = 0.25, seed: int = 0
+) -> list[EncodedComparison]:
+    """`count` prompts of `prompt` tokens with `size` responses each of `response` tokens, up to `spread` of that shorter or longer."""
     random = np.random.default_rng(seed)
-    low, high = max(1, round(0.75 * response)), max(1, round(1.25 * response))
+    low, high = (max(1, round(share * response)) for share in (1 - spread, 1 + spread))
     return [
         _row(random, vocabulary, prompt, [int(n) for n in random.integers(low, high, size, endpoint=True)], pairs=()) for _ in range(count)
     ]

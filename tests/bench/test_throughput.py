@@ -51,6 +51,39 @@ def test_every_mode_end_to_end(load: Any, tmp_path: Path) -> None:
     assert train["shared"]["note"] is None
 
 
+def test_cost_by_length(load: Any, tmp_path: Path) -> None:
+    modes = ("--modes", "length,length-train", "--lengths", "2048,512", "--rounds", "2", "--check", "1", "--device", "cpu")
+    load("throughput").main(["--model", "random-tiny", *modes, "--json", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.png")])
+    result = json.loads((tmp_path / "out.json").read_text())
+    for mode in ("length", "length-train"):
+        lengths = result["modes"][mode]["lengths"]
+        assert list(lengths) == ["512", "2048"]
+        for tokens, found in lengths.items():
+            assert [record["tokens"] for record in found["rounds"]] == [int(tokens)] * 2
+            assert found["low"] <= found["relative"] <= found["high"]
+        assert lengths["512"]["relative"] == 1
+    first, second = ([record["seconds"] for record in result["modes"]["length"]["lengths"][n]["rounds"]] for n in ("512", "2048"))
+    assert result["modes"]["length"]["lengths"]["2048"]["high"] == pytest.approx(max(b / a for a, b in zip(first, second, strict=True)) / 4)
+
+
+def test_the_backward_pass_is_timed_under_checkpointing(load: Any) -> None:
+    models = load("providers").Models("random-tiny", dtype=torch.float32, device=torch.device("cpu"))
+    contender = load("throughput_length").length_contenders(models, [512], backward=True)["512"]
+    contender.rewards(contender.batches[0].items)
+    layer = contender.backbone.layers[0]
+    calls = []
+    layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    contender.run(contender.batches[0])
+    assert len(calls) == 2, "forward, and once more in the backward pass"
+    assert layer.mlp.up_proj.weight.grad is None, "gradients must not add up over the rounds"
+
+
+def test_lengths_must_be_made_of_whole_groups(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load("throughput").main(["--modes", "length", "--lengths", "4000"])
+    assert "multiples of 512" in capsys.readouterr().err
+
+
 def test_unequal_rewards_are_not_timed(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     throughput, providers = load("throughput"), load("providers")
     real = providers.ours_rewards
@@ -74,7 +107,7 @@ def test_batches_are_spread_from_small_to_large(load: Any) -> None:
     throughput, providers = load("throughput"), load("providers")
     batches = [providers.Batch(items=i, tokens=100 - i, real_tokens=0) for i in range(40)]
     warm_up, *timed = (batch.tokens for batch in throughput.spread(batches, 4))
-    assert warm_up == 63
+    assert warm_up == 100
     assert sorted(timed) == [66, 76, 86, 96]
     assert set(timed[:2]) == {76, 86}
 
