@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +122,34 @@ def tiny_policy_dir(tiny_backbone_dir: Path, tmp_path_factory: pytest.TempPathFa
     LlamaForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def fork() -> Iterator[Callable[..., BaseProcess]]:
+    """fork("srm.cli.score", "--model", ..., output=PATH, **environment): `python -m`, but for the imports, in a process to be killed.
+
+    What it prints is in PATH.out and PATH.err.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system does not fork processes")
+    context = multiprocessing.get_context("forkserver")
+    started: list[BaseProcess] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))
+        import forks
+
+        context.set_forkserver_preload(forks.PRELOADED)
+
+        def start(module: str, *arguments: str, output: Path, **environment: str) -> BaseProcess:
+            process = context.Process(target=forks.run_module, args=(module, arguments, environment, str(output)), daemon=True)
+            process.start()
+            started.append(process)
+            return process
+
+        yield start
+    for process in started:
+        process.kill()
+        process.join()
 
 
 @pytest.fixture(scope="session")

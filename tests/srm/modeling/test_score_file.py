@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -72,17 +70,17 @@ def test_an_interrupted_run_goes_on(model: SentenceRewardModel, tmp_path: Path) 
     same_rows(output, whole)
 
 
-def test_kill_minus_nine(model: SentenceRewardModel, tmp_path: Path) -> None:
+def test_kill_minus_nine(model: SentenceRewardModel, fork: Callable[..., BaseProcess], tmp_path: Path) -> None:
     source, output, saved = write_rows(tmp_path / "in.jsonl", 60), tmp_path / "out.jsonl", tmp_path / "model"
     model.save_pretrained(saved)
     command = ["--model", str(saved), "--input", str(source), "--output", str(output), "--tokens_per_batch", "1"]
-    process = subprocess.Popen([sys.executable, "-m", "srm.cli.score", *command], stderr=subprocess.DEVNULL)
+    process = fork("srm.cli.score", *command, output=tmp_path / "printed")
     deadline = time.monotonic() + 120
-    while (not output.exists() or output.stat().st_size < 500) and process.poll() is None:
+    while (not output.exists() or output.stat().st_size < 500) and process.is_alive():
         assert time.monotonic() < deadline, "no line was written within two minutes"
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert 0 < sum(1 for _ in output.open("rb")) < 60
     assert main(command) == 0
     whole = tmp_path / "whole.jsonl"

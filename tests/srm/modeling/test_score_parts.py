@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -165,25 +166,26 @@ def test_overwriting_is_left_to_one_process(
 
 
 @pytest.mark.slow
-def test_launched_killed_and_launched_again(model: SentenceRewardModel, source: Path, tmp_path: Path) -> None:
+def test_launched_killed_and_launched_again(
+    model: SentenceRewardModel, source: Path, fork: Callable[..., BaseProcess], tmp_path: Path
+) -> None:
     saved, output = tmp_path / "model", tmp_path / "out.jsonl"
     model.save_pretrained(saved)
     command = ["--model", str(saved), "--input", str(source), "--output", str(output), "--tokens_per_batch", "1"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m", "srm.cli.score", *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     # One of two processes, killed with -9 in the middle of its share; the other finishes its own.
-    places = [{"RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(2)]
     victim, other = (
-        subprocess.Popen([sys.executable, "-m", "srm.cli.score", *command], env=environment | place, stderr=subprocess.DEVNULL)
-        for place in places
+        fork("srm.cli.score", *command, output=tmp_path / f"printed_{rank}", RANK=str(rank), WORLD_SIZE="2") for rank in range(2)
     )
     deadline = time.monotonic() + 240
     while not any(path.stat().st_size > 300 for path in parts_folder(output).glob("000000.*")):
-        assert victim.poll() is None
+        assert victim.is_alive()
         assert time.monotonic() < deadline, "no line was written"
         time.sleep(0.005)
-    os.kill(victim.pid, signal.SIGKILL)
-    assert other.wait(timeout=240) == 0
+    victim.kill()
+    other.join(240)
+    assert other.exitcode == 0
     assert not output.exists()
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

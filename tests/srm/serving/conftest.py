@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +13,6 @@ from typing import Any
 import pytest
 
 from srm import SentenceRewardModel
-
-REPO = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="session")
@@ -90,18 +85,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-def start_process(model_dir: Path, port: int, *flags: str, **environment: str) -> subprocess.Popen[str]:
-    """`srm-serve` as users start it; it may not be listening yet."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "srm.cli.serve", "--model", str(model_dir), "--device", "cpu", "--port", str(port), *flags],
-        env={**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.fixture
 def helpers() -> dict[str, Any]:
     """Functions of this file, for tests that cannot import it."""
-    return {"wait_until": wait_until, "start_process": start_process}
+    return {"wait_until": wait_until}

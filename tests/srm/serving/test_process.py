@@ -6,7 +6,8 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,6 @@ from srm import AsyncClient, Client, SentenceRewardModel
 TEXTS = [f"It is {number}. No, it is wrong!" for number in range(30)]
 
 
-@pytest.fixture
-def processes() -> Iterator[list[Any]]:
-    started: list[Any] = []
-    yield started
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
@@ -45,15 +37,17 @@ def is_up(url: str) -> bool:
 
 
 @pytest.mark.slow
-def test_kill_restart_and_drain(model: SentenceRewardModel, model_dir: Path, processes: list[Any], helpers: dict[str, Any]):
+def test_kill_restart_and_drain(
+    model: SentenceRewardModel, model_dir: Path, fork: Callable[..., BaseProcess], tmp_path: Path, helpers: dict[str, Any]
+):
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     expected = [scored.reward for scored in model.score(["Is it warm?"] * len(TEXTS), TEXTS)]
 
-    def start() -> Any:
+    def start(name: str) -> BaseProcess:
         # One row a pass, so that a queue is there when the signals come.
-        processes.append(helpers["start_process"](model_dir, port, "--no_batching", SRM_TOKEN="secret"))
-        return processes[-1]
+        flags = ["--model", str(model_dir), "--device", "cpu", "--port", str(port), "--no_batching"]
+        return fork("srm.cli.serve", *flags, output=tmp_path / name, SRM_TOKEN="secret")
 
     async def score_all(on_first: threading.Event) -> list[float]:
         async with AsyncClient(url, token="secret", retry_seconds=300) as client:
@@ -71,13 +65,14 @@ def test_kill_restart_and_drain(model: SentenceRewardModel, model_dir: Path, pro
         thread.start()
         return thread, on_first, rewards
 
-    first = start()
+    first = start("first")
     # The client is there before the server is, which counts as unreachable too.
     thread, on_first, rewards = in_background()
     assert on_first.wait(300)
     first.kill()
-    assert first.wait() == -signal.SIGKILL
-    second = start()
+    first.join()
+    assert first.exitcode == -signal.SIGKILL
+    second = start("second")
     thread.join(300)
     assert rewards == pytest.approx(expected, abs=1e-5)
 
@@ -89,15 +84,16 @@ def test_kill_restart_and_drain(model: SentenceRewardModel, model_dir: Path, pro
         asking.start()
         metrics = httpx.Client(headers={"Authorization": "Bearer secret"})
         helpers["wait_until"](lambda: "srm_queue_rows 0.0" not in metrics.get(f"{url}/metrics").text)
-        second.send_signal(signal.SIGTERM)
+        second.terminate()
         helpers["wait_until"](lambda: not is_up(url))
-        assert second.poll() is None, "ended before it had answered"
+        assert second.is_alive(), "ended before it had answered"
         asking.join(300)
         metrics.close()
     assert answers[0].status_code == 200
     assert [row["reward"] for row in answers[0].json()["rewards"]] == pytest.approx(expected * 10, abs=1e-5)
-    out, error = second.communicate(timeout=60)
-    assert second.returncode == 0, error
+    second.join(60)
+    out, error = ((tmp_path / f"second.{name}").read_text() for name in ("out", "err"))
+    assert second.exitcode == 0, error
     assert out.startswith(f"srm-serve: {model_dir} on cpu, {url} (documentation: {url}/docs)")
     assert "Traceback" not in error
     with Client(url, retry_seconds=0.1) as client, pytest.raises(Exception, match="cannot be reached"):
