@@ -75,12 +75,15 @@ def _mean(seeds: Sequence[Traces]) -> Traces:
 
 
 def table(rows: Mapping[str, dict[str, Any]]) -> str:
-    """A Markdown table: estimate and interval of each measure, and the suite's difference to `response`."""
-    lines = ["| | " + " | ".join([*MEASURES.values(), "suite, minus response"]) + " |", "|---" * (len(MEASURES) + 2) + "|"]
+    """A Markdown table: estimate and interval of each measure, and the difference to `response` of those in percent."""
+    scale = {"test": 100, "suite": 100, "credit": 1}
+    compared = [name for name in MEASURES if scale[name] == 100]
+    titles = ["", *MEASURES.values(), *(f"{MEASURES[name].partition(',')[0]}, minus response" for name in compared)]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, row in rows.items():
-        scale = {"test": 100, "suite": 100, "credit": 1}
         cells = [_cell(row.get(measure), scale[measure]) for measure in MEASURES]
-        lines.append(f"| {name} | " + " | ".join([*cells, _cell(row.get("minus_response", {}).get("suite"), 100, signed=True)]) + " |")
+        cells += [_cell(row.get("minus_response", {}).get(measure), 100, signed=True) for measure in compared]
+        lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(lines) + "\n"
 
 
