@@ -129,7 +129,7 @@ def measure(case: Case, device: torch.device, copy_gb_per_s: float, budget_s: fl
         (name, mode): job
         for name, provider in case.providers.items()
         if not providers[name]["problem"]
-        for mode, job in _jobs(provider, case, gradients).items()
+        for mode, job in jobs_of(provider, case, gradients).items()
     }
     peaks = {key: timing.peak_bytes(job, device) for key, job in jobs.items()}
     named = {"|".join(key): job for key, job in jobs.items()}
@@ -203,7 +203,7 @@ def _or_infinite(x: float) -> float:
     return x if math.isfinite(x) else math.inf
 
 
-def _jobs(provider: Provider, case: Case, flowing: list[Tensor]) -> dict[str, timing.Job]:
+def jobs_of(provider: Provider, case: Case, flowing: list[Tensor]) -> dict[str, timing.Job]:
     jobs = {
         "forward": timing.Job(run=lambda _: provider.run(**case.floats)),
         "backward": timing.Job(prepare=lambda: provider.run(**case.floats), run=lambda outputs: _gradients(outputs, case, flowing)),

@@ -147,3 +147,23 @@ def test_targets_name_what_is_slower_and_what_was_not_measured(kernels):
     assert {row["met"] for row in rows[:-1]} == {"not measured"}
     assert rows[-1]["met"] == "no"
     assert rows[-1]["measured"] == "token_rewards T=9 forward 0.50x"
+
+
+def test_the_head_on_one_core(kernels):
+    import kernel_cpu
+
+    cell = kernel_cpu.measure_head(512, rounds=2)
+    assert cell["sizes"]["T"] == 512
+    for mode in ("forward", "both"):
+        times = cell["milliseconds"][mode]
+        assert 0 < times["ours"]
+        assert 0 < times["plain"]
+        assert cell["ratio"][mode] > 0
+
+
+def test_no_time_for_a_head_that_is_wrong(kernels, monkeypatch):
+    import kernel_cpu
+
+    monkeypatch.setattr(kernels, "verify", lambda provider, case, expected: {"problem": "wrong: by far"})
+    with pytest.raises(SystemExit, match="ours: wrong: by far"):
+        kernel_cpu.measure_head(512, rounds=2)

@@ -1,0 +1,76 @@
+"""Time the head on one CPU core beside a plain composition of PyTorch's ops, which is its definition.
+
+    python bench/kernel_cpu.py --json bench/results/kernel_cpu.json
+
+Both are checked against fp64 first and take turns. No kernel runs here: what is seen is the price of the custom ops, of their checks, and
+of a backward that computes anew what autograd would have kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import median
+
+import environment
+import kernels
+import lengths
+import torch
+from kernel_cases import EAGER, OURS, Setting, make_case
+
+WIDTH, TOKENS = 576, (512, 2048, 8192)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS), help="packed tokens (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result = {**environment.describe(), "cells": [measure_head(num_tokens, arguments.rounds) for num_tokens in arguments.tokens]}
+    text = json.dumps(result, indent=2)
+    print(text)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(text + "\n")
+
+
+def measure_head(num_tokens: int, rounds: int) -> dict[str, object]:
+    """Median CPU milliseconds, forward and both ways, and the median over the rounds of how much longer ours takes."""
+    setting = Setting(
+        op="sentence_reward_head",
+        lengths=lengths.pack_lengths(lengths.generated_groups(), num_tokens),
+        width=WIDTH,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        backend="torch",
+        compile=lambda name, function, **options: function,
+    )
+    case = make_case(setting)
+    expected = kernels.define(case)
+    providers = {name: case.providers[provider] for name, provider in (("ours", OURS), ("plain", EAGER))}
+    for name, provider in providers.items():
+        if problem := kernels.verify(provider, case, expected)["problem"]:
+            raise SystemExit(f"bench/kernel_cpu.py: {name}: {problem}")
+    jobs = {name: kernels.jobs_of(provider, case, expected[2]) for name, provider in providers.items()}
+    times: dict[str, dict[str, list[float]]] = {mode: {name: [] for name in jobs} for mode in ("forward", "both")}
+    for _ in range(rounds):
+        for mode, by_name in times.items():
+            for name, spent in by_name.items():
+                # The time of the process: that of others on the machine does not count.
+                start = time.process_time()
+                jobs[name][mode].run(None)
+                spent.append(1e3 * (time.process_time() - start))
+    return {
+        "sizes": case.sizes,
+        "rounds": rounds,
+        "milliseconds": {mode: {name: round(median(spent), 3) for name, spent in by_name.items()} for mode, by_name in times.items()},
+        "ratio": {mode: round(median(a / b for a, b in zip(x["ours"], x["plain"], strict=True)), 2) for mode, x in times.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()
