@@ -2,7 +2,8 @@
 
     python bench/token_segmenter.py --tokenizer smollm2-135m --input pairs_test.jsonl.gz --json bench/results/token_segmenter_cpu.json
 
-Both cut the same responses. A boundary is where a sentence begins inside a response, as a character.
+Both cut the same responses. The token segmenter gets ids as tensors, as a policy's are: packed, and padded on the right. A boundary is
+where a sentence begins inside a response, as a character.
 """
 
 from __future__ import annotations
@@ -37,12 +38,17 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(resolve_model_name(arguments.tokenizer))
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     by_text, by_token = make_segmenter("punkt"), TokenSegmenter(tokenizer)
+    rows = [torch.tensor(row) for row in encoded["input_ids"]]
+    calls = [rows[start : start + arguments.batch] for start in range(0, len(rows), arguments.batch)]
+    packed = [(torch.cat(call), torch.tensor([0, *map(len, call)]).cumsum(0)) for call in calls]
+    padded = [torch.nn.utils.rnn.pad_sequence(call, batch_first=True, padding_value=min(by_token.end_ids)) for call in calls]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     seconds = {
         "text": best(arguments.rounds, lambda: [by_text.segment(text) for text in texts]),
-        "token": best(arguments.rounds, lambda: segment(by_token, encoded["input_ids"], arguments.batch)),
+        "token": best(arguments.rounds, lambda: [by_token.segment_packed(ids, cu) for ids, cu in packed]),
+        "token_padded": best(arguments.rounds, lambda: [by_token.segment(ids) for ids in padded]),
     }
-    ends = segment(by_token, encoded["input_ids"], arguments.batch)
+    ends = [found for ids, cu in packed for found in by_token.segment_packed(ids, cu).tolist()]
     result = {
         **environment.describe(),
         "tokenizer": arguments.tokenizer,
@@ -67,16 +73,6 @@ def best(rounds: int, run: object) -> float:
         run()  # type: ignore[operator]  # a function without arguments
         spent.append(time.process_time() - began)
     return min(spent)
-
-
-def segment(segmenter: TokenSegmenter, rows: list[list[int]], batch: int) -> list[list[int]]:
-    """Sentence ends of all rows, in calls of `batch` rows."""
-    ends: list[list[int]] = []
-    for start in range(0, len(rows), batch):
-        part = rows[start : start + batch]
-        lengths = torch.tensor([0, *map(len, part)])
-        ends += segmenter.segment_packed(torch.tensor([token for row in part for token in row]), lengths.cumsum(0)).tolist()
-    return ends
 
 
 def compare(texts: list[str], offsets: list[list[tuple[int, int]]], ends: list[list[int]], segmenter: Segmenter) -> dict[str, object]:

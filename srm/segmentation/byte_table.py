@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["ByteTable"]
 
 _SEPARATOR = b"\n\n"
-# Bytes of a character behind its first one, by its first byte.
-_BEHIND = torch.tensor([0] * 0xC0 + [1] * 0x20 + [2] * 0x10 + [3] * 0x10)
+# The least first bytes of characters of two, three and four bytes.
+_LEADS = 0xC0, 0xE0, 0xF0
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -44,7 +44,8 @@ class _Rows:
     def expand(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of `ids` [T] behind one another, and the offset int64 [T + 1] of each."""
         length_T = self.lengths.index_select(0, ids)
-        offset_T = torch.cat([length_T.new_zeros(1), length_T.cumsum(0)])
+        offset_T = length_T.new_zeros(ids.numel() + 1)
+        torch.cumsum(length_T, 0, out=offset_T[1:])
         # Where an element lies in the table: one further than the one before it, but for a jump where a row begins.
         # Where rows are empty, several jumps add up.
         index = torch.ones(int(offset_T[-1]) + 1, dtype=torch.int32, device=ids.device)
@@ -73,7 +74,8 @@ class ByteTable:
         self._bytes, self._codes = _Rows(flat, lengths), _Rows(codes, count)
         # How many bytes of its last character a token writes where the tokens behind it write the rest; 0 where the character is whole.
         last = begin[(count.cumsum(0) - 1).clamp(min=0)]
-        self._open = torch.where((count > 0) & (last + _BEHIND[flat[last].to(torch.int64)] >= end), end - last, 0).to(torch.uint8)
+        behind = torch.searchsorted(torch.tensor(_LEADS), flat[last].to(torch.int64), right=True)
+        self._open = torch.where((count > 0) & (last + behind >= end), end - last, 0).to(torch.uint8)
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> ByteTable:
@@ -119,7 +121,10 @@ class ByteTable:
 
     def check(self, ids: Tensor) -> None:
         """Raises IndexError for an id outside the vocabulary."""
-        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= len(self)):
+        if not ids.numel():
+            return
+        least, most = ids.aminmax()
+        if int(least) < 0 or int(most) >= len(self):
             bad = ids[(ids < 0) | (ids >= len(self))][0]
             raise IndexError(f"byte table: token id {int(bad)} is outside the vocabulary of {len(self)} ids the table was made from.")
 

@@ -115,7 +115,7 @@ class TokenSegmenter:
         separated = ids.new_full((ids.numel() + number,), self.table.separator)
         cu_separated = cu_tokens + torch.arange(number + 1, device=ids.device)
         is_token = torch.ones_like(separated, dtype=torch.bool).index_fill_(0, cu_separated[1:] - 1, False)
-        separated.index_copy_(0, positions(is_token), ids)
+        separated.scatter_(0, positions(is_token), ids)
         codes, offset = self.table.expand_codes(separated)
         first = offset[cu_separated]
         stream = Stream(code=torch.nn.functional.pad(codes, (PAD, PAD), value=10), text_start=first[:-1], text_end=first[1:] - 2)
@@ -123,34 +123,36 @@ class TokenSegmenter:
         return _to_tokens(stream, starts, offset, cu_tokens)
 
     def _starts(self, stream: Stream) -> Tensor:
-        """Characters where sentences begin, in order, the first sentence of each text left out."""
+        """Characters where sentences begin, in order."""
         line = split_lines(stream)
         lines = read_lines(stream, line)
-        if self.config.name == "newline":
-            starts = line.begin
-        else:
-            word = prose_starts(stream, self._known_words(stream.code.device))
-            inner = stream.word_start[mend_numbering(stream, word)]
-            if (foreign := foreign_starts(stream)).numel():
-                inner = torch.cat([inner, foreign])
-            starts = torch.cat([line.begin[lines.opens], inner[~lines.is_sealed(inner)]]).unique()
-        starts = starts[starts < stream.text_end[stream.text_of(starts)]]
-        # Every text begins with its first word, whatever stands there.
         words = stream.word_start
-        opening = words[torch.searchsorted(words, stream.text_start).clamp(max=words.numel() - 1)]
-        opening = opening[stream.text_of(opening) == torch.arange(opening.numel(), device=opening.device)] if opening.numel() else opening
-        starts = torch.cat([opening, starts]).unique()
+        begins = torch.zeros_like(words, dtype=torch.bool)
+        foreign = words[:0]
+        if self.config.name == "newline":
+            begins.index_fill_(0, line.first, True)
+        else:
+            begins.index_fill_(0, line.first[lines.opens], True)
+            inner = mend_numbering(stream, prose_starts(stream, self._known_words(words.device)))
+            begins.index_fill_(0, inner[~lines.is_sealed(words[inner])], True)
+            foreign = foreign_starts(stream)
+        # Every text begins with its first word, whatever stands there.
+        opening = torch.searchsorted(words, torch.cat([stream.text_start, words.new_full((1,), stream.num_characters)]))
+        begins.index_fill_(0, opening[:-1][opening.diff() > 0], True)
+        starts = words[positions(begins)]
+        if foreign.numel():
+            foreign = foreign[~lines.is_sealed(foreign) & (foreign < stream.text_end[stream.text_of(foreign)])]
+            starts = torch.cat([starts, foreign]).unique()
         if self.config.name == "punkt":
             starts = join_markers(stream, starts)
         text = stream.text_of(starts)
         ends = torch.cat([starts[1:], stream.text_end[-1:]]).minimum(stream.text_end[text])
         if self.config.min_chars:
-            keep = join_bare(stream, starts, ends, text)
+            keep = positions(join_bare(stream, starts, ends, text))
             starts, text = starts[keep], text[keep]
             ends = torch.cat([starts[1:], stream.text_end[-1:]]).minimum(stream.text_end[text])
-        content_end = stream.word_end[torch.searchsorted(words, ends) - 1]
         limits = {"max_chars": self.config.max_chars, "max_code_chars": self.config.max_code_chars}
-        cuts = split_long(stream, line, lines, starts, content_end.minimum(ends), **limits)
+        cuts = split_long(stream, line, lines, starts, ends, **limits)
         return torch.cat([starts, cuts]).sort().values if cuts.numel() else starts
 
     def _known_words(self, device: torch.device) -> Words:
@@ -186,7 +188,10 @@ def _to_tokens(stream: Stream, starts: Tensor, offset: Tensor, cu_tokens: Tensor
     black_until = torch.where(stream.at(starts, -1) > 32, starts, stream.word_end[word]) if starts.numel() else starts
     ends = torch.where(offset[token] >= black_until, token - 1, token) - text
     length_B = cu_tokens.diff()
-    ends = torch.cat([ends[ends >= cu_tokens[text]], cu_tokens[1:][length_B > 0] - 1]).unique()
-    owner = torch.searchsorted(cu_tokens, ends, right=True) - 1
-    counts = torch.bincount(owner, minlength=length_B.numel())
-    return TokenSentences(ends=ends - cu_tokens[owner], cu_sentences=torch.cat([counts.new_zeros(1), counts.cumsum(0)]), lengths=length_B)
+    is_end = torch.zeros(offset.numel(), dtype=torch.bool, device=ends.device)
+    is_end[ends[ends >= cu_tokens[text]]] = True
+    is_end[cu_tokens[1:][length_B > 0] - 1] = True
+    ends = positions(is_end)
+    cu_sentences = torch.searchsorted(ends, cu_tokens)
+    first = torch.repeat_interleave(cu_tokens[:-1], cu_sentences.diff(), output_size=ends.numel())
+    return TokenSentences(ends=ends - first, cu_sentences=cu_sentences, lengths=length_B)

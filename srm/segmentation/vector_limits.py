@@ -19,23 +19,22 @@ _LOOK = 8
 
 def join_markers(stream: Stream, starts: Tensor) -> Tensor:
     """`starts` without those behind a sentence that is only the marker of a list."""
-    begin, end = starts[:-1], starts[1:]
+    near = positions(starts[1:] - starts[:-1] <= _LOOK)
+    begin = starts[near]
+    length = starts[near + 1] - begin
     head = stream.window(begin, _LOOK)
     opening = (head[:, 0] == ord("(")).to(torch.int64)
-    digit = (head >= 48) & (head <= 57)
     column = torch.arange(_LOOK, device=starts.device)
-    digits = (num_leading(digit | (column < opening[:, None])) - opening).clamp(max=3)
+    digits = (num_leading(is_one_of(head, "0123456789") | (column < opening[:, None])) - opening).clamp(max=3)
     second = head.gather(1, opening[:, None]).squeeze(1)
     letter = (second | 32 >= 97) & (second | 32 <= 122)
     size = opening + torch.where(digits > 0, digits, letter.to(torch.int64))
     close = head.gather(1, size.clamp(max=_LOOK - 1)[:, None]).squeeze(1)
-    rest = (column > size[:, None]) & (column < (end - begin)[:, None])
+    rest = (column > size[:, None]) & (column < length[:, None])
     blank = (~rest | (head <= 32)).all(1)
     breaks = ((head == 10) & rest).sum(1)
-    bare = (end - begin <= 8) & (size > opening) & is_one_of(close, ".)") & blank & (breaks <= 1)
-    keep = torch.ones_like(starts, dtype=torch.bool)
-    keep[1:] = ~bare
-    return starts[keep]
+    bare = (size > opening) & is_one_of(close, ".)") & blank & (breaks <= 1)
+    return starts[positions(torch.ones_like(starts, dtype=torch.bool).index_fill_(0, near[bare] + 1, False))]
 
 
 def join_bare(stream: Stream, starts: Tensor, ends: Tensor, text: Tensor) -> Tensor:
@@ -50,12 +49,11 @@ def join_bare(stream: Stream, starts: Tensor, ends: Tensor, text: Tensor) -> Ten
 
 def _has_letter(stream: Stream, starts: Tensor, ends: Tensor) -> Tensor:
     alnum = stream.tables.alnum
-    found = torch.zeros_like(starts, dtype=torch.bool)
-    left = torch.arange(starts.numel(), device=starts.device)
-    offset, width = 0, 4
+    found = lookup(alnum, stream.at(starts))
+    left = positions(~found)
+    offset, width = 1, 4
     while left.numel():
-        step = torch.arange(offset, offset + width, device=starts.device)
-        position = starts[left][:, None] + step
+        position = starts[left][:, None] + torch.arange(offset, offset + width, device=starts.device)
         inside = position < ends[left][:, None]
         codes = stream.at(position.clamp(max=stream.num_characters))
         found[left] = (lookup(alnum, codes) & inside).any(1)
@@ -65,11 +63,12 @@ def _has_letter(stream: Stream, starts: Tensor, ends: Tensor) -> Tensor:
 
 
 def split_long(stream: Stream, line: Bounds, lines: Lines, starts: Tensor, ends: Tensor, *, max_chars: int, max_code_chars: int) -> Tensor:
-    """Positions [n] that split the sentences `starts:ends` (without the white space at their end) longer than their limit."""
+    """Positions [n] that split the sentences `starts:ends` longer than their limit, white space at their ends left out."""
     long = positions(ends - starts > min(max_chars, max_code_chars))
     if not long.numel():
         return long
     start, end = starts[long], ends[long]
+    end = stream.word_end[torch.searchsorted(stream.word_start, end) - 1].minimum(end)
     first = torch.searchsorted(lines.start, start, right=True) - 1
     last = torch.searchsorted(lines.start, end, right=False)
     coded = torch.cat([start.new_zeros(1), lines.code.to(torch.int64).cumsum(0)])
@@ -107,8 +106,8 @@ class _Marks:
         for marks, where in ((self.blank, code), (self.line, code), (self.clause, ~code), (self.space, None)):
             nearest = self._nearest(marks, low, high, aim)
             cut = torch.where(cut >= 0, cut, nearest if where is None else torch.where(where, nearest, -1))
-        anywhere = self._between_characters(start, aim)
-        cut = torch.where(cut >= 0, cut, anywhere)
+        none = positions(cut < 0)
+        cut[none] = self._between_characters(start[none], aim[none])
         # White space at the cut stays with the piece before it.
         word = torch.searchsorted(self.space, cut).clamp(max=self.space.numel() - 1)
         return torch.where(self.stream.at(cut) > 32, cut, torch.maximum(self.space[word], cut + 1))

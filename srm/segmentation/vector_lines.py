@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from srm.segmentation.characters import Code, any_of, is_one_of, leading, lookup, num_leading, positions, prefix
+from srm.segmentation.characters import Code, any_of, is_one_of, lookup, num_leading, positions, prefix
 from srm.segmentation.stream import Lexicon, Stream, hash_words
 
 __all__ = ["Lines", "read_lines", "split_lines"]
@@ -42,6 +42,7 @@ class Kind(IntEnum):
 class Bounds(NamedTuple):
     """The lines [M] that are not blank: where each starts, its first and last word, where its content begins and ends.
 
+    opening, closing: uint8 [M], codes of the first and the last character of its content.
     apart: bool [M], a blank line stands above it, as does the start of a text.
     """
 
@@ -50,20 +51,18 @@ class Bounds(NamedTuple):
     last: Tensor
     begin: Tensor
     stop: Tensor
+    opening: Tensor
+    closing: Tensor
     apart: Tensor
 
 
 class Rows(NamedTuple):
-    """What the rules for a line by itself read of some lines [n]: the characters it begins with, [n, _LOOK], the last one, the bounds."""
+    """What the rules read of some of the lines, [n]: eight characters [n, _LOOK] of the content, the last one, where it begins and ends."""
 
     head: Tensor
-    last: Tensor
+    closing: Tensor
     begin: Tensor
     stop: Tensor
-    first: Tensor
-
-    def take(self, at: Tensor) -> Rows:
-        return Rows(*(field.index_select(0, at) for field in self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,34 +99,39 @@ def split_lines(stream: Stream) -> Bounds:
     first, last = edges[line], edges[line + 1] - 1
     apart = torch.ones_like(line, dtype=torch.bool)
     apart[1:] = line.diff() > 1
-    return Bounds(start[line], first, last, stream.word_start[first], stream.word_end[last], apart)
+    begin, stop = stream.word_start.index_select(0, first), stream.word_end.index_select(0, last)
+    return Bounds(start[line], first, last, begin, stop, stream.at(begin), stream.word_last.index_select(0, last), apart)
+
+
+def _rows(stream: Stream, line: Bounds, at: Tensor) -> Rows:
+    closing, begin, stop = (field.index_select(0, at) for field in (line.closing, line.begin, line.stop))
+    return Rows(stream.window(begin, _LOOK), closing, begin, stop)
 
 
 def read_lines(stream: Stream, line: Bounds) -> Lines:
     """See `structure.read_structure`, whose rules these are."""
-    rows = Rows(stream.window(line.begin, _LOOK), stream.word_last[line.last], line.begin, line.stop, line.first)
-    kind = _kinds(stream, line, rows)
+    kind = _kinds(stream, line)
     counts = torch.searchsorted(line.start, torch.cat([stream.text_start, stream.text_start.new_full((1,), stream.num_characters)])).diff()
     text = torch.repeat_interleave(counts, output_size=kind.numel())
-    in_fence, opens_fence, closes_fence = _fences(rows, kind, text)
-    in_maths, opens_maths, closes_maths, unclosed = _maths(stream, line, rows, kind, in_fence | opens_fence)
+    in_fence, opens_fence, closes_fence = _fences(line, kind, text)
+    in_maths, opens_maths, closes_maths, unclosed = _maths(stream, line, kind, in_fence | opens_fence)
     inside = in_fence | in_maths
     # Lines inside a block say nothing; the one that closes it is what the next line has above it.
     kind.masked_fill_(inside, Kind.PLAIN)
-    kind = _spread_code(stream, line, rows, kind, inside)
+    kind = _spread_code(stream, line, kind, inside)
     kind.masked_fill_(closes_fence, Kind.FENCE)
     kind.masked_fill_(closes_maths, Kind.MATHS)
     items = positions(kind == Kind.ITEM)
-    alone = (line.first[items] == line.last[items]) & (rows.head[items, 0] != Code.CIRCLED)
+    alone = (line.first[items] == line.last[items]) & (line.opening[items] != Code.CIRCLED)
     kind[items[alone]] = int(Kind.MARKER)
     items = items[~alone]
     above = torch.cat([kind[:1], kind[:-1]]).masked_fill_(line.apart, Kind.BLANK)
-    opens = ~(inside | unclosed | (above == Kind.MARKER)) & _begins(stream, line, rows, kind, above)
+    opens = ~(inside | unclosed | (above == Kind.MARKER)) & _begins(stream, line, kind, above)
     run_on = (kind == Kind.CODE) & (above == Kind.CODE)
     in_run = run_on | torch.cat([run_on[1:], run_on.new_zeros(1)])
     sealed = inside | run_on
     marker_end = torch.full_like(line.start, -1)
-    marker_end[items] = stream.word_start[line.first[items] + 1]
+    marker_end[items] = stream.word_start[(line.first[items] + 1).clamp(max=stream.word_start.numel() - 1)]
     return Lines(
         start=line.start,
         begin=line.begin,
@@ -139,19 +143,19 @@ def read_lines(stream: Stream, line: Bounds) -> Lines:
     )
 
 
-def _kinds(stream: Stream, line: Bounds, rows: Rows) -> Tensor:
+def _kinds(stream: Stream, line: Bounds) -> Tensor:
     """The kind uint8 [M] of each line by itself, as if no block were open."""
-    first = rows.head[:, 0].contiguous()
+    first = line.opening
     kind = torch.full_like(first, Kind.PLAIN)
 
     def give(name: Kind, may: Tensor, rule: Callable[[Stream, Rows], Tensor]) -> None:
         at = positions(may)
-        kind[at[rule(stream, rows.take(at))]] = int(name)
+        kind[at[rule(stream, _rows(stream, line, at))]] = int(name)
 
     # From the last choice to the first: a later one overrules.
-    kind.masked_fill_(is_one_of(rows.last, ";{"), Kind.CODE)
+    kind.masked_fill_(is_one_of(line.closing, ";{"), Kind.CODE)
     give(Kind.CODE, is_one_of(first, ")]}"), _closes_brackets)
-    give(Kind.CODE, lookup(stream.tables.lower, first) & ((rows.last == ord(":")) | is_one_of(first, "if")), _keywords)
+    give(Kind.CODE, lookup(stream.tables.lower, first) & ((line.closing == ord(":")) | is_one_of(first, "if")), _keywords)
     give(Kind.CODE, first == ord("#"), _directives)
     kind.masked_fill_(first == ord(">"), Kind.QUOTE)
     marker = is_one_of(stream.word_last[line.first], ".)-*+", Code.BULLET, Code.DASH)
@@ -209,7 +213,7 @@ def _headings(stream: Stream, rows: Rows) -> Tensor:
     after = rows.head.gather(1, hashes.clamp(max=_LOOK - 1)[:, None]).squeeze(1)
     hashed = (hashes > 0) & (hashes <= 6) & ((after == 32) | (after == 9)) & (rows.stop - rows.begin > hashes)
     # A bold line, with a colon behind it or not.
-    stop = rows.stop - (rows.last == ord(":")).to(torch.int64)
+    stop = rows.stop - (rows.closing == ord(":")).to(torch.int64)
     mark = rows.head[:, 0]
     bold = (mark != ord("#")) & (rows.head[:, 1] == mark) & (stream.at(stop, -1) == mark) & (stream.at(stop, -2) == mark)
     bold &= stop - rows.begin > 4
@@ -252,21 +256,22 @@ def _closes_brackets(stream: Stream, rows: Rows) -> Tensor:
 def _keywords(stream: Stream, rows: Rows) -> Tensor:
     """Lines that open a block, and imports."""
     size = num_leading(lookup(stream.tables.lower, rows.head))
-    word = _code_words(size.device).find(hash_words(rows.head, prefix(size, _LOOK)))
+    word = _code_words(size.device).find(hash_words(rows.head, size))
     behind = rows.head.gather(1, size.clamp(max=_LOOK - 1)[:, None]).squeeze(1)
-    block = (word & _BLOCK > 0) & ~lookup(stream.tables.alnum, behind) & (rows.last == ord(":"))
+    block = (word & _BLOCK > 0) & ~lookup(stream.tables.alnum, behind) & (rows.closing == ord(":"))
     # "import x", "import x as y", "from x import y": by the number of words and the third one.
     words = stream.word_start
-    count = torch.searchsorted(words, rows.stop) - rows.first
-    look = stream.window(words[(rows.first + 2).clamp(max=words.numel() - 1)], _LOOK)
-    dotted = (rows.last == ord("_")) | lookup(stream.tables.alnum, rows.last)
+    first = torch.searchsorted(words, rows.begin)
+    count = torch.searchsorted(words, rows.stop) - first
+    look = stream.window(words[(first + 2).clamp(max=words.numel() - 1)], _LOOK)
+    dotted = (rows.closing == ord("_")) | lookup(stream.tables.alnum, rows.closing)
     imports = (word & _IMPORT > 0) & dotted & ((count == 2) | (count == 4) & _starts_with(look, "as "))
     return block | (behind == 32) & (imports | (word & _FROM > 0) & (count >= 4) & _starts_with(look, "import "))
 
 
 def _directives(stream: Stream, rows: Rows) -> Tensor:
     head = stream.window(rows.begin + 1, _LOOK)
-    word = _code_words(head.device).find(hash_words(head, leading(lookup(stream.tables.lower, head))))
+    word = _code_words(head.device).find(hash_words(head, num_leading(lookup(stream.tables.lower, head))))
     return (word & _DIRECTIVE > 0) | (head[:, 0] == ord("!"))
 
 
@@ -275,11 +280,11 @@ def _code_words(device: torch.device) -> Lexicon:
     return Lexicon([words.split() for words in _KEYWORDS], device, backwards=False)
 
 
-def _spread_code(stream: Stream, line: Bounds, rows: Rows, kind: Tensor, inside: Tensor) -> Tensor:
+def _spread_code(stream: Stream, line: Bounds, kind: Tensor, inside: Tensor) -> Tensor:
     """`kind` with the lines that are code because the line above is."""
     equals = stream.where("=")
     alone = equals[(stream.at(equals, -1) == 32) & (stream.at(equals, 1) == 32)]
-    first = rows.head[:, 0].contiguous()
+    first = line.opening
     looks = lookup(stream.tables.lower, first) | is_one_of(first, "#/@<$_)]}", Code.LOWER) | (line.begin - line.start > 1)
     looks[torch.searchsorted(line.start, alone, right=True) - 1] = True
     may = (kind == Kind.PLAIN) | (kind == Kind.ITEM) | (kind == Kind.HEADING)
@@ -290,15 +295,15 @@ def _spread_code(stream: Stream, line: Bounds, rows: Rows, kind: Tensor, inside:
     return torch.where(code.bool(), int(Kind.CODE), kind)
 
 
-def _begins(stream: Stream, line: Bounds, rows: Rows, kind: Tensor, above: Tensor) -> Tensor:
+def _begins(stream: Stream, line: Bounds, kind: Tensor, above: Tensor) -> Tensor:
     """`structure._begins_sentence` of every line."""
     begins = (kind <= Kind.HEADING) | (above <= Kind.HEADING) | (kind == Kind.ITEM) | (kind == Kind.MARKER)
     begins |= (kind == Kind.QUOTE) != (above == Kind.QUOTE)
     at = positions(~(begins | (kind == Kind.CODE) & (above == Kind.CODE)))
     # A blank line stands above the first line.
-    last = rows.last[at - 1]
-    indent = line.begin[at] - line.start[at]
-    rows = rows.take(at)
+    last = line.closing[at - 1]
+    rows = _rows(stream, line, at)
+    indent = rows.begin - line.start[at]
     skipped = num_leading(is_one_of(rows.head, ">*_(\"' ", Code.OPEN_QUOTE))
     first = rows.head.gather(1, skipped.clamp(max=_LOOK - 1)[:, None]).squeeze(1)
     small = lookup(stream.tables.lower, first) & (skipped < _LOOK)
@@ -308,7 +313,7 @@ def _begins(stream: Stream, line: Bounds, rows: Rows, kind: Tensor, above: Tenso
     return begins
 
 
-def _fences(rows: Rows, kind: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _fences(line: Bounds, kind: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Lines inside a fenced block behind its opening line, lines that open one, lines that close one (inside as well): bool [M] each.
 
     text: int64 [M], the text of each line. A bare fence changes sides; one with the name of a language opens a block where none is open and
@@ -318,7 +323,7 @@ def _fences(rows: Rows, kind: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Ten
     at = positions(kind == Kind.FENCE)
     if not at.numel():
         return inside, opens, closes
-    last = rows.last[at]
+    last = line.closing[at]
     bare = (last == ord("`")) | (last == ord("~"))
     order = torch.arange(at.numel(), device=at.device)
     owner = text[at]
@@ -337,7 +342,7 @@ def _fences(rows: Rows, kind: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Ten
     return (inside | closes) & ~opens, opens, closes
 
 
-def _maths(stream: Stream, line: Bounds, rows: Rows, kind: Tensor, fenced: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _maths(stream: Stream, line: Bounds, kind: Tensor, fenced: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `_fences`, for display maths over several lines; last, the lines up to a blank one behind a mark that is never closed.
 
     TeX allows no blank line inside, so what one ends is not sealed.
@@ -347,12 +352,13 @@ def _maths(stream: Stream, line: Bounds, rows: Rows, kind: Tensor, fenced: Tenso
     opening = positions((kind == Kind.MATHS) & ~fenced)
     if not opening.numel():
         return inside, opens, closes, unclosed
+    rows = _rows(stream, line, opening)
     # Lines that a block cannot reach: blank ones, as the index of the next line, and the end.
     wall = torch.cat([positions(line.apart | (kind == Kind.BLANK)), opening.new_full((1,), number)])
     for start, end in (("$$", "$$"), ("\\[", "\\]"), ("\\begin{", "\\end{")):
         ends = stream.pairs(end[0], end[1])
-        begins = _starts_with(rows.head[opening], start) & ~inside[opening]
-        at = opening[begins & (_count(ends, line.begin[opening] + 2, line.stop[opening]) == 0)]
+        begins = _starts_with(rows.head, start) & ~inside[opening]
+        at = opening[begins & (_count(ends, rows.begin + 2, rows.stop) == 0)]
         closer = (torch.searchsorted(line.start, ends, right=True) - 1).unique_consecutive()
         closer = torch.cat([closer[~fenced[closer]], closer.new_full((1,), number)])
         nearest = closer[torch.searchsorted(closer, at, right=True)]

@@ -18,9 +18,10 @@ from srm.segmentation.stream import Lexicon, Stream, hash_words
 __all__ = ["Words", "foreign_starts", "mend_numbering", "prose_starts"]
 
 _LOOK = 16
-# What Punkt's word pattern splits off, as characters and codes.
-_SPLITS = ")\";}]*:@'({[?!", Code.OPEN_QUOTE, Code.CLOSER
+# What ends a word of Punkt's, as characters and codes: white space, and what its pattern splits off.
+_ENDS = "".join(map(chr, range(33))) + ")\";}]*:@'({[?!", Code.OPEN_QUOTE, Code.CLOSER
 _TERMINATORS = ".?!"
+_DIGITS = "0123456789"
 _AROUND = *CLOSERS, Code.EMOJI, Code.JOINER
 
 
@@ -52,10 +53,9 @@ class Words:
 
 def prose_starts(stream: Stream, words: Words) -> Tensor:
     """Indices of the words that begin a sentence behind a terminator, in order; the layout is not asked."""
-    word, stop, closed = _candidates(stream)
+    word, stop, following, closed = _candidates(stream)
     if not word.numel():
         return word
-    following = stream.word_start[word + 1]
     mark, before = stream.at(stop), stream.at(stop, -1)
     dotted = mark == ord(".")
     run = dotted & (before == ord(".")) | (mark == Code.ELLIPSIS)
@@ -66,26 +66,30 @@ def prose_starts(stream: Stream, words: Words) -> Tensor:
     begins[small] &= ~_goes_on(stream, words, word[small], stop[small], following[small], closed[small])
     several = positions(run | is_one_of(before, _TERMINATORS, Code.ELLIPSIS))
     begins[several] |= _several_end(stream, stop[several], following[several], run[several])
-    return word[begins] + 1
+    return word[positions(begins)] + 1
 
 
-def _candidates(stream: Stream) -> tuple[Tensor, Tensor, Tensor]:
-    """Words [K] with a gap behind them that closes a terminator, where that terminator is, and whether closers lie in between."""
+def _candidates(stream: Stream) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Words [K] closed by a terminator and a gap, where it is, where the next word is, and whether closers lie between the two."""
     ends, last = stream.word_end, stream.word_last[:-1]
     straight = positions(is_one_of(last, _TERMINATORS, Code.ELLIPSIS))
     inside = positions(is_one_of(last, *_AROUND))
     # Before most closers stands a word, and no terminator, other closer, digit of a footnote or space of an emoji.
-    inside = inside[is_one_of(stream.at(ends[inside], -2), _TERMINATORS + " 0123456789" + _AROUND[0], Code.ELLIPSIS, *_AROUND[1:])]
+    inside = inside[is_one_of(stream.at(ends[inside], -2), _TERMINATORS + " " + _DIGITS + _AROUND[0], Code.ELLIPSIS, *_AROUND[1:])]
     stop = _behind_closers(stream, ends[inside] - 1)
     good = positions(is_one_of(stream.at(stop), _TERMINATORS, Code.ELLIPSIS))
     inside, stop = inside[good], stop[good]
-    found, order = torch.cat([straight, inside]).sort()
-    at = torch.cat([ends[straight] - 1, stop])[order]
-    closed = order >= straight.numel()
+    word, order = torch.cat([straight, inside]).sort()
+    stop = torch.cat([ends[straight] - 1, stop])[order]
+    following = stream.word_start[word + 1]
     # Emoji and footnote marks behind the gap still belong to what they follow.
-    keep = ~_is_footnote_or_emoji(stream, stream.word_start[found + 1], stream.word_end[found + 1], stream.word_end[found])
-    keep &= stream.text_of(at) == stream.text_of(stream.word_start[found + 1])
-    return found[keep], at[keep], closed[keep]
+    marked = positions(is_one_of(stream.at(following), "[", Code.EMOJI))
+    begin, behind = following[marked], word[marked]
+    joined = (_behind_closers(stream, stream.word_end[behind + 1] - 1) < begin) & (begin - ends[behind] == 1)
+    keep = following < stream.text_end[stream.text_of(stop)]
+    keep[marked[joined]] = False
+    keep = positions(keep)
+    return word[keep], stop[keep], following[keep], order[keep] >= straight.numel()
 
 
 def _behind_closers(stream: Stream, position: Tensor) -> Tensor:
@@ -98,12 +102,15 @@ def _behind_closers(stream: Stream, position: Tensor) -> Tensor:
         emoji = is_one_of(code, "", Code.EMOJI, Code.JOINER)
         step = (lookup(stream.tables.closer, code) | emoji).to(torch.int64)
         bracket = positions(code == ord("]"))
-        note = _note_length(stream, at[bracket])
-        step[bracket] = torch.maximum(note, step[bracket])
+        if bracket.numel():
+            note = _note_length(stream, at[bracket])
+            step[bracket] = torch.maximum(note, step[bracket])
+            emoji[bracket] = note > 0
         # One space before a footnote or an emoji is part of what closes.
-        spaced = emoji.index_copy(0, bracket, note > 0)
-        spaced &= (stream.at(at - step) == 32) & (stream.at(at - step - 1) > 32)
-        position[left] = at - step - spaced.to(torch.int64)
+        spaced = positions(emoji)
+        before = at[spaced] - step[spaced]
+        step[spaced] += ((stream.at(before) == 32) & (stream.at(before, -1) > 32)).to(torch.int64)
+        position[left] = at - step
         left = left[step > 0]
         if not left.numel():
             break
@@ -117,18 +124,6 @@ def _note_length(stream: Stream, bracket: Tensor) -> Tensor:
     hat = (near.gather(1, digits[:, None].clamp(max=5)).squeeze(1) == ord("^")).to(torch.int64)
     opening = near.gather(1, (digits + hat).clamp(max=5)[:, None]).squeeze(1)
     return torch.where((digits >= 1) & (digits <= 3) & (opening == ord("[")), digits + hat + 2, 0)
-
-
-def _is_footnote_or_emoji(stream: Stream, start: Tensor, end: Tensor, gap: Tensor) -> Tensor:
-    """Whether a word, one space behind the word before it, is a footnote mark or only emoji."""
-    first = stream.at(start)
-    maybe = is_one_of(first, "[", Code.EMOJI)
-    found = torch.zeros_like(maybe)
-    at = positions(maybe)
-    if at.numel():
-        closed = _behind_closers(stream, end[at] - 1)
-        found[at] = (closed < start[at]) & (start[at] - gap[at] == 1)
-    return found
 
 
 def _several_end(stream: Stream, stop: Tensor, following: Tensor, run: Tensor) -> Tensor:
@@ -148,20 +143,28 @@ def _several_end(stream: Stream, stop: Tensor, following: Tensor, run: Tensor) -
 
 def _stop_ends(stream: Stream, words: Words, stop: Tensor, following: Tensor) -> Tensor:
     """Whether the single full stop at `stop` [J] ends a sentence before the word at `following`: Punkt's decision."""
-    tables = stream.tables
     back = stream.window(stop, -_LOOK)
-    black = back > 32
-    size = num_leading(black & ~is_one_of(back, *_SPLITS))
+    size = num_leading(~is_one_of(back, *_ENDS))
     first = back.gather(1, (size - 1).clamp(min=0)[:, None]).squeeze(1)
     # Some marks cannot open a word of Punkt's; two hyphens are a word by themselves.
     size = size - ((size > 0) & is_one_of(first, "#&,`-")).to(torch.int64)
+    known = words.before.find(hash_words(back, size))
+    # Most words are on no list, are no letter or number and hold no hyphen or full stop: those end a sentence.
+    doubt = (known > 0) | (size == 1) | (back[:, 1] == ord(".")) | is_one_of(back[:, 0], _DIGITS + ".,-") | any_of(back == ord("-"))
+    ends = torch.ones_like(doubt)
+    doubt = positions(doubt)
+    ends[doubt] = _doubtful_ends(stream, words, back[doubt], size[doubt], known[doubt], following[doubt])
+    return ends
+
+
+def _doubtful_ends(stream: Stream, words: Words, back: Tensor, size: Tensor, known: Tensor, following: Tensor) -> Tensor:
+    """As `_stop_ends`, where the word before the full stop, the first `size` characters of `back` [J, _LOOK], might be an abbreviation,
+    an initial or a number; `known` is what `words` says of it."""
+    letter = lookup(stream.tables.letter, back)
     tail = size.minimum(num_leading(back != ord("-")))
-    whole, last_part = (words.before.find(hash_words(back, prefix(part, _LOOK))) for part in (size, tail))
-    letter = lookup(tables.letter, back)
-    digit = (back >= 48) & (back <= 57)
-    abbreviated = (whole | last_part) & Before.ABBREVIATION > 0
+    abbreviated = (known | words.before.find(hash_words(back, tail))) & Before.ABBREVIATION > 0
     # Letters with full stops between them.
-    even = torch.arange(_LOOK, device=stop.device) % 2 == 0
+    even = torch.arange(_LOOK, device=size.device) % 2 == 0
     dotted = num_leading(torch.where(even, letter, back == ord(".")))
     for part in (size, tail):
         abbreviated |= (part >= 3) & (part % 2 == 1) & (part < _LOOK) & (dotted >= part)
@@ -170,29 +173,26 @@ def _stop_ends(stream: Stream, words: Words, stop: Tensor, following: Tensor) ->
     bare = ~is_one_of(opened, "'?!", Code.OPEN_QUOTE, Code.CLOSER)
     abbreviated &= bare
     initial = bare & (size == 1) & (letter[:, 0] | (back[:, 0] == ord("_")))
-    number = bare & (num_leading(digit | is_one_of(back, ".,-")) >= size) & any_of(digit & prefix(size, _LOOK))
+    number = bare & (num_leading(is_one_of(back, _DIGITS + ".,-")) >= size) & any_of(is_one_of(back, _DIGITS) & prefix(size, _LOOK))
 
     head = stream.window(following, _LOOK)
     word = words.after.find(_first_word(stream, head))
     is_opener = word & After.OPENER > 0
-    upper, lower = lookup(tables.upper, head[:, 0]), lookup(tables.lower, head[:, 0])
+    upper, lower = lookup(stream.tables.upper, head[:, 0]), lookup(stream.tables.lower, head[:, 0])
     ends = ~abbreviated | initial & upper & is_opener
     ends |= abbreviated & ~initial & upper & (word > 0)
     ends &= ~((initial | number) & (lower | is_one_of(head[:, 0], ";:,.!?")))
     ends &= ~(initial & upper & ~is_opener)
-    together = bare & (whole & Before.TITLE > 0) & is_opener
-    counted = positions(bare & (whole & Before.BEFORE_NUMBER > 0))
-    together[counted] |= _is_number(head[counted])
-    return ends & ~together | any_of(is_one_of(back, "?!") & leading(black))
+    ends &= ~(bare & ((known & Before.BEFORE_NUMBER > 0) & _is_number(head) | (known & Before.TITLE > 0) & is_opener))
+    return ends | any_of(is_one_of(back, "?!") & leading(back > 32))
 
 
 def _first_word(stream: Stream, head: Tensor) -> Tensor:
     """Hash of the letters that each row opens with, 0 where the word goes on behind them."""
-    letters = leading(lookup(stream.tables.letter, head))
-    size = letters.sum(1)
+    size = num_leading(lookup(stream.tables.letter, head))
     after = head.gather(1, size.clamp(max=_LOOK - 1)[:, None]).squeeze(1)
-    ended = (after <= 32) | is_one_of(after, _SPLITS[0] + ",.", *_SPLITS[1:])
-    return torch.where(ended & (size > 0), hash_words(head, letters), 0)
+    ended = is_one_of(after, _ENDS[0] + ",.", *_ENDS[1:])
+    return torch.where(ended & (size > 0), hash_words(head, size), 0)
 
 
 def _is_number(head: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def _is_number(head: Tensor) -> Tensor:
     size = num_leading(part)
     after = head.gather(1, size.clamp(max=head.shape[1] - 1)[:, None]).squeeze(1)
     first = digit.gather(1, signed[:, None]).squeeze(1)
-    return first & ((after <= 32) | is_one_of(after, *_SPLITS))
+    return first & is_one_of(after, *_ENDS)
 
 
 def _goes_on(stream: Stream, words: Words, word: Tensor, stop: Tensor, following: Tensor, closed: Tensor) -> Tensor:
@@ -221,26 +221,24 @@ def _goes_on(stream: Stream, words: Words, word: Tensor, stop: Tensor, following
     marks = is_one_of(back, "\"'([*_", Code.OPEN_QUOTE) & inside
     # Opening marks at the front of the word are no part of it.
     lead = num_leading((marks | ~inside).flip(1)) - (_LOOK - size)
-    known = words.before.find(hash_words(back, prefix(size - lead, _LOOK)))
+    known = words.before.find(hash_words(back, size - lead))
     return goes_on | ~closed & (last == ord(".")) & (known & Before.BEFORE_LOWER > 0)
 
 
 def mend_numbering(stream: Stream, starts: Tensor) -> Tensor:
     """As `numbering.mend_numbering`, on indices of words: those behind the numbers of a list that counts 1, 2, ... move to the number."""
     before = starts - 1
-    head = stream.window(stream.word_start[before], 5)
-    length = stream.word_end[before] - stream.word_start[before]
+    begin, end = stream.word_start[before], stream.word_end[before]
+    at = positions((end - begin <= 4) & is_one_of(stream.at(end, -1), ".)"))
+    head = stream.window(begin[at], 4)
     opening = (head[:, 0] == ord("(")).to(torch.int64)
-    digits = (head >= 48) & (head <= 57)
-    first = head.gather(1, opening[:, None]).squeeze(1).to(torch.int64) - 48
-    second = head.gather(1, opening[:, None] + 1).squeeze(1).to(torch.int64) - 48
-    size = length - opening - 1
-    good = (first >= 0) & (first <= 9) & ((size == 1) | (size == 2) & (second >= 0) & (second <= 9))
-    good &= is_one_of(stream.at(stream.word_end[before] - 1), ".)") & digits.any(1)
-    at = positions(good)
+    size = end[at] - begin[at] - opening - 1
+    first, second = (head.gather(1, opening[:, None] + step).squeeze(1).to(torch.int64) - 48 for step in range(2))
+    good = positions((first >= 0) & (first <= 9) & ((size == 1) | (size == 2) & (second >= 0) & (second <= 9)))
+    at, size, first, second = at[good], size[good], first[good], second[good]
     if at.numel() < 2:
         return starts
-    number = torch.where(size[at] == 1, first[at], 10 * first[at] + second[at])
+    number = torch.where(size == 1, first, 10 * first + second)
     text = stream.text_of(stream.word_start[starts[at]])
     fresh = torch.ones_like(number, dtype=torch.bool)
     fresh[1:] = (number[1:] != number[:-1] + 1) | (text[1:] != text[:-1])

@@ -7,7 +7,7 @@ from itertools import takewhile
 import pytest
 import torch
 
-from srm.segmentation.characters import any_of, encode_text, leading, lookup, num_leading, prefix, to_codes
+from srm.segmentation.characters import Code, any_of, encode_text, leading, lookup, num_leading, prefix, to_codes
 
 
 @pytest.mark.parametrize("width", [1, 4, 6, 8, 13, 16])
@@ -43,3 +43,8 @@ def test_codes_of_characters() -> None:
     codes, begin = to_codes(torch.tensor([0x80, 0x61, 0x80, 0x62, 0xE3], dtype=torch.uint8))
     assert codes[:2].tolist() == [97, 98]
     assert begin.tolist() == [1, 3, 4]
+
+
+def test_only_white_space_is_128_and_above_less_33() -> None:
+    # What `Stream` finds its words by.
+    assert max(Code) < 33 + 128

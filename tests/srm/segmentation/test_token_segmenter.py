@@ -52,7 +52,16 @@ def test_the_table_of_cases(by_byte: TokenSegmenter) -> None:
 
 
 def test_a_response_does_not_depend_on_its_neighbours(by_byte: TokenSegmenter) -> None:
-    texts = ["Open:\n```python\nx = 1\n\ny = 2", "1. One. Then.\n2. Two.", "$$\na", "  ", "", "No. 5 is it. Yes", "é。「あ」い。う"]
+    texts = [
+        "Open:\n```python\nx = 1\n\ny = 2",
+        "1. One. Then.\n2. Two.",
+        "$$\na",
+        "  ",
+        "",
+        "No. 5 is it. Yes",
+        "é。「あ」い。う",
+        "Yes.\n①",
+    ]
     together = cut(by_byte, texts)
     assert together == [cut(by_byte, [text])[0] for text in texts]
     assert together[1] == ["1. One.", "Then.", "2. Two."]
