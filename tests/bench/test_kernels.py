@@ -96,6 +96,17 @@ def test_a_wrong_gradient_is_seen_too(kernels, case):
     assert "wrong" in kernels.verify(wrong, gather, expected)["problem"]
 
 
+def test_a_size_that_does_not_fit_does_not_end_the_run(kernels, tmp_path, monkeypatch):
+    def measure(case, *_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(kernels, "measure", measure)
+    monkeypatch.setattr(sys, "argv", ["kernels.py", "--smoke", "--op", "difference", "--output_dir", str(tmp_path)])
+    assert kernels.main() == 0
+    (cell,) = json.loads((tmp_path / "kernels_smoke.json").read_text())["cells"]
+    assert cell["skipped"] == "out of GPU memory"
+
+
 def test_what_raises_is_reported_and_the_others_go_on(kernels, case):
     softmax = case("segment_softmax")
     eager = softmax.providers["reference, eager"]
