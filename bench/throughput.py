@@ -33,6 +33,8 @@ from throughput_length import GROUP_TOKENS, length_contenders, length_summary, p
 from trainers import TRL, Turns, ours_trainer, trl_trainer
 from workloads import generated_groups, generated_pairs, read_pairs
 
+from srm.memory import keep_freed_memory
+
 PROVIDERS = (*OURS, *TRL, "hf-padded")
 MODES = {"train": (*OURS, *TRL), "score": (*OURS, "hf-padded"), "group": (*OURS, "hf-padded")}
 LENGTH_MODES = ("length", "length-train")
@@ -80,6 +82,9 @@ def _measure(mode: str, arguments: argparse.Namespace, models: Models, limit: fl
 
 def _measure_lengths(mode: str, arguments: argparse.Namespace, models: Models, limit: float, product: list[float]) -> dict[str, Any]:
     """Our model on rows of each length in turn."""
+    if models.device.type == "cpu":
+        # As the commands that score do. It cannot be undone, so these modes come last: peers run as they come.
+        keep_freed_memory()
     contenders = length_contenders(models, arguments.lengths, backward=mode == "length-train")
     rows = {length: contender.batches[0] for length, contender in contenders.items()}
     shortest = next(iter(rows.values()))
@@ -130,6 +135,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--providers needs `shared`, which all others are compared with")
     if any(length < 1 or length % GROUP_TOKENS for length in arguments.lengths):
         parser.error(f"--lengths: {', '.join(map(str, arguments.lengths))} are not all multiples of {GROUP_TOKENS}")
+    arguments.modes.sort(key=modes.index)
     return arguments
 
 

@@ -172,7 +172,8 @@ def test_launched_killed_and_launched_again(
     saved, output = tmp_path / "model", tmp_path / "out.jsonl"
     model.save_pretrained(saved)
     command = ["--model", str(saved), "--input", str(source), "--output", str(output), "--tokens_per_batch", "1"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m", "srm.cli.score", *command]
+    places = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *places, "-m", "srm.cli.score", *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     # One of two processes, killed with -9 in the middle of its share; the other finishes its own.
     victim, other = (
