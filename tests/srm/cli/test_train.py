@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from safetensors.torch import load_file
 from srm.cli.train import main
 from srm.modeling import SentenceRewardModel
 
-REPO = Path(__file__).parents[3]
 GOOD = ("The cat sat on the mat.", "It was warm there.", "Bread needs flour, water, salt and time.", "The bread is warm.", "It is warm.")
 
 
@@ -221,35 +218,18 @@ def test_nan_keeps_the_last_good_checkpoint(flags, tmp_path, capsys, monkeypatch
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(flags, pairs, tmp_path):
+def test_two_processes_are_one(flags, pairs, fork, tmp_path):
     """21 rows, four a step: the last step has one row, so the second process runs a filler. Slots of two rows run in several passes."""
     common = {"num_train_epochs": 2, "eval_dataset_name": pairs, "per_device_eval_batch_size": 4}
     assert main(flags(**common)) == 0
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")]),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-        "-m",
-        "srm.cli.train",
-    ]
-    result = subprocess.run(
-        [*launch, *flags(**common, per_device_train_batch_size=2, tokens_per_batch=150, output_dir=tmp_path / "two")],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "CUDA_VISIBLE_DEVICES": ""}
+    argv = flags(**common, per_device_train_batch_size=2, tokens_per_batch=150, output_dir=tmp_path / "two")
+    # As a launcher starts them.
+    ranks = [fork("srm.cli.train", *argv, output=tmp_path / str(rank), RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(2)]
+    for rank, process in enumerate(ranks):
+        process.join(300)
+        assert process.exitcode == 0, (tmp_path / f"{rank}.err").read_text()[-3000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "out"), rel=1e-5)
     states = [json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"] for name in ("out", "two")]
     names = ("accuracy", "margin", "chosen_reward_std", "sentences_per_response", "attention_entropy")
