@@ -54,9 +54,10 @@ def main() -> None:
                 if arguments.json:
                     arguments.json.parent.mkdir(parents=True, exist_ok=True)
                     arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            if arguments.json:
+                plot(result, arguments.json.with_suffix(".png"))
     print(table(result))
     if arguments.json:
-        plot(result, arguments.json.with_suffix(".png"))
         print(f"written: {arguments.json}, {arguments.json.with_suffix('.png')}")
 
 
@@ -142,7 +143,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
-    for axis, name, label in zip(axes, ("reward", "kl"), ("response reward", "KL from the reference, nats a response"), strict=True):
+    for axis, name, label in zip(axes, ("reward", "kl"), ("response reward", "KL, nats a response"), strict=True):
         for kind, colour in zip(KINDS, ("#2a6f97", "#bc6c25"), strict=True):
             runs = [run for run in result["runs"] if run["reward"] == kind]
             size = _pass(result, runs[0])
@@ -154,7 +155,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axis.set_xlabel("responses")
         axis.set_ylabel(label)
     axes[0].legend()
-    seeds = ", ".join(map(str, result["seeds"]))
+    seeds = ", ".join(map(str, sorted({run["seed"] for run in result["runs"]})))
     figure.suptitle(f"srm-rl, seeds {seeds}: mean and range of means over one pass over the prompts. {result['device']}", fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
