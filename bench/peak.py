@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["Peak", "measure_peak"]
+__all__ = ["Peak", "gigabytes", "measure_peak"]
 
 _PROCESS = Path("/proc/self")
 
@@ -39,6 +39,11 @@ def measure_peak(device: torch.device) -> Iterator[Peak]:
     yield peak
     if resettable:
         peak.bytes = _status("VmHWM") - before
+
+
+def gigabytes(size: int | None) -> float | None:
+    """Of bytes; None stays None."""
+    return None if size is None else size / 1e9
 
 
 def _reset_resident_peak() -> bool:

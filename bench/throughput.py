@@ -21,13 +21,13 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import environment
 import torch
-from peak import measure_peak
+from peak import Peak, gigabytes, measure_peak
 from providers import OURS, Batch, Contender, Models, Rows, hf_padded, ours
 from throughput_length import GROUP_TOKENS, length_contenders, length_summary, print_lengths
 from trainers import TRL, Turns, ours_trainer, trl_trainer
@@ -47,6 +47,9 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _arguments(argv)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device)
+    if device.type == "cpu":
+        # For all providers: what a system takes for fresh pages says nothing about them, and differs between systems.
+        keep_freed_memory()
     torch.manual_seed(0)
     arguments.pass_size = arguments.pass_size or (2 if device.type == "cpu" else arguments.batch_size)
     if arguments.batch_size % arguments.pass_size:
@@ -76,24 +79,20 @@ def _measure(mode: str, arguments: argparse.Namespace, models: Models, limit: fl
     rows = _rows(mode, arguments, models)
     with _contenders(mode, rows, arguments, models) as (contenders, chosen):
         errors = _check(mode, models, contenders, rows[: arguments.check])
-        rounds = _time(mode, models, contenders, chosen, limit, product)
-    return _summary(mode, models, contenders, rounds, rows, statistics.median(product), errors)
+        rounds, peaks = _time(mode, models, contenders, chosen, limit, product)
+    return _summary(mode, models, contenders, rounds, peaks, rows, statistics.median(product), errors)
 
 
 def _measure_lengths(mode: str, arguments: argparse.Namespace, models: Models, limit: float, product: list[float]) -> dict[str, Any]:
     """Our model on rows of each length in turn."""
-    if models.device.type == "cpu":
-        # As the commands that score do. It cannot be undone, so these modes come last: peers run as they come.
-        keep_freed_memory()
     contenders = length_contenders(models, arguments.lengths, backward=mode == "length-train")
     rows = {length: contender.batches[0] for length, contender in contenders.items()}
     shortest = next(iter(rows.values()))
     errors = _check(mode, models, {"shared": next(iter(contenders.values()))}, shortest.items[: arguments.check])
-    # On a GPU the first run of a length is the one that gets its memory from the driver.
-    chosen = {length: [shortest if models.device.type == "cpu" else row, *[row] * arguments.rounds] for length, row in rows.items()}
-    rounds = _time(mode, models, contenders, chosen, limit, product)
+    chosen = {length: [row] * (1 + arguments.rounds) for length, row in rows.items()}
+    rounds, peaks = _time(mode, models, contenders, chosen, limit, product)
     operations = (6 if mode == "length-train" else 2) * models.num_weights
-    return length_summary(rounds, operations=operations, product=statistics.median(product), errors=errors)
+    return length_summary(rounds, peaks, operations=operations, product=statistics.median(product), errors=errors)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -210,24 +209,28 @@ def _check(mode: str, models: Models, contenders: dict[str, Contender], rows: Ro
 
 def _time(
     mode: str, models: Models, contenders: dict[str, Contender], chosen: dict[str, list[Batch]], limit: float, product: list[float]
-) -> dict[str, list[dict[str, Any]]]:
-    """Seconds, tokens and peak memory of each timed batch, by provider; all providers run once a round."""
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int | None]]:
+    """Seconds and tokens of each timed batch, by provider, and the peak memory of the warm-up's; all providers run once a round."""
     start = time.monotonic()
     names = list(contenders)
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    peaks: dict[str, int | None] = {}
     rounds = min(map(len, chosen.values()))
     for i in range(rounds):
         began = time.monotonic()
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            record = _run(models.device, contenders[name], chosen[name][i])
+            with measure_peak(models.device) if i == 0 else nullcontext(Peak()) as peak:
+                record = _run(models.device, contenders[name], chosen[name][i])
             _say(f"{mode} {'warm-up' if i == 0 else f'{i}/{rounds - 1}'}  {name:12} {record['tokens']:7} tokens {record['seconds']:7.2f} s")
             if i:
                 measured[name].append(record)
+            else:
+                peaks[name] = peak.bytes
         product.append(_product(models))
         now = time.monotonic()
         if i >= 2 and now - start + (now - began) > limit:
             break
-    return measured
+    return measured, peaks
 
 
 def _run(device: torch.device, contender: Contender, batch: Batch) -> dict[str, Any]:
@@ -238,15 +241,14 @@ def _run(device: torch.device, contender: Contender, batch: Batch) -> dict[str, 
         seen.append((args[0] if args else kwargs["input_ids"]).numel())
 
     hook = contender.backbone.register_forward_pre_hook(count, with_kwargs=True)
-    with measure_peak(device) as peak:
-        _wait(device)
-        start = time.perf_counter()
-        contender.run(batch)
-        _wait(device)
-        seconds = time.perf_counter() - start
+    _wait(device)
+    start = time.perf_counter()
+    contender.run(batch)
+    _wait(device)
+    seconds = time.perf_counter() - start
     hook.remove()
     assert sum(seen) == batch.tokens, f"{sum(seen)} tokens went through the backbone, and {batch.tokens} were claimed"
-    return {"seconds": seconds, "tokens": batch.tokens, "real_tokens": batch.real_tokens, "peak_bytes": peak.bytes}
+    return {"seconds": seconds, "tokens": batch.tokens, "real_tokens": batch.real_tokens}
 
 
 def _product(models: Models) -> float:
@@ -270,6 +272,7 @@ def _summary(
     models: Models,
     contenders: dict[str, Contender],
     rounds: dict[str, list[dict[str, Any]]],
+    peaks: dict[str, int | None],
     rows: Rows,
     product: float,
     errors: dict[str, float],
@@ -289,13 +292,12 @@ def _summary(
         per_token = [record["seconds"] / record["tokens"] for record in rounds[name]]
         per_unit[name] = [seconds * tokens_per_unit[name] for seconds in per_token]
         seconds = statistics.median(per_unit[name])
-        peaks = [record["peak_bytes"] for record in rounds[name] if record["peak_bytes"] is not None]
         providers[name] = {
             f"{unit}_per_second": 1 / seconds,
             "real_tokens_per_second": real_per_unit / seconds,
             "tokens_run_per_real_token": run / real,
             "utilisation": flops / statistics.median(per_token) / product,
-            "peak_gb": max(peaks) / 1e9 if peaks else None,
+            "peak_gb": gigabytes(peaks[name]),
             "reward_error": errors[name],
             "note": contender.note,
             "rounds": rounds[name],

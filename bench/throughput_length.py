@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from peak import gigabytes
 from providers import Batch, Contender, Models, ours
 from workloads import generated_groups, real_tokens
 
@@ -53,7 +54,7 @@ def _training(models: Models) -> Contender:
 
 
 def length_summary(
-    rounds: dict[str, list[dict[str, Any]]], *, operations: float, product: float, errors: dict[str, float]
+    rounds: dict[str, list[dict[str, Any]]], peaks: dict[str, int | None], *, operations: float, product: float, errors: dict[str, float]
 ) -> dict[str, Any]:
     """Of each length, the seconds of a token at the median, and round by round against the shortest.
 
@@ -64,14 +65,13 @@ def length_summary(
     lengths = {}
     for length, seconds in per_token.items():
         relative = [ours / theirs for ours, theirs in zip(seconds, shortest, strict=True)]
-        peaks = [record["peak_bytes"] for record in rounds[length] if record["peak_bytes"] is not None]
         lengths[length] = {
             "seconds_per_token": statistics.median(seconds),
             "relative": statistics.median(relative),
             "low": min(relative),
             "high": max(relative),
             "utilisation": operations / statistics.median(seconds) / product,
-            "peak_gb": max(peaks) / 1e9 if peaks else None,
+            "peak_gb": gigabytes(peaks[length]),
             "rounds": rounds[length],
         }
     return {"sequences": f"{_SIZE} responses of {_RESPONSE} tokens to prompts of {_PROMPT}", "lengths": lengths, "reward_error": errors}
