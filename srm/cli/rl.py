@@ -40,9 +40,12 @@ def train(argv: Sequence[str]) -> None:
     from rich.console import Console
 
     from srm.cli.progress import StepBar
+    from srm.memory import keep_freed_memory
     from srm.rl.build import build_trainer, make_accelerator
 
     accelerator = make_accelerator(config)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     console = Console(quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
     checkpoint = _settle_output_dir(config, accelerator)
     if checkpoint is not None:
