@@ -152,7 +152,11 @@ def ours_rewards(models: Models, model: SentenceRewardModel, rows: Rows, packing
 def ours_tokens(rows: Rows, packing: PackingMode) -> int:
     """Tokens that `rows` are as one batch."""
     return {
-        "shared": lambda: sum(row.num_tokens for row in rows),
+        # Equal prompts of several rows run once.
+        "shared": lambda: (
+            sum({row.prompt_ids.tobytes(): len(row.prompt_ids) for row in rows}.values())
+            + sum(len(response.ids) for row in rows for response in row.responses)
+        ),
         "packed": lambda: real_tokens(rows),
         "none": lambda: padded_tokens(rows),
     }[packing]()

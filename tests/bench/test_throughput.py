@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -137,3 +138,13 @@ def test_peak_is_what_the_block_held(load: Any) -> None:
         if peak.bytes is None:
             pytest.skip("this system does not let a process reset its peak memory")
         assert peak.bytes == pytest.approx(megabytes * 1e6, rel=0.2)
+
+
+def test_a_prompt_of_several_rows_is_counted_once_where_it_runs_once(load: Any) -> None:
+    providers, workloads = load("providers"), load("workloads")
+    models = providers.Models("random-tiny", dtype=torch.float32, device=torch.device("cpu"))
+    first, second = workloads.generated_pairs(2, vocabulary=300, max_length=64)
+    rows = [first, dataclasses.replace(second, prompt_ids=first.prompt_ids)]
+    contender = providers.ours(models, rows, packing="shared", budget=10_000)
+    load("throughput")._run(torch.device("cpu"), contender, contender.batches[0])
+    assert contender.batches[0].tokens == sum(row.num_tokens for row in rows) - len(first.prompt_ids)
