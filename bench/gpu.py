@@ -89,7 +89,8 @@ def gpu_parts(output_dir: Path, source: str | None) -> list[Part]:
     ]
     if (bench / "throughput.py").exists():
         outputs = ("--json", str(output_dir / "throughput.json"), "--plot", str(output_dir / "throughput.png"))
-        model = ("--model", "random-llama-1b", "--device", "cuda", "--minutes", MINUTES)
+        modes = ("--modes", "train,score,group,length,length-train")
+        model = ("--model", "random-llama-1b", "--device", "cuda", "--minutes", MINUTES, *modes)
         parts.append(Part(name="throughput", command=(python, str(bench / "throughput.py"), *model, *outputs)))
     return parts
 

@@ -16,6 +16,7 @@ docs/throughput.md says what each number means.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import sys
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # For all providers: what a system takes for fresh pages says nothing about them, and differs between systems.
         keep_freed_memory()
     torch.manual_seed(0)
-    arguments.pass_size = arguments.pass_size or (2 if device.type == "cpu" else arguments.batch_size)
+    arguments.pass_size = arguments.pass_size or arguments.batch_size
     if arguments.batch_size % arguments.pass_size:
         sys.exit(f"throughput: --batch_size {arguments.batch_size} is not a multiple of --pass_size {arguments.pass_size}")
     models = Models(arguments.model, dtype=getattr(torch, arguments.dtype), device=device)
@@ -98,7 +99,9 @@ def _measure_lengths(mode: str, arguments: argparse.Namespace, models: Models, l
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     listed = {"type": lambda text: text.split(",")}
-    parser.add_argument("--providers", default=list(PROVIDERS), **listed, help=f"comma-separated: {','.join(PROVIDERS)} (default: all)")
+    parser.add_argument(
+        "--providers", **listed, help=f"comma-separated: {','.join(PROVIDERS)} (default: all; without trl's where it is not installed)"
+    )
     modes = (*MODES, *LENGTH_MODES)
     parser.add_argument("--modes", default=list(MODES), **listed, help=f"comma-separated: {','.join(modes)} (default: {','.join(MODES)})")
     parser.add_argument("--model", default="smollm2-135m", help="name, folder, random-llama-1b or random-tiny (default: %(default)s)")
@@ -106,9 +109,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=512, help="rows in the epoch that batches are drawn from (default: %(default)s)")
     parser.add_argument("--max_length", type=int, default=1024)
     parser.add_argument("--batch_size", type=int, default=8, help="pairs in a training step (default: %(default)s)")
-    parser.add_argument(
-        "--pass_size", type=int, help="pairs of one forward pass of our trainer (default: 2 on a CPU, --batch_size on a GPU)"
-    )
+    parser.add_argument("--pass_size", type=int, help="pairs of one forward pass of our trainer (default: --batch_size)")
     parser.add_argument("--tokens_per_batch", type=int, default=8192, help="tokens of a scoring batch (default: %(default)s)")
     parser.add_argument("--group", default="16x256x1024", help="responses x their mean tokens x prompt tokens (default: %(default)s)")
     parser.add_argument(
@@ -127,6 +128,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args(argv)
+    if arguments.providers is None:
+        installed = importlib.util.find_spec("trl") is not None
+        arguments.providers = [name for name in PROVIDERS if installed or name not in TRL]
+        if not installed:
+            _say("trl is not installed: its trainers are left out")
     for name, known in (("providers", PROVIDERS), ("modes", modes)):
         if unknown := set(getattr(arguments, name)) - set(known):
             parser.error(f"--{name}: {', '.join(sorted(unknown))} is unknown, choose from {', '.join(known)}")

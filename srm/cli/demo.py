@@ -102,10 +102,13 @@ def demo(settings: DemoSettings, console: Console) -> GeneratedResult:
         highlight=False,
     )
 
+    from srm.memory import keep_freed_memory
     from srm.training import RewardConfig
 
     config = _config(settings, folder)
     assert isinstance(config, RewardConfig)
+    if config.device.type == "cpu":
+        keep_freed_memory()
     model = _load(settings, config)
     console.print(f"[bold]2/4[/] {settings.model_name_or_path} on {config.device.type}, {_precision(config)}", highlight=False)
     before = _measure(model, test, config, console, "Before training")

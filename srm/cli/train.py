@@ -55,6 +55,10 @@ def train(argv: Sequence[str]) -> None:
     from srm.training.trainer import SentenceRewardTrainer, reward_model_of
 
     # The head and a boundary token's row begin at random: the same in every run with this seed, and in every process.
+    if config.device.type == "cpu":
+        from srm.memory import keep_freed_memory
+
+        keep_freed_memory()
     set_seed(config.seed)
     with config.main_process_first(desc="loading the model"):
         model = build_model(model_arguments, config)

@@ -148,3 +148,10 @@ def test_a_prompt_of_several_rows_is_counted_once_where_it_runs_once(load: Any) 
     contender = providers.ours(models, rows, packing="shared", budget=10_000)
     load("throughput")._run(torch.device("cpu"), contender, contender.batches[0])
     assert contender.batches[0].tokens == sum(row.num_tokens for row in rows) - len(first.prompt_ids)
+
+
+def test_without_trl_its_trainers_are_left_out_aloud(load: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    throughput = load("throughput")
+    monkeypatch.setattr(throughput.importlib.util, "find_spec", lambda name: None)
+    assert throughput._arguments([]).providers == ["shared", "packed", "none", "hf-padded"]
+    assert "trl is not installed" in capsys.readouterr().err

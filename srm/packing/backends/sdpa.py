@@ -5,12 +5,11 @@ Shape letters: `H` query heads, `G` key and value heads, `T` tokens, `E` head wi
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from srm.packing.backends.cpu_backward import CpuAttention, is_worth_it
 from srm.packing.backends.need import Need
 from srm.packing.plan import QUERY_BLOCK, AttentionPlan
 
@@ -45,6 +44,9 @@ def attend(
     if query.is_cuda:
         # With shared key heads and a mask, or in fp32, torch 2.11 takes a kernel there that writes the whole matrix of scores.
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    elif query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # As autocast would for every segment, and a parent's keys are cast once.
+        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
     # `split` and not slices: its backward writes each gradient once, where every slice would fill a zero tensor of T tokens.
     queries, keys, values = (x.split(plan.lengths, dim=2) for x in (query, key, value))
     outputs = []
@@ -61,11 +63,10 @@ def _attend_segment(
 ) -> list[Tensor]:
     """The last rows of a causal attention over `key`, in one block or several."""
     rows, columns = query.shape[2], key.shape[2]
-    settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     if window is not None and window >= columns:
         window = None
     if rows == columns and window is None:
-        return [scaled_dot_product_attention(query, key, value, is_causal=True, **settings)]
+        return [_sdpa(query, key, value, None, scaling=scaling, dropout=dropout)]
     dtype = torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else query.dtype
     outputs = []
     for start in range(0, rows, QUERY_BLOCK):
@@ -77,9 +78,16 @@ def _attend_segment(
         mask = plan.mask(stop - start, prefix - first, window, dtype, query.device)
         if mask.is_cuda:  # its kernels read masks in aligned vectors, and a view into the shared matrix starts anywhere
             mask = mask.contiguous()
-        outputs.append(
-            scaled_dot_product_attention(
-                query[:, :, start:stop], key[:, :, first:last], value[:, :, first:last], attn_mask=mask, **settings
-            )
-        )
+        seen = slice(first, last)
+        outputs.append(_sdpa(query[:, :, start:stop], key[:, :, seen], value[:, :, seen], mask, scaling=scaling, dropout=dropout))
     return outputs
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float | None, dropout: float) -> Tensor:
+    """Causal where there is no mask."""
+    if is_worth_it(query, key, value, dropout):
+        return CpuAttention.apply(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    shared = query.shape[1] != key.shape[1]
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling, enable_gqa=shared
+    )
