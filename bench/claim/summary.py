@@ -102,7 +102,7 @@ def plot(rows: Mapping[str, dict[str, Any]], path: Path, title: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(MEASURES), figsize=(4 * len(MEASURES), 0.32 * len(rows) + 1.6), squeeze=False)
+    figure, axes = plt.subplots(1, len(MEASURES), figsize=(5 * len(MEASURES), 0.32 * len(rows) + 1.6), squeeze=False)
     for axis, (measure, heading) in zip(axes[0], MEASURES.items(), strict=True):
         shown = [(name, row[measure]) for name, row in rows.items() if measure in row]
         for place, (name, found) in enumerate(reversed(shown)):
