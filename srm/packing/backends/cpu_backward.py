@@ -1,7 +1,7 @@
 """Attention on a CPU in 16 bits whose backward pass runs as matrix products.
 
-torch's own kernel is fast forward and three to ten times slower backward: it took half of a training step of SmolLM2 on two cores with
-AMX. In fp32 it is the faster one.
+torch's own kernel is fast forward and slow backward, where it was the largest part of a training step of SmolLM2 on two cores with AMX
+(docs/packing.md has times).
 
 Shape letters: `H` query heads, `G` key and value heads, `R` = H / G, `L` queries, `C` keys, `E` head width.
 """
