@@ -46,8 +46,9 @@ class CpuAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # Scores are computed in fp32, whatever autocast would have: the forward kernel adds them up in fp32 too.
+        query, key, value, output, mask = ctx.saved_tensors
         with torch.autocast("cpu", enabled=False):
-            return (*_gradients(*ctx.saved_tensors, grad, ctx.scale), None, None)
+            return (*_gradients(query, key, value, output, mask, grad, ctx.scale), None, None)
 
 
 def _gradients(
