@@ -15,8 +15,8 @@ _SETTINGS = {"M_TRIM_THRESHOLD": (-1, -1), "M_MMAP_MAX": (-4, 0), "M_ARENA_MAX":
 def keep_freed_memory() -> bool:
     """Have the C library keep what is freed for the next allocation; for a process that computes on the CPU and does little else.
 
-    Else glibc hands large blocks back at once, and in every layer of a long packed row the system clears pages anew: a quarter of the
-    time of a pass. The process then stays as large as it has ever been.
+    Else glibc hands large blocks back at once, and in every layer of a long packed row the system clears pages anew.
+    The process then stays as large as it has ever been.
 
     Returns whether it is so: only glibc, on Linux, can be told. To be called before other threads start.
     """

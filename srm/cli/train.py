@@ -50,15 +50,14 @@ def train(argv: Sequence[str]) -> None:
 
     from transformers import EarlyStoppingCallback, set_seed
 
+    from srm.memory import keep_freed_memory
     from srm.training.build import build_model
     from srm.training.record import changes_since, write_record
     from srm.training.trainer import SentenceRewardTrainer, reward_model_of
 
-    # The head and a boundary token's row begin at random: the same in every run with this seed, and in every process.
     if config.device.type == "cpu":
-        from srm.memory import keep_freed_memory
-
         keep_freed_memory()
+    # The head and a boundary token's row begin at random: the same in every run with this seed, and in every process.
     set_seed(config.seed)
     with config.main_process_first(desc="loading the model"):
         model = build_model(model_arguments, config)
