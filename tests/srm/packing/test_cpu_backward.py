@@ -60,7 +60,7 @@ def test_gradients_are_as_near_to_fp64_as_torchs_own(
         assert mine < max(1.5 * other, torch.finfo(dtype).eps)
 
 
-def test_packed_training_in_16_bits_takes_it_and_fp32_and_scoring_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_training_in_16_bits_takes_it_and_fp32_scoring_and_one_thread_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[torch.dtype] = []
     real = CpuAttention.apply
 
@@ -69,6 +69,7 @@ def test_packed_training_in_16_bits_takes_it_and_fp32_and_scoring_do_not(monkeyp
         return real(query, *rest)
 
     monkeypatch.setattr(CpuAttention, "apply", apply)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     plan = AttentionPlan(lengths=(5, 3, 4), parents=(-1, 0, 0))
     settings = {"scaling": 0.25, "dropout": 0.0, "window": None}
     inputs = _inputs(4, 2, 12, 12, torch.float32)
@@ -83,6 +84,9 @@ def test_packed_training_in_16_bits_takes_it_and_fp32_and_scoring_do_not(monkeyp
         assert a.dtype == torch.float32
         assert (a - b).norm() < 0.03 * b.norm()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        sdpa.attend(*inputs, plan, **settings)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    with torch.autocast("cpu", torch.bfloat16):
         sdpa.attend(*inputs, plan, **settings)
     assert len(calls) == 3
 
