@@ -1,6 +1,6 @@
 """Attention on a CPU in 16 bits whose backward pass runs as matrix products.
 
-torch's own kernel is fast forward, and gains next to nothing from a second thread backward, where it was the largest part of a training step
+torch's own kernel is fast forward, and gains nearly nothing from a second thread backward, where it was the largest part of a training step
 of SmolLM2 on two cores with AMX. On one thread the two take about as long, and long segments less in torch's.
 
 Shape letters: `H` query heads, `G` key and value heads, `R` = H / G, `L` queries, `C` keys, `E` head width.
