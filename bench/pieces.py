@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from srm.memory import keep_freed_memory
 from srm.packing.backends.sdpa import attend
 from srm.packing.plan import AttentionPlan
 from srm.segmentation import make_segmenter
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(1)
     result = {
         **environment.describe(),

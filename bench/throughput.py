@@ -103,7 +103,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--providers", **listed, help=f"comma-separated: {','.join(PROVIDERS)} (default: all; without trl's where it is not installed)"
     )
     modes = (*MODES, *LENGTH_MODES)
-    parser.add_argument("--modes", default=list(MODES), **listed, help=f"comma-separated: {','.join(modes)} (default: {','.join(MODES)})")
+    parser.add_argument(
+        "--modes",
+        **listed,
+        help=f"comma-separated: {','.join(modes)} (default: {','.join(MODES)}; without train where greenlet is missing)",
+    )
     parser.add_argument("--model", default="smollm2-135m", help="name, folder, random-llama-1b or random-tiny (default: %(default)s)")
     parser.add_argument("--input", help="pairs in any form that srm-train reads; generated ones where it is not given")
     parser.add_argument("--pairs", type=int, default=512, help="rows in the epoch that batches are drawn from (default: %(default)s)")
@@ -129,10 +133,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args(argv)
     if arguments.providers is None:
-        installed = importlib.util.find_spec("trl") is not None
-        arguments.providers = [name for name in PROVIDERS if installed or name not in TRL]
-        if not installed:
-            _say("trl is not installed: its trainers are left out")
+        arguments.providers = _installed(PROVIDERS, needs="trl", names=TRL, what="its trainers are")
+    if arguments.modes is None:
+        arguments.modes = _installed(tuple(MODES), needs="greenlet", names=("train",), what="training is")
     for name, known in (("providers", PROVIDERS), ("modes", modes)):
         if unknown := set(getattr(arguments, name)) - set(known):
             parser.error(f"--{name}: {', '.join(sorted(unknown))} is unknown, choose from {', '.join(known)}")
@@ -142,6 +145,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--lengths: {', '.join(map(str, arguments.lengths))} are not all multiples of {GROUP_TOKENS}")
     arguments.modes.sort(key=modes.index)
     return arguments
+
+
+def _installed(choices: Sequence[str], *, needs: str, names: Sequence[str], what: str) -> list[str]:
+    """`choices`, without those of `names` where the package that they need is missing."""
+    if importlib.util.find_spec(needs) is not None:
+        return list(choices)
+    _say(f"{needs} is not installed: {what} left out")
+    return [choice for choice in choices if choice not in names]
 
 
 def _rows(mode: str, arguments: argparse.Namespace, models: Models) -> Rows:

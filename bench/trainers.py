@@ -1,13 +1,14 @@
 """Who trains: our trainer in each packing mode, and trl's RewardTrainer as it comes and grouped by length, step by step in turn.
 
-Each trainer runs its own `train()` in a thread of its own and waits at the end of every step until it is its turn again, so that what is
-timed is all that the trainer does for a step: collating, both passes, clipping, the optimizer.
+Each trainer runs its own `train()` and hands over at the end of every step, so that what is timed is all that the trainer does for a step:
+collating, both passes, clipping, the optimizer. They are greenlets and not threads, because each thread would have OpenMP threads of its
+own: with more of them than cores OpenMP lets those that wait sleep, and every small operation then pays for waking one. No user of one
+trainer sees that, and a trainer of many small operations suffers more.
 """
 
 from __future__ import annotations
 
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,48 +30,27 @@ class Turns(TrainerCallback):
     """Runs `trainer.train()` a step at a time."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
-        self._stopping = False
-        self._error: BaseException | None = None
+        from greenlet import greenlet
+
         self._trainer = trainer
-        self._threads = torch.get_num_threads()
-        self._thread: threading.Thread | None = None
+        self._training = greenlet(trainer.train)
+        self._stopping = False
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(self)
 
     def step(self, _: Batch) -> None:
-        """One optimizer step; the first call also sets the training up."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._train, daemon=True)
-            self._thread.start()
-        self._go.release()
-        self._done.acquire()
-        if self._error is not None:
-            raise self._error
+        """One optimizer step; the first call also sets the training up. What the training raises is raised here."""
+        self._training.switch()
 
     def close(self) -> None:
         """End the training at its next step."""
-        if self._thread is not None and self._thread.is_alive():
-            self._stopping = True
-            self._go.release()
-            self._thread.join()
-
-    def _train(self) -> None:
-        # The number of OpenMP threads belongs to the thread that sets it.
-        torch.set_num_threads(self._threads)
-        try:
-            self._trainer.train()
-        except BaseException as error:
-            self._error = error
-        self._done.release()
-
-    def on_train_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        self._go.acquire()
+        self._stopping = True
+        while self._training:  # begun and not at its end
+            self._training.switch()
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         if not self._stopping:
-            self._done.release()
-            self._go.acquire()
+            self._training.parent.switch()
         control.should_training_stop = control.should_training_stop or self._stopping
         return control
 

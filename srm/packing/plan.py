@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -81,6 +82,12 @@ class AttentionPlan:
                 has_parents=any(parent >= 0 for parent in self.parents),
             )
         return self._key_rows[device]
+
+    @cached_property
+    def rows(self) -> tuple[slice, ...]:
+        """Where each segment's tokens are [S]."""
+        ends = list(accumulate(self.lengths))
+        return tuple(slice(end - length, end) for end, length in zip(ends, self.lengths, strict=True))
 
     def prefix(self, segment: int) -> int:
         """Keys that precede the segment's own: the length of its parent."""

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import importlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_every_mode_end_to_end(load: Any, tmp_path: Path) -> None:
     pytest.importorskip("trl", reason="trl is one of the providers")
+    pytest.importorskip("greenlet", reason="the trainers are greenlets")
     load("throughput").main([*TINY, "--json", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.png")])
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads((tmp_path / "out.json").read_text())
@@ -150,8 +152,32 @@ def test_a_prompt_of_several_rows_is_counted_once_where_it_runs_once(load: Any) 
     assert contender.batches[0].tokens == sum(row.num_tokens for row in rows) - len(first.prompt_ids)
 
 
-def test_without_trl_its_trainers_are_left_out_aloud(load: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_what_is_not_installed_is_left_out_aloud(load: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     throughput = load("throughput")
     monkeypatch.setattr(throughput.importlib.util, "find_spec", lambda name: None)
-    assert throughput._arguments([]).providers == ["shared", "packed", "none", "hf-padded"]
-    assert "trl is not installed" in capsys.readouterr().err
+    arguments = throughput._arguments([])
+    assert arguments.providers == ["shared", "packed", "none", "hf-padded"]
+    assert arguments.modes == ["score", "group"]
+    said = capsys.readouterr().err
+    assert "trl is not installed" in said
+    assert "greenlet is not installed" in said
+
+
+def test_trainers_run_in_turns_in_one_thread(load: Any) -> None:
+    pytest.importorskip("greenlet", reason="the trainers are greenlets")
+    trainers = load("trainers")
+    models = load("providers").Models("random-tiny", dtype=torch.float32, device=torch.device("cpu"))
+    rows = load("workloads").generated_pairs(8, vocabulary=300, max_length=64)
+    made = [
+        trainers.ours_trainer(models, rows, packing=packing, batch_size=4, pass_size=4, choose=lambda batches: batches)
+        for packing in ("shared", "packed")
+    ]
+    threads = threading.active_count()
+    for step in (1, 2):
+        for contender, chosen, turns in made:
+            contender.run(chosen[step - 1])
+            assert turns._trainer.state.global_step == step
+    assert threading.active_count() == threads
+    for _, _, turns in made:
+        turns.close()
+        assert turns._trainer.state.global_step == 2

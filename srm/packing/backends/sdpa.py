@@ -5,11 +5,14 @@ Shape letters: `H` query heads, `G` key and value heads, `T` tokens, `E` head wi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
-from srm.packing.backends.cpu_backward import CpuAttention, is_worth_it
+from srm.packing.backends import cpu_backward
 from srm.packing.backends.need import Need
 from srm.packing.plan import QUERY_BLOCK, AttentionPlan
 
@@ -47,6 +50,31 @@ def attend(
     elif query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         # As autocast would for every segment, and a parent's keys are cast once.
         query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if cpu_backward.is_worth_it(query, key, value, dropout):
+        return _CpuAttention.apply(query, key, value, plan, scale, window)
+    return _attend(query, key, value, plan, scale=scale, dropout=dropout, window=window)
+
+
+class _CpuAttention(torch.autograd.Function):
+    """`_attend` with a backward pass of our own."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float, window: int | None) -> Tensor:
+        output = _attend(query, key, value, plan, scale=scale, dropout=0.0, window=window)
+        ctx.save_for_backward(query, key, value, output)
+        ctx.settings = plan, scale, window
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output = ctx.saved_tensors
+        plan, scale, window = ctx.settings
+        return (*cpu_backward.gradients(query, key, value, output, grad, plan, scale=scale, window=window), None, None, None)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, *, scale: float, dropout: float, window: int | None) -> Tensor:
     # `split` and not slices: its backward writes each gradient once, where every slice would fill a zero tensor of T tokens.
     queries, keys, values = (x.split(plan.lengths, dim=2) for x in (query, key, value))
     outputs = []
@@ -54,19 +82,19 @@ def attend(
         k, v = keys[segment], values[segment]
         if parent >= 0:
             k, v = torch.cat([keys[parent], k], dim=2), torch.cat([values[parent], v], dim=2)
-        outputs += _attend_segment(queries[segment], k, v, plan, scaling=scaling, dropout=dropout, window=window)
+        outputs += _attend_segment(queries[segment], k, v, plan, scale=scale, dropout=dropout, window=window)
     return torch.cat([output.transpose(1, 2) for output in outputs], dim=1)
 
 
 def _attend_segment(
-    query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, *, scaling: float | None, dropout: float, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, *, scale: float, dropout: float, window: int | None
 ) -> list[Tensor]:
     """The last rows of a causal attention over `key`, in one block or several."""
     rows, columns = query.shape[2], key.shape[2]
     if window is not None and window >= columns:
         window = None
     if rows == columns and window is None:
-        return [_sdpa(query, key, value, None, scaling=scaling, dropout=dropout)]
+        return [_sdpa(query, key, value, None, scale=scale, dropout=dropout)]
     dtype = torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else query.dtype
     outputs = []
     for start in range(0, rows, QUERY_BLOCK):
@@ -79,15 +107,13 @@ def _attend_segment(
         if mask.is_cuda:  # its kernels read masks in aligned vectors, and a view into the shared matrix starts anywhere
             mask = mask.contiguous()
         seen = slice(first, last)
-        outputs.append(_sdpa(query[:, :, start:stop], key[:, :, seen], value[:, :, seen], mask, scaling=scaling, dropout=dropout))
+        outputs.append(_sdpa(query[:, :, start:stop], key[:, :, seen], value[:, :, seen], mask, scale=scale, dropout=dropout))
     return outputs
 
 
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float | None, dropout: float) -> Tensor:
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float, dropout: float) -> Tensor:
     """Causal where there is no mask."""
-    if is_worth_it(query, key, value, dropout):
-        return CpuAttention.apply(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
     shared = query.shape[1] != key.shape[1]
     return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling, enable_gqa=shared
+        query, key, value, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scale, enable_gqa=shared
     )

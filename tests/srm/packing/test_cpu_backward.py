@@ -5,94 +5,99 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from srm.packing.backends import sdpa
-from srm.packing.backends.cpu_backward import BLOCK, CpuAttention
+from srm.packing.backends import cpu_backward, sdpa
+from srm.packing.backends.cpu_backward import BLOCK
 from srm.packing.plan import AttentionPlan
 
-
-def _inputs(heads: int, groups: int, rows: int, columns: int, dtype: torch.dtype) -> list[Tensor]:
-    torch.manual_seed(rows + columns)
-    shapes = ((heads, rows), (groups, columns), (groups, columns))
-    return [torch.randn(1, h, n, 16).mul(2).to(dtype).requires_grad_() for h, n in shapes]
+SCALE = 0.2  # no power of two, which would be exact in every dtype
 
 
-def _mask(rows: int, columns: int, window: int | None) -> Tensor:
-    distance = torch.arange(rows)[:, None] + columns - rows - torch.arange(columns)
-    hidden = (distance < 0) | (distance >= (window or columns))
-    return torch.zeros(rows, columns).masked_fill(hidden, -torch.inf)
+def _inputs(heads: int, groups: int, plan: AttentionPlan, dtype: torch.dtype) -> list[Tensor]:
+    torch.manual_seed(plan.num_tokens)
+    # As a projection leaves them: heads innermost.
+    shapes = ((1, plan.num_tokens, h, 16) for h in (heads, groups, groups))
+    return [torch.randn(shape).mul(2).to(dtype).transpose(1, 2).requires_grad_() for shape in shapes]
 
 
-def _errors(inputs: list[Tensor], grad: Tensor, mask: Tensor, output: Tensor) -> list[float]:
-    """Of output and gradients, relative to attention in fp64."""
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    k, v = (x.repeat_interleave(exact[0].shape[1] // x.shape[1], dim=1) for x in exact[1:])
-    expected = torch.softmax(exact[0] @ k.mT / 4 + mask, -1) @ v
-    pairs = zip(
-        (output, *torch.autograd.grad(output, inputs, grad)), (expected, *torch.autograd.grad(expected, exact, grad.double())), strict=True
-    )
-    return [((a.double() - b).norm() / b.norm()).item() for a, b in pairs]
+def _exact(inputs: list[Tensor], plan: AttentionPlan, window: int | None) -> Tensor:
+    """[1, T, H, E]: one dense matrix of scores, every key of every segment in it."""
+    q, k, v = inputs
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    seen = torch.zeros(plan.num_tokens, plan.num_tokens, dtype=torch.bool)
+    for segment, (rows, parent) in enumerate(zip(plan.rows, plan.parents, strict=True)):
+        columns = torch.arange(plan.num_tokens)
+        of_segment = columns[rows]
+        if parent >= 0:
+            of_segment = torch.cat([columns[plan.rows[parent]], of_segment])
+        for i, row in enumerate(columns[rows]):
+            sees = plan.prefix(segment) + i + 1
+            seen[row, of_segment[max(0, sees - (window or sees)) : sees]] = True
+    return ((q @ k.mT * SCALE).masked_fill(~seen, -torch.inf).softmax(-1) @ v).transpose(1, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("heads", "groups", "rows", "prefix", "window"),
+    ("heads", "groups", "lengths", "parents", "window"),
     [
-        (6, 2, 7, 0, None),
-        (4, 4, 1, 5, None),
-        (6, 3, 40, 21, None),
-        (2, 1, BLOCK + 33, 0, None),
-        (2, 1, BLOCK + 9, 70, None),
-        (4, 2, 60, 30, 11),
+        (6, 2, (7,), (-1,), None),
+        (4, 4, (5, 1, 1), (-1, 0, 0), None),
+        (6, 3, (21, 40, 9, 13, 30), (-1, 0, 0, -1, 3), None),
+        (2, 1, (BLOCK + 33,), (-1,), None),
+        (2, 1, (70, BLOCK + 9, 20), (-1, 0, 0), None),
+        (4, 2, (30, 60, 8, 50), (-1, 0, 0, -1), 11),
+        (2, 2, (40, BLOCK + 9), (-1, 0), 33),
     ],
 )
 def test_gradients_are_as_near_to_fp64_as_torchs_own(
-    heads: int, groups: int, rows: int, prefix: int, window: int | None, dtype: torch.dtype
+    heads: int, groups: int, lengths: tuple[int, ...], parents: tuple[int, ...], window: int | None, dtype: torch.dtype
 ) -> None:
-    inputs = _inputs(heads, groups, rows, prefix + rows, dtype)
-    grad = torch.randn(1, heads, rows, 16).to(dtype)
-    mask = _mask(rows, prefix + rows, window)
-    given = None if prefix == 0 and window is None else mask.to(dtype)
-    ours = _errors(inputs, grad, mask, CpuAttention.apply(*inputs, given, 0.25))
-    theirs = scaled_dot_product_attention(*inputs, attn_mask=given, is_causal=given is None, scale=0.25, enable_gqa=True)
-    for mine, other in zip(ours, _errors(inputs, grad, mask, theirs), strict=True):
+    plan = AttentionPlan(lengths=lengths, parents=parents)
+    inputs = _inputs(heads, groups, plan, dtype)
+    grad = torch.randn(1, plan.num_tokens, heads, 16).to(dtype)
+    in_fp64 = [x.detach().double().requires_grad_() for x in inputs]
+    output = _exact(in_fp64, plan, window)
+    expected = (output, *torch.autograd.grad(output, in_fp64, grad.double()))
+
+    def errors(output: Tensor) -> list[float]:
+        found = (output, *torch.autograd.grad(output, inputs, grad))
+        return [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)]
+
+    ours = errors(sdpa.attend(*inputs, plan, scaling=SCALE, dropout=0.0, window=window))
+    theirs = errors(sdpa._attend(*inputs, plan, scale=SCALE, dropout=0.0, window=window))
+    for mine, other in zip(ours, theirs, strict=True):
         assert mine < max(1.5 * other, torch.finfo(dtype).eps)
 
 
-def test_packed_training_in_16_bits_takes_it_and_fp32_scoring_and_one_thread_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_in_16_bits_takes_it_and_fp32_and_scoring_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[torch.dtype] = []
-    real = CpuAttention.apply
+    real = cpu_backward.gradients
 
-    def apply(query: Tensor, *rest: object) -> Tensor:
+    def gradients(query: Tensor, *rest: object, **settings: object) -> tuple[Tensor, Tensor, Tensor]:
         calls.append(query.dtype)
-        return real(query, *rest)
+        return real(query, *rest, **settings)
 
-    monkeypatch.setattr(CpuAttention, "apply", apply)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(cpu_backward, "gradients", gradients)
     plan = AttentionPlan(lengths=(5, 3, 4), parents=(-1, 0, 0))
-    settings = {"scaling": 0.25, "dropout": 0.0, "window": None}
-    inputs = _inputs(4, 2, 12, 12, torch.float32)
-    exact = sdpa.attend(*inputs, plan, **settings)
+    settings = {"scaling": SCALE, "dropout": 0.0, "window": None}
+    inputs = _inputs(4, 2, plan, torch.float32)
+    expected = torch.autograd.grad(sdpa.attend(*inputs, plan, **settings).sum(), inputs)
     assert calls == []
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = sdpa.attend(*inputs, plan, **settings)
-        # As in training, where autocast may still be on.
-        gradients = torch.autograd.grad(rounded.float().sum(), inputs)
-    assert calls == [torch.bfloat16] * 3
-    for a, b in zip(gradients, torch.autograd.grad(exact.sum(), inputs), strict=True):
+        # The backward pass too, as where a trainer leaves autocast on.
+        gradients_in_bf16 = torch.autograd.grad(sdpa.attend(*inputs, plan, **settings).float().sum(), inputs)
+    assert calls == [torch.bfloat16]
+    for a, b in zip(gradients_in_bf16, expected, strict=True):
         assert a.dtype == torch.float32
         assert (a - b).norm() < 0.03 * b.norm()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        sdpa.attend(*inputs, plan, **settings)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    with torch.autocast("cpu", torch.bfloat16):
-        sdpa.attend(*inputs, plan, **settings)
-    assert len(calls) == 3
+        assert sdpa.attend(*inputs, plan, **settings).grad_fn is None
 
 
 def test_a_second_derivative_is_refused() -> None:
-    inputs = _inputs(2, 1, 4, 4, torch.bfloat16)
-    (first,) = torch.autograd.grad(CpuAttention.apply(*inputs, None, 0.25).square().sum(), inputs[0], create_graph=True)
+    plan = AttentionPlan(lengths=(4,), parents=(-1,))
+    inputs = _inputs(2, 1, plan, torch.bfloat16)
+    output = sdpa.attend(*inputs, plan, scaling=SCALE, dropout=0.0, window=None)
+    (first,) = torch.autograd.grad(output.square().sum(), inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
