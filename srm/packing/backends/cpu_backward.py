@@ -18,7 +18,7 @@ from srm.packing.plan import AttentionPlan
 __all__ = ["gradients", "is_worth_it"]
 
 # Queries whose weights are held at once.
-BLOCK = 256
+BLOCK = 128
 
 
 def is_worth_it(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
@@ -64,12 +64,14 @@ def _segment(
     length, columns = q.shape[2], k.shape[1]
     dk, dv = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
     k_fp32 = k.float()
-    for start in range(0, length, BLOCK):
-        stop = min(start + BLOCK, length)
-        prefix = columns - length + start
+    before = columns - length
+    # Blocks end where a multiple of BLOCK keys ends, so that most have the shape of one before: oneDNN builds a kernel for every new one.
+    stops = [*range(BLOCK - before % BLOCK, length, BLOCK), length]
+    for start, stop in zip([0, *stops], stops, strict=False):
+        prefix = before + start
         # Keys that no query of the block sees are left out, in front of its window and behind its last query.
         first = 0 if window is None else max(0, prefix - window + 1)
-        seen = slice(first, columns - length + stop)
+        seen = slice(first, before + stop)
         q_block, g_block, delta_block = (x[:, :, start:stop].flatten(1, 2) for x in (q, g, delta))  # [G, R * B, E or 1]
         scores = (q_block.float() * scale) @ k_fp32[:, seen].transpose(1, 2)
         # Without a window the queries see all keys in front of the block's own.
