@@ -1,6 +1,8 @@
 """Does the logged `rebound_share` tell inverted credit from right credit? Train from a good start and from a bad one, and compare.
 
-    python bench/credit_health.py --json bench/results/credit_health_cpu.json
+    python bench/credit_health.py --input pairs.jsonl.gz --json bench/results/credit_health_cpu.json
+
+The rejected answers are good ones with one sentence swapped for one of another answer: those of --input, or generated ones.
 
 default: srm-train's recipe. random: the head starts as torch's layers do, with the value at N(0, 0.02), learns ten times as fast as the
 backbone in all its parts, and has the plain pair loss: the start that can settle on inverted credit (docs/method.md, "The start matters").
@@ -11,9 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import environment
@@ -22,8 +28,10 @@ from transformers import TrainerCallback, set_seed
 
 from srm import SentenceRewardModel
 from srm.data import encode_comparisons, read_comparisons
-from srm.data.synthetic import generate_pairs, write_jsonl
+from srm.data.files import RawRow, file_rows
+from srm.data.synthetic import Damage, SyntheticPair, generate_pairs, write_jsonl
 from srm.evaluation.generated import measure
+from srm.segmentation import make_segmenter
 from srm.training import RewardConfig, SentenceRewardTrainer
 
 STARTS = ("default", "random")
@@ -70,20 +78,16 @@ def _run(start: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]
             disable_tqdm=True,
             **recipe,
         )
-        # One kind of damage and one damaged sentence, as where inversion was first seen.
-        pairs = {
-            split: generate_pairs(count, split=split, seed=seed, kinds=("off_topic",), multi_share=0.0)
-            for split, count in (("train", arguments.num_pairs), ("test", arguments.num_eval_pairs))
-        }
+        train, test = _pairs(seed, arguments)
         file = Path(folder) / "train.jsonl"
-        write_jsonl(pairs["train"], file)
+        write_jsonl(train, file)
         rows, _ = encode_comparisons(read_comparisons(str(file)), model.encoder, max_length=config.max_length, progress=False)
         logs = _Logs()
         trainer = SentenceRewardTrainer(model, config, train_dataset=rows, callbacks=[logs])
         with _Warnings() as warnings:
             trainer.train()
     with torch.autocast(config.device.type, dtype=torch.bfloat16):
-        found = measure(model, pairs["test"])
+        found = measure(model, test)
     credit = found.credit.overall
     return {
         "start": start,
@@ -94,6 +98,46 @@ def _run(start: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]
         "rebound_share": logs.rebound_share,
         "warned": bool(warnings.records),
     }
+
+
+def _pairs(seed: int, arguments: argparse.Namespace) -> tuple[list[SyntheticPair], list[SyntheticPair]]:
+    """For training and for measuring. One kind of damage and one damaged sentence, as where inversion was first seen."""
+    if arguments.input:
+        swapped = swapped_pairs(arguments.input, arguments.num_pairs + arguments.num_eval_pairs, seed=seed)
+        return swapped[: arguments.num_pairs], swapped[arguments.num_pairs :]
+    of_kind = partial(generate_pairs, seed=seed, kinds=("off_topic",), multi_share=0.0)
+    return of_kind(arguments.num_pairs, split="train"), of_kind(arguments.num_eval_pairs, split="test")
+
+
+def swapped_pairs(source: str, count: int, *, seed: int) -> list[SyntheticPair]:
+    """`count` chosen answers of 4 to 12 sentences, and beside each the same with one sentence swapped for one of the next answer."""
+    segmenter = make_segmenter("punkt")
+    rows = [row.fields for row in file_rows(Path(source)) if isinstance(row, RawRow)]
+    random = Random(seed)
+    random.shuffle(rows)
+    answers = []
+    for row in rows:
+        sentences = tuple(row["chosen"][start:end].strip() for start, end in segmenter.segment(row["chosen"]))
+        if 4 <= len(sentences) <= 12 and len(row["prompt"]) + len(row["chosen"]) < 2000 and all(sentences):
+            answers.append((row, sentences))
+        if len(answers) > count:
+            break
+    else:
+        sys.exit(f"credit_health: {source} has {len(answers)} fitting answers, and {count + 1} are needed")
+    pairs = []
+    for (row, sentences), (_, others) in pairwise(answers):
+        bad = random.randrange(len(sentences))
+        pairs.append(
+            SyntheticPair(
+                id=row["id"],
+                domain="swapped",
+                prompt=row["prompt"],
+                chosen_sentences=sentences,
+                rejected_sentences=(*sentences[:bad], random.choice(others), *sentences[bad + 1 :]),
+                damaged=(Damage(sentence=bad, kind="off_topic"),),
+            )
+        )
+    return pairs
 
 
 def _randomise(model: SentenceRewardModel) -> None:
@@ -134,6 +178,7 @@ class _Warnings(logging.Handler):
 def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--input", help="pairs file, a row `prompt`, `chosen`, `id` each; generated answers where it is not given")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num_pairs", type=int, default=200)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,14 @@ def plot(result: dict[str, Any], path: Path) -> None:
         speeds = [found["providers"][name]["real_tokens_per_second"] for name in names]
         bars = axis.bar(names, speeds, color=["#2a6f97" if name in ("shared", "packed", "none") else "#bc6c25" for name in names])
         against = found["shared_against"]
-        axis.bar_label(bars, ["" if name not in against else f"÷ {against[name]['ratio']:.2f}" for name in names])
+        axis.bar_label(
+            bars, fontsize=8, labels=["" if name not in against else f"shared is\n{against[name]['ratio']:.2f} times" for name in names]
+        )
         axis.set_ylabel("real tokens / s")
         axis.tick_params(axis="x", rotation=30)
-        axis.margins(y=0.12)
-    figure.suptitle(f"{result['settings']['model']}, {result['settings']['dtype']}: {result['device']}", fontsize=9)
+        axis.margins(y=0.2)
+    title = f"{result['settings']['model']}, {result['settings']['dtype']}: {result['device']}"
+    figure.suptitle(textwrap.fill(title, 56 * len(modes)), fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
