@@ -86,12 +86,14 @@ class SentenceLayout:
 def cu_from_lengths(lengths: Tensor | Sequence[int]) -> Tensor:
     """Offsets int32 [B + 1] from `lengths` [B]: `[0, l_0, l_0 + l_1, …]`, on the device of `lengths`.
 
-    Inverse: `cu.diff()`. No device synchronisation; a sequence of Python ints is checked for negatives.
+    Inverse: `cu.diff()`. No device synchronisation; a sequence of Python ints is checked for negatives and for a sum that int32 does not hold.
     """
     if not isinstance(lengths, Tensor):
         for response, length in enumerate(lengths):
             if length < 0:
                 raise ValueError(f"cu_from_lengths: `lengths` must not be negative, got {length} (response {response}).")
+        if sum(lengths) > torch.iinfo(torch.int32).max:
+            raise ValueError(f"cu_from_lengths: `lengths` must sum to less than 2**31, got {sum(lengths)}. Sum them up in int64 yourself.")
         lengths = torch.tensor(list(lengths), dtype=torch.int64)
     check_index("cu_from_lengths", "lengths", lengths)
     cu = torch.zeros(lengths.numel() + 1, dtype=torch.int32, device=lengths.device)
@@ -112,8 +114,6 @@ def check_index(op: str, name: str, index: Tensor) -> None:
 def check_cu(op: str, name: str, cu: Tensor, total: int, total_name: str) -> None:
     """The values of an offsets tensor: starts at 0, never falls, ends at `total`. Synchronises with the device."""
     offsets = cu.tolist()  # In Python: the checks run at every call on the CPU, where each op on a tensor costs more than all of them.
-    if not offsets:
-        raise ValueError(f"{op}: `{name}` must have B + 1 entries, got none. No segments is `[0]`.")
     if offsets[0] != 0:
         raise ValueError(f"{op}: `{name}` must start at 0, got {offsets[0]} (response 0).")
     for b, (start, end) in enumerate(pairwise(offsets)):

@@ -78,7 +78,8 @@ def train(argv: Sequence[str]) -> None:
         eval_dataset=eval_rows,
         callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
     )
-    say(_model_line(trainer.model))
+    compiled = f"; the backbone compiled with {trainer.compiled_with}" if trainer.compiled_with else ""
+    say(_model_line(trainer.model) + compiled)
     say(_packing_line(config, reward_model_of(model), train_rows))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = dict(result.metrics)

@@ -5,7 +5,6 @@ Shape letters: `S` segments, `R` mask rows, `C` mask columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -22,24 +21,25 @@ __all__ = ["QUERY_BLOCK", "AttentionPlan"]
 QUERY_BLOCK = 1024
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionPlan:
     """The segments of one packed row.
 
     lengths: tokens of each segment, in row order [S].
     parents: index of the segment whose keys come first, or -1 [S]. A parent has no parent itself and precedes its children.
+
+    No dataclass: FSDP2 copies every dataclass among a layer's arguments where it rounds them, and what one layer built, the next would
+    build anew.
     """
 
-    lengths: tuple[int, ...]
-    parents: tuple[int, ...]
-    _masks: dict[tuple[int | None, torch.dtype, torch.device], Tensor] = field(default_factory=dict, repr=False)
-    _key_rows: dict[torch.device, KeyRows] = field(default_factory=dict, repr=False)
-    # What backends keep for the batch beside that, by a key of their own.
-    cache: dict[Any, Any] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        assert len(self.lengths) == len(self.parents)
-        assert all(parent < child and (parent < 0 or self.parents[parent] < 0) for child, parent in enumerate(self.parents))
+    def __init__(self, *, lengths: tuple[int, ...], parents: tuple[int, ...]) -> None:
+        assert len(lengths) == len(parents)
+        assert all(parent < child and (parent < 0 or parents[parent] < 0) for child, parent in enumerate(parents))
+        self.lengths = lengths
+        self.parents = parents
+        self._masks: dict[tuple[int | None, torch.dtype, torch.device], Tensor] = {}
+        self._key_rows: dict[torch.device, KeyRows] = {}
+        # What backends keep for the batch beside that, by a key of their own.
+        self.cache: dict[Any, Any] = {}
 
     @classmethod
     def from_batch(cls, batch: PackedBatch) -> AttentionPlan:

@@ -23,6 +23,7 @@ from srm.training.guard import LossGuard
 from srm.training.health import CreditWatch
 from srm.training.losses import reward_loss
 from srm.training.metrics import RewardMetrics
+from srm.training.preparing import compile_backbone, keep_rewards_in_float32
 from srm.training.sampling import GlobalBatchSampler, RowDataset, row_cost
 from srm.training.saving import AtomicSavingTrainer
 
@@ -81,6 +82,10 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
             processing_class=self.reward_model.tokenizer,
             callbacks=[_EpochCallback(self), *(callbacks or [])],
             optimizers=optimizers,
+        )
+        keep_rewards_in_float32(self.accelerator)
+        self.compiled_with = compile_backbone(
+            self.accelerator, self.reward_model.backbone, backend=args.torch_compile_backend, mode=args.torch_compile_mode
         )
         # Older releases of transformers read this in place of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = True

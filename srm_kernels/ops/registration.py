@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from ..backend import debug_enabled
+from ..layout import check_cu, check_index
 
-__all__ = ["check_float", "check_same_device", "check_shape", "refuse_double_backward", "values_readable"]
+__all__ = [
+    "FLOAT_DTYPES",
+    "check_finite",
+    "check_float",
+    "check_offsets",
+    "check_positions",
+    "check_same_device",
+    "check_shape",
+    "refuse_double_backward",
+    "values_readable",
+]
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def refuse_double_backward(backward_op: torch.library.CustomOpDef, name: str) -> None:
@@ -36,14 +50,38 @@ def values_readable(*tensors: Tensor) -> bool:
 
 
 def check_float(op: str, **tensors: Tensor | None) -> None:
-    """Each one that is not None is a floating-point tensor."""
+    """Each one that is not None is a tensor of a dtype that the ops compute with."""
     for name, x in tensors.items():
         if x is None:
             continue
         if not isinstance(x, Tensor):
             raise TypeError(f"{op}: `{name}` must be a tensor, got {type(x).__name__}.")
-        if not x.is_floating_point():
-            raise TypeError(f"{op}: `{name}` must be floating point, got {x.dtype}.")
+        if x.dtype not in FLOAT_DTYPES:
+            raise TypeError(f"{op}: `{name}` must be floating point (fp16, bf16, fp32 or fp64), got {x.dtype}.")
+
+
+def check_finite(op: str, **numbers: float) -> None:
+    """Each one is neither NaN nor infinite."""
+    for name, x in numbers.items():
+        if not math.isfinite(x):
+            raise ValueError(f"{op}: `{name}` must be finite, got {x}.")
+
+
+def check_offsets(op: str, name: str, cu: Tensor, total: int, total_name: str) -> None:
+    """`cu` is an offsets tensor [B + 1]; where its values can be read, they start at 0, never fall and end at `total`."""
+    check_index(op, name, cu)
+    if cu.numel() == 0:
+        raise ValueError(f"{op}: `{name}` must have B + 1 entries, got none. No segments is `[0]`.")
+    if values_readable(cu):
+        check_cu(op, name, cu, total, total_name)
+
+
+def check_positions(op: str, name: str, positions: Tensor, limit: int) -> None:
+    """Where the values of `positions` can be read, they lie in [0, limit)."""
+    if positions.numel() and values_readable(positions):
+        low, high = (int(x) for x in positions.aminmax())
+        if low < 0 or high >= limit:
+            raise IndexError(f"{op}: `{name}` must lie in [0, {limit}), got {low if low < 0 else high}.")
 
 
 def check_shape(op: str, name: str, x: Tensor | None, shape: tuple[int, ...], meaning: str) -> None:

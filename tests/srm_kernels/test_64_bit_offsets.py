@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("triton")
 
 from srm_kernels import compile_check
+from srm_kernels.ops.bradley_terry_loss.kernels import load_pair
 
 TARGET = "cuda:90"
 # A case of each kernel: the first ones take 32-bit indices, which are what must be widened. With one head nothing is multiplied by them.
@@ -20,16 +21,19 @@ CASES = {
     case.kernel.__name__: case
     for op in compile_check.OPS
     for case in reversed(list(compile_check._cases(op)))
-    if not case.label.endswith("H=1")
+    if case.aligned and not case.label.endswith("H=1")
 }
-# What widens the number of a program, and the same forgotten, or done too late.
-BREAK = ("tl.program_id(0).to(tl.int64)", "tl.program_id(0)")
+# What widens the number of a program, or of a step, and the same forgotten, or done too late.
+PROGRAM, STEP = ("tl.program_id(0).to(tl.int64)", "tl.program_id(0)"), ("tl.zeros((), tl.int64)", "0")
 BREAKS = {
-    "carry_kernel": ("tl.zeros((), tl.int64)", "0"),
-    "scatter_norm_kernel": ("tl.program_id(0).to(tl.int64) * ROWS", "(tl.program_id(0) * ROWS).to(tl.int64)"),
+    **dict.fromkeys(CASES, [PROGRAM]),
+    "bradley_terry_kernel": [PROGRAM, STEP],
+    "carry_kernel": [STEP],
+    "scatter_norm_kernel": [("tl.program_id(0).to(tl.int64) * ROWS", "(tl.program_id(0) * ROWS).to(tl.int64)")],
 }
-# Kernels that go to a row, or to a segment, whose number they read from memory.
+# Kernels that go to a row, an element or a segment whose number they read from memory.
 READ_INDICES = (
+    "bradley_terry_kernel",
     "gather_rows_kernel",
     "gather_norm_kernel",
     "weight_partial_kernel",
@@ -38,7 +42,10 @@ READ_INDICES = (
     "pool_kernel",
     "pool_backward_kernel",
     "token_rewards_backward_kernel",
+    "value_gradient_kernel",
 )
+# Where one reads it, if not in its own lines.
+READERS = {"bradley_terry_kernel": load_pair}
 
 
 @pytest.fixture(autouse=True)
@@ -48,27 +55,28 @@ def empty_cache(tmp_path, monkeypatch):
 
 
 @contextmanager
-def rewritten(kernel: Any, source: str) -> Iterator[None]:
-    original = kernel.src
+def rewritten(function: Any, source: str) -> Iterator[None]:
+    original = function.src
     assert source != original
-    kernel._unsafe_update_src(source)
+    function._unsafe_update_src(source)
     try:
         yield
     finally:
-        kernel._unsafe_update_src(original)
+        function._unsafe_update_src(original)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_program_id_that_stays_32_bits_wide_is_caught(name):
+@pytest.mark.parametrize(("name", "change"), [(name, change) for name, changes in BREAKS.items() for change in changes])
+def test_a_number_that_stays_32_bits_wide_is_caught(name, change):
     case = CASES[name]
-    with rewritten(case.kernel, case.kernel.src.replace(*BREAKS.get(name, BREAK))):
+    with rewritten(case.kernel, case.kernel.src.replace(*change)):
         assert "32-bit" in compile_check.check_case(case, TARGET).problem
 
 
 @pytest.mark.parametrize("name", READ_INDICES)
 def test_an_index_that_stays_as_it_was_read_is_caught(name):
     case = CASES[name]
-    with rewritten(case.kernel, re.sub(r"(tl\.load\([^\n]*\))\.to\(tl\.int64\)", r"\1", case.kernel.src)):
+    reader = READERS.get(name, case.kernel)
+    with rewritten(reader, re.sub(r"(tl\.load\([^\n]*\))\.to\(tl\.int64\)", r"\1", reader.src)):
         assert "32-bit" in compile_check.check_case(case, TARGET).problem
 
 

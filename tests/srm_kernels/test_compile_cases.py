@@ -6,6 +6,7 @@ Recording needs no GPU: a stand-in for the driver names a target, and Triton's h
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -48,7 +49,8 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> set[Request]:
         constants = {names[i]: value for (i,), value in compile["constants"].items()}
         signature = {name: kind for name, kind in compile["signature"].items() if kind != "constexpr"}
         divisible = {names[i] for (i,), kinds in attributes.items() if ["tt.divisibility", 16] in kinds}
-        recorded.add(request(names, fn.name, signature, constants, divisible, compile["num_warps"]))
+        pointers = {name for name, kind in signature.items() if kind.startswith("*")}
+        recorded.add(request(names, fn.name, signature, constants, pointers <= divisible, divisible - pointers, compile["num_warps"]))
         return True
 
     driver = SimpleNamespace(
@@ -60,12 +62,21 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> set[Request]:
 
 
 def request(
-    names: list[str], kernel: str, signature: dict[str, str], constants: dict[str, Any], divisible: set[str], num_warps: int
+    names: list[str],
+    kernel: str,
+    signature: dict[str, str],
+    constants: dict[str, Any],
+    aligned: bool,
+    divisible: set[str],
+    num_warps: int,
 ) -> Request:
-    """One configuration, comparable. How an index is loaded has nothing to do with the rest: both widths are one here."""
+    """One configuration, comparable.
+
+    How an index is loaded has nothing to do with the rest: both widths are one here. Of pointers, all are aligned or not all are.
+    """
     kinds = tuple((name, "index" if signature[name] in ("*i32", "*i64") else signature[name]) for name in names if name in signature)
     chosen = tuple((name, str(constants[name])) for name in names if name in constants and name not in SIZES)
-    return kernel.rpartition(".")[2], kinds, chosen, tuple(sorted(divisible)), num_warps
+    return kernel.rpartition(".")[2], kinds, chosen, aligned, tuple(sorted(divisible)), num_warps
 
 
 def compiled(op: str) -> set[Request]:
@@ -76,7 +87,8 @@ def compiled(op: str) -> set[Request]:
             case.kernel.__name__,
             dict(case.signature),
             dict(case.constants),
-            {name for name, kind in case.signature.items() if kind.startswith("*")} | set(case.divisible),
+            case.aligned,
+            set(case.divisible),
             case.num_threads // 32,
         )
         for case in compile_check._cases(op)
@@ -164,12 +176,28 @@ LAUNCHES = {
 }
 
 
+@pytest.fixture
+def slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever calls an op hands it slices that begin in the middle of 16 bytes; what the op allocates itself is aligned."""
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, **kind: zeros(math.prod(shape) + 1, **kind)[1:].view(shape))
+
+
 @pytest.mark.parametrize("op", compile_check.OPS)
 def test_every_configuration_has_its_case(op, requests):
     for dtype in DTYPES:
         LAUNCHES[op](dtype)
     kernels = {case.kernel.__name__ for case in compile_check._cases(op)}
     assert {kernel for kernel, *_ in requests} == kernels, "a kernel is never launched here, or has no case"
+    missing = requests - compiled(op)
+    assert not missing, "\n".join(map(str, sorted(missing)))
+
+
+@pytest.mark.parametrize("op", compile_check.OPS)
+def test_slices_have_their_case_too(op, requests, slices):
+    for dtype in DTYPES:
+        LAUNCHES[op](dtype)
+    assert {aligned for _, _, _, aligned, *_ in requests} >= {False}
     missing = requests - compiled(op)
     assert not missing, "\n".join(map(str, sorted(missing)))
 

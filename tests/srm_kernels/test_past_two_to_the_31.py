@@ -125,6 +125,17 @@ def test_token_rewards(half):
     ends_agree((run(NUM_TOKENS - TAIL), [half(2, 2), *(untouched(x, NUM_TOKENS) for x in tails)]), (run(0), [half(2, 2), *tails]))
 
 
+def test_bradley_terry(half, last):
+    """The kernel by itself: autograd would scale billions of zeros."""
+    from srm_kernels.ops.bradley_terry_loss.kernels import bradley_terry_loss_with_grad
+
+    last["programs"] = 7  # A program owns 64 responses.
+    rewards, pairs = half(0, TAIL), torch.tensor([[0, 1], [TAIL - 1, 0], [200, TAIL - 2]], dtype=torch.int64)
+    far = bradley_terry_loss_with_grad(untouched(rewards, NUM_TOKENS), pairs + (NUM_TOKENS - TAIL), None, None, 0.1, 0.01)
+    alone = bradley_terry_loss_with_grad(rewards, pairs, None, None, 0.1, 0.01)
+    torch.testing.assert_close((far[0], far[1][-TAIL:]), alone)
+
+
 def test_gae(half, monkeypatch):
     """Its two passes by themselves: autograd would fill the gradient of an output that is not used with billions of zeros."""
     from srm_kernels.ops.packed_gae import kernels

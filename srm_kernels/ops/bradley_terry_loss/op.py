@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...backend import Backend, choose_backend
 from ...layout import INDEX_DTYPES
-from ..registration import check_float, check_same_device, check_shape, refuse_double_backward, values_readable
+from ..registration import check_finite, check_float, check_positions, check_same_device, check_shape, refuse_double_backward
 from ..segments import accumulate_dtype
 from .reference import bradley_terry_loss_with_grad_reference
 
@@ -53,7 +53,8 @@ def bradley_terry_loss(
         raise ValueError(f"{op}: `pairs` must have shape [P, 2], (chosen, rejected), got {list(pairs.shape)}.")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"{op}: `label_smoothing` must be in [0, 1), got {label_smoothing}.")
-    if not centering >= 0:
+    check_finite(op, centering=centering)
+    if centering < 0:
         raise ValueError(f"{op}: `centering` must not be negative, got {centering}.")
     if margin is not None and not isinstance(margin, Tensor):
         margin = torch.full((pairs.shape[0],), float(margin), dtype=accumulate_dtype(rewards), device=rewards.device)
@@ -63,10 +64,7 @@ def bradley_terry_loss(
         if x is not None and x.requires_grad:
             raise ValueError(f"{op}: `{name}` is data and gets no gradient, but requires one. Pass `{name}.detach()`.")
     check_same_device(op, rewards=rewards, pairs=pairs, margin=margin, weight=weight)
-    if pairs.numel() and values_readable(pairs):
-        low, high = (int(x) for x in pairs.aminmax())
-        if low < 0 or high >= rewards.numel():
-            raise IndexError(f"{op}: `pairs` must lie in [0, {rewards.numel()}), got {low if low < 0 else high}.")
+    check_positions(op, "pairs", pairs, rewards.numel())
     return _bradley_terry(rewards, pairs, margin, weight, label_smoothing, centering, backend)[0]
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ...backend import Backend, choose_backend
-from ...layout import check_cu, check_index
-from ..registration import check_float, check_same_device, refuse_double_backward, values_readable
+from ..registration import check_float, check_offsets, check_same_device, refuse_double_backward
 from .reference import difference_rewards_backward_reference, difference_rewards_reference
 
 __all__ = ["difference_rewards"]
@@ -28,12 +27,10 @@ def difference_rewards(values: Tensor, cu: Tensor, *, backend: Backend = "auto")
     """
     op = "difference_rewards"
     check_float(op, values=values)
-    check_index(op, "cu", cu)
     if values.dim() != 1:
         raise ValueError(f"{op}: `values` must have shape [N], got {list(values.shape)}.")
     check_same_device(op, values=values, cu=cu)
-    if values_readable(cu):
-        check_cu(op, "cu", cu, values.shape[0], "len(values)")
+    check_offsets(op, "cu", cu, values.shape[0], "len(values)")
     return _difference_rewards(values, cu, backend)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...backend import Backend, choose_backend
 from ...layout import check_index
-from ..registration import check_float, check_same_device, check_shape, refuse_double_backward, values_readable
+from ..registration import FLOAT_DTYPES, check_float, check_positions, check_same_device, check_shape, refuse_double_backward
 from ..segments import accumulate_dtype
 from .reference import gather_boundaries_backward_reference, gather_boundaries_reference
 
@@ -46,10 +46,9 @@ def gather_boundaries(
         raise ValueError(f"{op}: `hidden` must have shape [T, D], got {list(hidden.shape)}. Flatten batch and length first.")
     check_shape(op, "norm_weight", norm_weight, (hidden.shape[1],), "[D]")
     check_same_device(op, hidden=hidden, boundaries=boundaries, norm_weight=norm_weight)
-    if boundaries.numel() and values_readable(boundaries):
-        low, high = (int(x) for x in boundaries.aminmax())
-        if low < 0 or high >= hidden.shape[0]:
-            raise IndexError(f"{op}: `boundaries` must lie in [0, {hidden.shape[0]}), got {low if low < 0 else high}.")
+    check_positions(op, "boundaries", boundaries, hidden.shape[0])
+    if out_dtype is not None and out_dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{op}: `out_dtype` must be floating point (fp16, bf16, fp32 or fp64), got {out_dtype}.")
     return _gather_boundaries(hidden, boundaries, norm_weight, eps, out_dtype or hidden.dtype, backend)[0]
 
 

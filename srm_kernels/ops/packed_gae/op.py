@@ -5,15 +5,13 @@ Shape letters: `T` tokens, `S` sequences.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...backend import Backend, choose_backend
-from ...layout import check_cu, check_index
-from ..registration import check_float, check_same_device, check_shape, refuse_double_backward, values_readable
+from ..registration import check_finite, check_float, check_offsets, check_same_device, check_shape, refuse_double_backward
 from ..segments import accumulate_dtype
 from .reference import packed_gae_backward_reference, packed_gae_reference
 
@@ -42,17 +40,13 @@ def packed_gae(
     """
     op = "packed_gae"
     check_float(op, rewards=rewards, values=values, bootstrap_value=bootstrap_value)
-    check_index(op, "cu_seqlens", cu_seqlens)
     if rewards.dim() != 1:
         raise ValueError(f"{op}: `rewards` must have shape [T], got {list(rewards.shape)}.")
+    check_offsets(op, "cu_seqlens", cu_seqlens, rewards.shape[0], "len(rewards)")
     check_shape(op, "values", values, (rewards.shape[0],), "[T]")
     check_shape(op, "bootstrap_value", bootstrap_value, (cu_seqlens.numel() - 1,), "[S]")
-    for name, x in (("gamma", gamma), ("lam", lam)):
-        if not math.isfinite(x):
-            raise ValueError(f"{op}: `{name}` must be finite, got {x}.")
+    check_finite(op, gamma=gamma, lam=lam)
     check_same_device(op, rewards=rewards, values=values, cu_seqlens=cu_seqlens, bootstrap_value=bootstrap_value)
-    if values_readable(cu_seqlens):
-        check_cu(op, "cu_seqlens", cu_seqlens, rewards.shape[0], "len(rewards)")
     return _packed_gae(rewards, values, cu_seqlens, bootstrap_value, gamma, lam, backend)
 
 

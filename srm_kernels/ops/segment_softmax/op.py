@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ...backend import Backend, choose_backend
-from ...layout import check_cu, check_index
-from ..registration import check_float, check_same_device, refuse_double_backward, values_readable
+from ..registration import check_float, check_offsets, check_same_device, refuse_double_backward
 from .reference import segment_softmax_backward_reference, segment_softmax_reference
 
 __all__ = ["segment_softmax"]
@@ -29,12 +28,10 @@ def segment_softmax(scores: Tensor, cu: Tensor, *, backend: Backend = "auto") ->
     """
     op = "segment_softmax"
     check_float(op, scores=scores)
-    check_index(op, "cu", cu)
     if scores.dim() not in (1, 2):
         raise ValueError(f"{op}: `scores` must have shape [N] or [N, H], got {list(scores.shape)}.")
     check_same_device(op, scores=scores, cu=cu)
-    if values_readable(cu):
-        check_cu(op, "cu", cu, scores.shape[0], "len(scores)")
+    check_offsets(op, "cu", cu, scores.shape[0], "len(scores)")
     return _segment_softmax(scores, cu, backend)
 
 

@@ -5,14 +5,14 @@ Shape letters: `N` boundaries, `B` responses, `A` attention width.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...backend import Backend, choose_backend
-from ...layout import check_cu, check_index
-from ..registration import check_float, check_same_device, check_shape, refuse_double_backward, values_readable
+from ..registration import check_float, check_offsets, check_same_device, check_shape, refuse_double_backward
 from ..segments import accumulate_dtype
 from .reference import sentence_attention_pool_backward_reference, sentence_attention_pool_reference
 
@@ -48,9 +48,9 @@ def sentence_attention_pool(
     width = query.shape[1]
     if width == 0:
         raise ValueError(f"{op}: `query` must have at least one column, got shape {list(query.shape)}.")
-    if rope_theta is not None and (width % 2 or rope_theta <= 0):
+    if rope_theta is not None and (width % 2 or not 0 < rope_theta < math.inf):
         raise ValueError(
-            f"{op}: `rope_theta` must be positive and A even for rotary pairs, got {rope_theta} and A={width}. "
+            f"{op}: `rope_theta` must be positive and finite and A even for rotary pairs, got {rope_theta} and A={width}. "
             "`rope_theta=None` turns them off."
         )
     _check(op, value, cu)
@@ -75,11 +75,9 @@ def sentence_pool(
 
 
 def _check(op: str, value: Tensor, cu: Tensor) -> None:
-    check_index(op, "cu", cu)
     if value.dim() != 1:
         raise ValueError(f"{op}: `value` must have shape [N], got {list(value.shape)}.")
-    if values_readable(cu):
-        check_cu(op, "cu", cu, value.shape[0], "len(value)")
+    check_offsets(op, "cu", cu, value.shape[0], "len(value)")
 
 
 @torch.library.custom_op("srm_kernels::sentence_attention_pool", mutates_args=())

@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 from ...backend import Backend
 from ...layout import SentenceLayout
 from ..gather_boundaries.op import gather_boundaries
+from ..registration import check_float, check_shape
 from ..segments import accumulate_dtype
 from ..sentence_attention_pool.op import sentence_attention_pool, sentence_pool
 
@@ -68,23 +69,31 @@ def sentence_reward_head(
     include_prompt: whether index 0 (the prompt) takes part in pooling.
     difference: sentence reward = difference of consecutive values; False: the value itself.
 
-    Arithmetic is fp32 (fp64 where `hidden` or the weights are fp64) whatever the autocast state or the dtype of `hidden`.
+    Arithmetic is fp32 (fp64 where `hidden` or `value_weight` is) whatever the autocast state or the dtype of `hidden`.
     """
+    op = "sentence_reward_head"
     if pooling not in POOLINGS:
-        raise ValueError(f"sentence_reward_head: `pooling` must be one of {', '.join(POOLINGS)}, got {pooling!r}.")
+        raise ValueError(f"{op}: `pooling` must be one of {', '.join(POOLINGS)}, got {pooling!r}.")
+    check_float(op, hidden=hidden, value_weight=value_weight, value_bias=value_bias)
     if value_weight.numel() != hidden.shape[-1]:
         raise ValueError(
-            f"sentence_reward_head: `value_weight` must have shape [1, D] or [D] with D={hidden.shape[-1]}, got {list(value_weight.shape)}."
+            f"{op}: `value_weight` must have shape [1, D] or [D] with D={hidden.shape[-1]}, got {list(value_weight.shape)}."
         )
+    if value_bias.numel() != 1:  # N of them would be added to the N values without a word.
+        raise ValueError(f"{op}: `value_bias` must have one element, got shape {list(value_bias.shape)}.")
     dtype = accumulate_dtype(hidden, value_weight)
     with torch.autocast(device_type=hidden.device.type, enabled=False):
         row_ND = gather_boundaries(hidden, layout.boundaries, norm_weight, eps, out_dtype=dtype, backend=backend)
-        value_N = row_ND @ value_weight.to(dtype).flatten() + value_bias.to(dtype)
+        value_N = row_ND @ value_weight.to(dtype).flatten() + value_bias.to(dtype).reshape(())
         if pooling != "attention":
             pooled = sentence_pool(value_N, layout.cu_boundaries, pooling, include_prompt, difference=difference, backend=backend)
             return SentenceRewardOutput(*pooled, value_N)
         if query_weight is None or query_bias is None or key_weight is None or key_bias is None:
-            raise ValueError('sentence_reward_head: `pooling="attention"` needs the weights and biases of query and key, got None.')
+            raise ValueError(f'{op}: `pooling="attention"` needs the weights and biases of query and key, got None.')
+        for name, weight, bias in (("query", query_weight, query_bias), ("key", key_weight, key_bias)):
+            check_float(op, **{f"{name}_weight": weight, f"{name}_bias": bias})
+            check_shape(op, f"{name}_weight", weight, (query_bias.numel(), hidden.shape[1]), "[A, D]")
+            check_shape(op, f"{name}_bias", bias, (query_bias.numel(),), "[A]")
         query_BA = linear(_last_rows(row_ND, layout), query_weight.to(dtype), query_bias.to(dtype))
         key_NA = linear(row_ND, key_weight.to(dtype), key_bias.to(dtype))
         pooled = sentence_attention_pool(

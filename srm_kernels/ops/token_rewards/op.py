@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ...backend import Backend, choose_backend
-from ...layout import check_cu, check_index
-from ..registration import check_float, check_same_device, check_shape, refuse_double_backward, values_readable
+from ...layout import check_index
+from ..registration import check_finite, check_float, check_offsets, check_positions, check_same_device, check_shape, refuse_double_backward
 from ..segments import accumulate_dtype
 from .reference import ESTIMATORS, token_rewards_backward_reference, token_rewards_reference
 
@@ -45,20 +45,16 @@ def token_rewards(
     op = "token_rewards"
     check_float(op, sentence_reward=sentence_reward, logprobs=logprobs, ref_logprobs=ref_logprobs)
     check_index(op, "boundaries", boundaries)
-    check_index(op, "cu", cu)
     if estimator not in ESTIMATORS:
         raise ValueError(f"{op}: `estimator` must be one of {', '.join(ESTIMATORS)}, got {estimator!r}.")
+    check_finite(op, kl_coef=kl_coef)
     if logprobs.dim() != 1:
         raise ValueError(f"{op}: `logprobs` must have shape [T], got {list(logprobs.shape)}.")
     check_shape(op, "sentence_reward", sentence_reward, (boundaries.numel(),), "[N]")
     check_shape(op, "ref_logprobs", ref_logprobs, (logprobs.numel(),), "[T]")
     check_same_device(op, sentence_reward=sentence_reward, boundaries=boundaries, cu=cu, logprobs=logprobs, ref_logprobs=ref_logprobs)
-    if values_readable(boundaries, cu):
-        check_cu(op, "cu", cu, boundaries.numel(), "len(boundaries)")
-        if boundaries.numel():
-            low, high = (int(x) for x in boundaries.aminmax())
-            if low < 0 or high >= logprobs.numel():
-                raise IndexError(f"{op}: `boundaries` must lie in [0, {logprobs.numel()}), got {low if low < 0 else high}.")
+    check_offsets(op, "cu", cu, boundaries.numel(), "len(boundaries)")
+    check_positions(op, "boundaries", boundaries, logprobs.numel())
     return _token_rewards(sentence_reward, boundaries, cu, logprobs, ref_logprobs, kl_coef, estimator, backend)
 
 

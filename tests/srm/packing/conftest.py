@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
 
-from srm.packing import PackedBatch, PromptGroup, ResponseIds
+from srm.packing import PackedBatch, PromptGroup, ResponseIds, pack, run_backbone
 
 VOCABULARY = 67
 COMMON: dict[str, Any] = {
@@ -134,3 +134,31 @@ def _assert_gradients_close(actual: dict[str, Tensor], expected: dict[str, Tenso
         scale = max(float(gradient.abs().max()), 1e-3 * largest)
         error = float((actual[name] - gradient).abs().max()) / scale
         assert error <= tolerance, f"{name}: gradient off by {error:.2e} of its scale"
+
+
+@pytest.fixture(scope="session")
+def assert_hidden_close() -> Callable[..., None]:
+    return _assert_hidden_close
+
+
+def _assert_hidden_close(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Hidden states [L, D] of each response, to 1e-5 of its largest."""
+    for got, want in zip(actual, expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5 * float(want.detach().abs().max()), rtol=0)
+
+
+@pytest.fixture(scope="session")
+def assert_equals_one_by_one() -> Callable[..., None]:
+    return _assert_equals_one_by_one
+
+
+def _assert_equals_one_by_one(model: PreTrainedModel, groups: Sequence[PromptGroup], mode: str) -> None:
+    """Values and gradients of the packed run are those of each response run alone."""
+    expected = _one_by_one(model, groups)
+    expected_gradients = _gradients(model, expected)
+    batch = pack(groups, mode=mode, pad_token_id=0)
+    hidden = run_backbone(model, batch)
+    assert hidden.shape == (batch.num_tokens, COMMON["hidden_size"])
+    actual = [hidden[rows] for rows in _token_rows(groups, batch)]
+    _assert_hidden_close(actual, expected)
+    _assert_gradients_close(_gradients(model, actual), expected_gradients)

@@ -59,41 +59,17 @@ def test_values_and_gradients_equal_one_by_one(
     mode: str,
     make_model: Callable[..., Any],
     make_groups: Callable[..., Any],
-    token_rows: Callable[..., Any],
-    one_by_one: Callable[..., Any],
-    gradients: Callable[..., Any],
-    assert_gradients_close: Callable[..., None],
+    assert_equals_one_by_one: Callable[..., None],
 ) -> None:
-    model, groups = make_model(architecture, **ARCHITECTURES[architecture]), make_groups()
-    expected = one_by_one(model, groups)
-    expected_gradients = gradients(model, expected)
-    batch = pack(groups, mode=mode, pad_token_id=0)
-    hidden = run_backbone(model, batch)
-    assert hidden.shape == (batch.num_tokens, 32)
-    actual = [hidden[rows] for rows in token_rows(groups, batch)]
-    for got, want in zip(actual, expected, strict=True):
-        torch.testing.assert_close(got, want, atol=1e-5 * float(want.detach().abs().max()), rtol=0)
-    assert_gradients_close(gradients(model, actual), expected_gradients)
+    assert_equals_one_by_one(make_model(architecture, **ARCHITECTURES[architecture]), make_groups(), mode)
 
 
 @pytest.mark.parametrize("size", [16, 64])
 def test_a_group_of_many_responses(
-    size: int,
-    make_model: Callable[..., Any],
-    make_groups: Callable[..., Any],
-    token_rows: Callable[..., Any],
-    one_by_one: Callable[..., Any],
-    gradients: Callable[..., Any],
-    assert_gradients_close: Callable[..., None],
+    size: int, make_model: Callable[..., Any], make_groups: Callable[..., Any], assert_equals_one_by_one: Callable[..., None]
 ) -> None:
-    model, groups = make_model("mistral", sliding_window=9), make_groups(((11, tuple(1 + i % 7 for i in range(size))),))
-    expected = one_by_one(model, groups)
-    expected_gradients = gradients(model, expected)
-    batch = pack(groups, pad_token_id=0)
-    hidden = run_backbone(model, batch)
-    actual = [hidden[rows] for rows in token_rows(groups, batch)]
-    torch.testing.assert_close(actual, expected, atol=1e-5 * float(expected[0].detach().abs().max()), rtol=0)
-    assert_gradients_close(gradients(model, actual), expected_gradients)
+    groups = make_groups(((11, tuple(1 + i % 7 for i in range(size))),))
+    assert_equals_one_by_one(make_model("mistral", sliding_window=9), groups, "shared")
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -102,6 +78,7 @@ def test_capped_scores_where_a_backend_has_them(
     make_groups: Callable[..., Any],
     token_rows: Callable[..., Any],
     one_by_one: Callable[..., Any],
+    assert_hidden_close: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """FlexAttention, which a GPU would run, without gradients: on a CPU it has none."""
@@ -115,8 +92,8 @@ def test_capped_scores_where_a_backend_has_them(
         probe(model)
         batch = pack(groups, pad_token_id=0)
         hidden = run_backbone(model, batch)
-    for rows, want, other in zip(token_rows(groups, batch), expected, without, strict=True):
-        torch.testing.assert_close(hidden[rows], want, atol=1e-5 * float(want.abs().max()), rtol=0)
+    assert_hidden_close([hidden[rows] for rows in token_rows(groups, batch)], expected)
+    for want, other in zip(expected, without, strict=True):
         assert len(want) < 4 or not torch.allclose(want, other, atol=0.01), "the cap must matter"
 
 
@@ -129,6 +106,7 @@ def test_padded_rows_equal_one_by_one_after_packing(
     make_groups: Callable[..., Any],
     token_rows: Callable[..., Any],
     one_by_one: Callable[..., Any],
+    assert_hidden_close: Callable[..., None],
 ) -> None:
     model, groups = make_model(architecture, **ARCHITECTURES[architecture], attn_implementation=attention), make_groups()
     with torch.no_grad():
@@ -137,8 +115,7 @@ def test_padded_rows_equal_one_by_one_after_packing(
         batch = pack(groups, mode="none", pad_token_id=0)
         hidden = run_backbone(model, batch)
     assert model.config._attn_implementation == attention
-    for rows, want in zip(token_rows(groups, batch), expected, strict=True):
-        torch.testing.assert_close(hidden[rows], want, atol=1e-5 * float(want.abs().max()), rtol=0)
+    assert_hidden_close([hidden[rows] for rows in token_rows(groups, batch)], expected)
 
 
 LENGTHS = st.lists(
@@ -157,6 +134,7 @@ def test_any_ragged_layout(
     make_groups: Callable[..., Any],
     token_rows: Callable[..., Any],
     one_by_one: Callable[..., Any],
+    assert_hidden_close: Callable[..., None],
 ) -> None:
     model, groups = make_model(architecture, **ARCHITECTURES[architecture]), make_groups(lengths, seed)
     with torch.no_grad():
@@ -164,5 +142,4 @@ def test_any_ragged_layout(
         for mode in ("shared", "packed"):
             batch = pack(groups, mode=mode, pad_token_id=0)
             hidden = run_backbone(model, batch)
-            for rows, want in zip(token_rows(groups, batch), expected, strict=True):
-                torch.testing.assert_close(hidden[rows], want, atol=1e-5 * float(want.abs().max()), rtol=0)
+            assert_hidden_close([hidden[rows] for rows in token_rows(groups, batch)], expected)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from srm.packing import PromptGroup, pack, run_backbone
 from srm.packing.plan import AttentionPlan
@@ -53,25 +55,64 @@ def test_a_million_tokens_neither_overflow_nor_go_quadratic(
     assert whole < 6 * quarter
 
 
-@pytest.mark.parametrize("layers", [1, 4])
-def test_plan_and_masks_are_made_once_a_batch(
-    layers: int, make_model: Callable[..., Any], make_groups: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often a plan, or the matrix that its masks are views of, was made."""
     calls: Counter[str] = Counter()
 
     def counted(name: str) -> None:
         original = getattr(AttentionPlan, name)
 
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **settings: Any) -> Any:
             calls[name] += 1
-            return original(*args)
+            return original(*args, **settings)
 
         monkeypatch.setattr(AttentionPlan, name, call)
 
-    for name in ("__post_init__", "_widest_mask"):
+    for name in ("__init__", "_widest_mask"):
         counted(name)
+    return calls
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+def test_plan_and_masks_are_made_once_a_batch(
+    layers: int, builds: Counter[str], make_model: Callable[..., Any], make_groups: Callable[..., Any]
+) -> None:
     model, batch = make_model(num_hidden_layers=layers), pack(make_groups(), pad_token_id=0)
     run_backbone(model, batch).sum().backward()
-    assert calls == {"__post_init__": 1, "_widest_mask": 1}
+    assert builds == {"__init__": 1, "_widest_mask": 1}
     run_backbone(model, batch)
-    assert calls == {"__post_init__": 2, "_widest_mask": 2}
+    assert builds == {"__init__": 2, "_widest_mask": 2}
+
+
+@pytest.fixture
+def lone_process() -> Iterator[None]:
+    """A process group of one, which is enough to shard a model."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("lone_process")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_so_they_are_where_fsdp2_rounds_each_layer(
+    checkpointing: bool, builds: Counter[str], make_model: Callable[..., Any], make_groups: Callable[..., Any]
+) -> None:
+    """It rebuilds containers among a layer's arguments, to round the tensors in them."""
+    batch = pack(make_groups(), pad_token_id=0)
+    with torch.no_grad():
+        exact = run_backbone(make_model(num_hidden_layers=3), batch)
+    builds.clear()
+    model = make_model(num_hidden_layers=3).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in (*model.layers, model):
+        fully_shard(module, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    hidden = run_backbone(model, batch)
+    hidden.float().sum().backward()
+    assert builds == {"__init__": 1, "_widest_mask": 1}
+    assert hidden.dtype == torch.bfloat16, "nothing was rounded"
+    assert ((hidden - exact).norm(dim=1) / exact.norm(dim=1)).max() < 0.1
+    assert all(weight.grad is not None for weight in model.parameters())

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,39 +41,64 @@ def test_the_model_names_the_layers_to_shard(tiny_backbone_dir: Path) -> None:
     assert "LlamaDecoderLayer" in model._no_split_modules
 
 
-@pytest.mark.slow
-def test_two_shards_are_one_process(tiny_backbone_dir: Path, pairs_file: Path, tmp_path: Path) -> None:
-    """FSDP2 with the shipped settings: several passes a step, an evaluation, a sharded checkpoint that is gone on from."""
+@pytest.fixture
+def flags(tiny_backbone_dir: Path, pairs_file: Path) -> Callable[..., list[str]]:
     usual = {
         **{"model_name_or_path": tiny_backbone_dir, "dataset_name": pairs_file, "eval_dataset_name": pairs_file, "attention_size": 8},
         **{"learning_rate": 1e-3, "logging_steps": 1, "disable_tqdm": "true", "use_cpu": "true", "bf16": "false"},
     }
 
-    def flags(**more: object) -> list[str]:
+    def make(**more: object) -> list[str]:
         return [word for name, value in {**usual, **more}.items() for word in (f"--{name}", str(value))]
 
-    def launch(*argv: str) -> subprocess.CompletedProcess[str]:
-        places = ["--num_processes", "2", "--main_process_port", "0", "--mixed_precision", "no"]
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate_fsdp2.yaml"), *places]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        environment["PYTHONPATH"] = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])
-        script = str(Path(__file__).with_name("fsdp_run.py"))
-        return subprocess.run([*command, script, *argv], env=environment, capture_output=True, text=True)
+    return make
 
+
+def launch(precision: str, *argv: str) -> str:
+    """What srm-train prints, in two processes with the shipped settings."""
+    places = ["--num_processes", "2", "--main_process_port", "0", "--mixed_precision", precision]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate_fsdp2.yaml"), *places]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])
+    script = str(Path(__file__).with_name("fsdp_run.py"))
+    done = subprocess.run([*command, script, *argv], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def assert_same_history(run: Path, other: Path, tolerance: float) -> None:
+    histories = [json.loads((path / "trainer_state.json").read_text())["log_history"] for path in (run, other)]
+    for ours, theirs in zip(*histories, strict=True):
+        for name in {"loss", "accuracy", "grad_norm", "eval_loss", "eval_accuracy", "eval_margin"} & ours.keys():
+            assert theirs[name] == pytest.approx(ours[name], rel=tolerance), name
+
+
+@pytest.mark.slow
+def test_two_shards_are_one_process(flags: Callable[..., list[str]], tmp_path: Path) -> None:
+    """FSDP2 with the shipped settings: several passes a step, an evaluation, a sharded checkpoint that is gone on from."""
     one, two = tmp_path / "one", tmp_path / "two"
     assert main(flags(output_dir=one, per_device_train_batch_size=8)) == 0
     sharded = flags(output_dir=two, per_device_train_batch_size=4, tokens_per_batch=150, save_steps=2)
     # The second run goes on from the shards of the first one's second step of three.
     for more in ([], ["--resume_from_checkpoint", str(two / "checkpoint-2")]):
-        done = launch(*sharded, *more)
-        assert done.returncode == 0, done.stderr[-3000:]
+        launch("no", *sharded, *more)
         assert (two / "checkpoint-2" / "pytorch_model_fsdp_0").is_dir(), "nothing was sharded"
-        histories = [json.loads((path / "trainer_state.json").read_text())["log_history"] for path in (one, two)]
-        for ours, theirs in zip(*histories, strict=True):
-            for name in {"loss", "accuracy", "grad_norm", "eval_loss", "eval_accuracy", "eval_margin"} & ours.keys():
-                assert theirs[name] == pytest.approx(ours[name], rel=1e-3), name
+        assert_same_history(one, two, 1e-3)
         first, second = (load_file(path / "model.safetensors") for path in (one, two))
         assert first.keys() == second.keys()
         for name, weight in first.items():
             torch.testing.assert_close(second[name], weight, rtol=1e-3, atol=1e-5)
         (two / "model.safetensors").unlink()
+
+
+@pytest.mark.slow
+def test_rewards_stay_in_float32_where_shards_are_rounded(flags: Callable[..., list[str]], tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main(flags(output_dir=one, per_device_train_batch_size=8, bf16="true")) == 0
+    out = launch("bf16", *flags(output_dir=two, per_device_train_batch_size=4, bf16="true"))
+    assert out.split("rewards:")[1].split()[0] == "torch.float32"
+    assert "bfloat16" not in out.split("rewards:", 1)[1]
+    assert_same_history(one, two, 0.1)
+    head = load_file(two / "model.safetensors")["head.value.weight"]
+    assert head.dtype == torch.float32
+    assert not torch.equal(head, head.bfloat16().float()), "what is trained and saved is not rounded"
