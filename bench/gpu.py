@@ -64,6 +64,8 @@ def main() -> int:
     arguments = _arguments()
     if not torch.cuda.is_available():
         sys.exit("bench/gpu.py: no CUDA device. The tests that need none are `make test`.")
+    if importlib.util.find_spec("greenlet") is None:
+        sys.exit("bench/gpu.py: greenlet is not installed, and training cannot be timed without it. Run `pip install greenlet`.")
     outcomes = run_parts(gpu_parts(arguments.output_dir, arguments.input), 60 * arguments.minutes)
     result = {**environment.describe(), "parts": [{**vars(outcome), "verdict": outcome.verdict} for outcome in outcomes]}
     arguments.output_dir.mkdir(parents=True, exist_ok=True)

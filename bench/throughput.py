@@ -136,6 +136,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         arguments.providers = _installed(PROVIDERS, needs="trl", names=TRL, what="its trainers are")
     if arguments.modes is None:
         arguments.modes = _installed(tuple(MODES), needs="greenlet", names=("train",), what="training is")
+    elif "train" in arguments.modes and importlib.util.find_spec("greenlet") is None:
+        parser.error("--modes train needs greenlet, which is not installed: run `pip install greenlet`")
     for name, known in (("providers", PROVIDERS), ("modes", modes)):
         if unknown := set(getattr(arguments, name)) - set(known):
             parser.error(f"--{name}: {', '.join(sorted(unknown))} is unknown, choose from {', '.join(known)}")

@@ -161,6 +161,9 @@ def test_what_is_not_installed_is_left_out_aloud(load: Any, monkeypatch: pytest.
     said = capsys.readouterr().err
     assert "trl is not installed" in said
     assert "greenlet is not installed" in said
+    with pytest.raises(SystemExit):
+        throughput._arguments(["--modes", "score,train"])
+    assert "pip install greenlet" in capsys.readouterr().err
 
 
 def test_trainers_run_in_turns_in_one_thread(load: Any) -> None:
