@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
@@ -119,7 +119,7 @@ def _compile(case: Any, target: str) -> tuple[Any, str]:
     gpu = GPUTarget(backend, int(arch), 32) if backend == "cuda" else GPUTarget(backend, arch, 64)
     names = case.kernel.arg_names
     signature = {name: case.signature.get(name, "constexpr") for name in names}
-    pointers = [name for name in names if signature[name].startswith("*")] if case.aligned else []
+    pointers = [name for name in names if signature[name].startswith("*") and name not in case.unaligned]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, *case.divisible)}
     source = ASTSource(case.kernel, signature=signature, constexprs=dict(case.constants), attrs=attributes)
     # Releases differ in the default of enable_fp_fusion; a launch leaves it on.
@@ -170,10 +170,7 @@ def _check_all(names: Sequence[tuple[str, int]], targets: tuple[str, ...], jobs:
 
 
 def _cases(op: str) -> Iterator[Any]:
-    """Each configuration for aligned pointers, and for slices of tensors that begin in between, where narrow accesses are all there is."""
-    for case in importlib.import_module(f"srm_kernels.ops.{op}.cases").cases():
-        yield case
-        yield replace(case, label=f"{case.label} unaligned", aligned=False, wide_load=False, wide_store=False)
+    return importlib.import_module(f"srm_kernels.ops.{op}.cases").cases()
 
 
 def _start_worker(cache: str) -> None:

@@ -86,7 +86,7 @@ class SentenceLayout:
 def cu_from_lengths(lengths: Tensor | Sequence[int]) -> Tensor:
     """Offsets int32 [B + 1] from `lengths` [B]: `[0, l_0, l_0 + l_1, …]`, on the device of `lengths`.
 
-    Inverse: `cu.diff()`. No device synchronisation; a sequence of Python ints is checked for negatives and for a sum that int32 does not hold.
+    Inverse: `cu.diff()`. No device synchronisation; a sequence of Python ints is checked for negatives and its sum.
     """
     if not isinstance(lengths, Tensor):
         for response, length in enumerate(lengths):

@@ -28,8 +28,8 @@ class CompileCase:
     label: dtype and sizes, for the table.
     signature: type of each run-time argument, as in `{"x_ptr": "*fp32", "num": "i32"}`.
     constants: compile-time arguments, and None for a pointer that is not passed.
-    aligned: whether pointers are multiples of 16 bytes, which Triton finds out by itself at a launch.
-    divisible: integers that are multiples of 16 here, which it finds out too.
+    divisible: integers that are multiples of 16 here, which Triton finds out by itself at a launch.
+    unaligned: pointers that are no multiples of 16 bytes; it finds that out too.
     wide_load, wide_store: whether the layout lets the bulk of the data move in 128-bit accesses.
     """
 
@@ -38,8 +38,8 @@ class CompileCase:
     signature: Mapping[str, str]
     constants: Mapping[str, Any]
     num_threads: int = 128
-    aligned: bool = True
     divisible: tuple[str, ...] = ()
+    unaligned: tuple[str, ...] = ()
     wide_load: bool = False
     wide_store: bool = False
 

@@ -19,7 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 __all__ = [
+    "NUM_THREADS",
     "acc_type",
+    "aligned",
     "device_of",
     "equal_range",
     "first_not_below",
@@ -43,6 +45,12 @@ def acc_type(dtype: torch.dtype) -> tl.dtype:
 def num_warps(num_threads: int = NUM_THREADS) -> int:
     """Warps of a program of `num_threads`: AMD's data-centre GPUs have warps of 64."""
     return num_threads // (64 if torch.version.hip else 32)
+
+
+def aligned(x: Tensor) -> Tensor:
+    """`x`, contiguous and at a multiple of 16 bytes: a slice that begins in between is copied, or Triton would compile anew for it."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 def device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from ..backend import debug_enabled
 from ..layout import check_cu, check_index
@@ -50,7 +51,7 @@ def values_readable(*tensors: Tensor) -> bool:
 
 
 def check_float(op: str, **tensors: Tensor | None) -> None:
-    """Each one that is not None is a tensor of a dtype that the ops compute with."""
+    """Each one that is not None is a tensor of a dtype that the ops compute with, and carries no forward-mode tangent."""
     for name, x in tensors.items():
         if x is None:
             continue
@@ -58,12 +59,18 @@ def check_float(op: str, **tensors: Tensor | None) -> None:
             raise TypeError(f"{op}: `{name}` must be a tensor, got {type(x).__name__}.")
         if x.dtype not in FLOAT_DTYPES:
             raise TypeError(f"{op}: `{name}` must be floating point (fp16, bf16, fp32 or fp64), got {x.dtype}.")
+        # PyTorch would go on without the tangent: the derivative came out as 0.
+        if not torch.compiler.is_compiling() and unpack_dual(x).tangent is not None:
+            raise RuntimeError(
+                f"{op}: `{name}` carries a forward-mode tangent, and the op has a backward only. "
+                "Use its reference in srm_kernels.ops, which is plain PyTorch."
+            )
 
 
 def check_finite(op: str, **numbers: float) -> None:
     """Each one is neither NaN nor infinite."""
     for name, x in numbers.items():
-        if not math.isfinite(x):
+        if not -math.inf < x < math.inf:  # Not math.isfinite: torch.compile passes a number that changes as a symbol.
             raise ValueError(f"{op}: `{name}` must be finite, got {x}.")
 
 

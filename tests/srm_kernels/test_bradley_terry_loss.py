@@ -135,6 +135,8 @@ def test_errors():
         bradley_terry_loss(rewards, pairs, weight=torch.ones(1, requires_grad=True))
     with pytest.raises(ValueError, match=r"`label_smoothing` must be in \[0, 1\), got 1"):
         bradley_terry_loss(rewards, pairs, label_smoothing=1)
+    with pytest.raises(ValueError, match="`centering` must be finite, got nan"):
+        bradley_terry_loss(rewards, pairs, centering=math.nan)
     with pytest.raises(ValueError, match="`centering` must not be negative, got -1"):
         bradley_terry_loss(rewards, pairs, centering=-1)
     with pytest.raises(ValueError, match=r"`margin` must have shape \[P\] = \[1\], got \[2\]"):

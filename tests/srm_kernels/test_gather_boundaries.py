@@ -41,10 +41,19 @@ def test_weight_gradient_over_several_chunks(compare, random, index_dtype):
     compare(gather_boundaries, by_row, floats, torch.float32, scale=4, boundaries=boundaries, eps=EPS)
 
 
-def test_three_thousand_boundaries(compare, random):
+def test_half_gradients_at_int32_positions(compare, random):
+    compare(gather_boundaries, by_row, {"hidden": random(0, 19, 8)}, torch.bfloat16, boundaries=POSITIONS.int())
+
+
+def test_three_thousand_boundaries(lane, compare, random, assert_close):
+    """33 gradients meet on each token. The interpreter takes 4 ms for each: of 400 there, which are found in as many steps."""
     boundaries = torch.randint(0, 90, (3000,), generator=torch.Generator().manual_seed(4))
-    # 33 gradients meet on each token.
-    compare(gather_boundaries, by_row, {"hidden": random(0, 90, 16)}, torch.float32, scale=10, boundaries=boundaries)
+    hidden = random(0, 90, 16)
+    rows = gather_boundaries(hidden.to(lane.device, torch.float32), boundaries.to(lane.device), backend=lane.backend)
+    assert_close(rows, hidden[boundaries])
+    if lane.name == "interpreter":
+        hidden, boundaries = hidden[:12], boundaries[:400] % 12
+    compare(gather_boundaries, by_row, {"hidden": hidden}, torch.float32, scale=10, boundaries=boundaries)
 
 
 def test_extreme_rows(lane):
@@ -69,7 +78,8 @@ def test_a_nan_stays_in_its_row(lane, random):
 
 def test_rows_may_lie_apart_and_columns_too(lane, random, assert_close):
     base = random(0, 20, 2, 24).to(lane.device, torch.float32)
-    for hidden in (base[:, 0], base[:, 1, ::2], base[:, 0, :].T):
+    between = base.flatten()[1:481].view(20, 24)  # Begins between two multiples of 16 bytes.
+    for hidden in (base[:, 0], base[:, 1, ::2], base[:, 0, :].T, between):
         hidden = hidden.detach().requires_grad_()
         boundaries = torch.tensor([1, 5, 5, 3], device=lane.device)[::1]
         out = gather_boundaries(hidden, boundaries, backend=lane.backend)
@@ -100,7 +110,7 @@ def test_nothing_to_gather(lane, shape):
 def test_same_bits_twice(lane, random):
     hidden = random(0, 30, 48).to(lane.device, torch.float32).requires_grad_()
     weight = random(1, 48).to(lane.device, torch.float32).requires_grad_()
-    boundaries = torch.randint(0, 30, (200,), generator=torch.Generator().manual_seed(3)).to(lane.device)
+    boundaries = torch.randint(0, 30, (70,), generator=torch.Generator().manual_seed(3)).to(lane.device)
     grads = [
         torch.autograd.grad(gather_boundaries(hidden, boundaries, weight, backend=lane.backend).square().sum(), (hidden, weight))
         for _ in range(2)
@@ -132,9 +142,9 @@ def test_only_what_is_needed(lane, random):
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_layout(lane, data):
-    num_tokens = data.draw(st.integers(1, 40))
+    num_tokens = data.draw(st.integers(1, 12))
     index_dtype = data.draw(st.sampled_from([torch.int32, torch.int64]))
-    boundaries = torch.tensor(data.draw(st.lists(st.integers(0, num_tokens - 1), max_size=30)), dtype=index_dtype)
+    boundaries = torch.tensor(data.draw(st.lists(st.integers(0, num_tokens - 1), max_size=8)), dtype=index_dtype)
     hidden = torch.randn(num_tokens, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(5, dtype=torch.float64, requires_grad=True) if data.draw(st.booleans()) else None
     leaves = [hidden] if weight is None else [hidden, weight]
@@ -160,5 +170,9 @@ def test_errors():
         gather_boundaries(hidden, boundaries - 1)
     with pytest.raises(ValueError, match=r"`norm_weight` must have shape \[D\] = \[3\], got \[2\]"):
         gather_boundaries(hidden, boundaries, torch.ones(2))
-    with pytest.raises(TypeError, match=r"`hidden` must be floating point, got torch\.int64"):
+    with pytest.raises(TypeError, match=r"`hidden` must be floating point .*, got torch\.int64"):
         gather_boundaries(hidden.long(), boundaries)
+    with pytest.raises(TypeError, match=r"`hidden` must be floating point \(fp16, bf16, fp32 or fp64\), got torch\.float8_e4m3fn"):
+        gather_boundaries(hidden.to(torch.float8_e4m3fn), boundaries)
+    with pytest.raises(TypeError, match=r"`out_dtype` must be floating point .*, got torch\.int64"):
+        gather_boundaries(hidden, boundaries, out_dtype=torch.int64)

@@ -19,6 +19,9 @@ def test_offsets_from_lengths():
     assert cu_from_lengths([]).tolist() == [0]
     with pytest.raises(ValueError, match=r"`lengths` must not be negative, got -1 \(response 1\)"):
         cu_from_lengths([2, -1])
+    assert cu_from_lengths([2**31 - 1]).tolist() == [0, 2**31 - 1]
+    with pytest.raises(ValueError, match=r"`lengths` must sum to less than 2\*\*31, got 2147483648"):
+        cu_from_lengths([2**31 - 1, 1])
     with pytest.raises(TypeError, match=r"`lengths` must be int32 or int64, got torch\.float32"):
         cu_from_lengths(torch.ones(2))
 

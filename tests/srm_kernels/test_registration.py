@@ -58,10 +58,13 @@ CASES: dict[str, tuple[Callable[..., object], list[Tensor]]] = {
 cases = pytest.mark.parametrize("name", CASES)
 
 
+def as_tuple(out: object) -> tuple[Tensor, ...]:
+    return out if isinstance(out, tuple) else (out,)
+
+
 def total(out: object) -> Tensor:
     """A scalar in which every output element has its own weight."""
-    outputs = out if isinstance(out, tuple) else (out,)
-    return sum((x * torch.arange(1, x.numel() + 1, dtype=x.dtype, device=x.device).reshape(x.shape)).sum() for x in outputs)
+    return sum((x * torch.arange(1, x.numel() + 1, dtype=x.dtype, device=x.device).reshape(x.shape)).sum() for x in as_tuple(out))
 
 
 @cases
@@ -70,11 +73,12 @@ def test_gradcheck(name):
     assert torch.autograd.gradcheck(op, inputs)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
 @cases
-def test_compiles_whole_forward_and_backward(name):
+def test_compiles_whole_forward_and_backward(name, dynamic):
     op, inputs = CASES[name]
     torch._dynamo.reset()
-    compiled = torch.compile(lambda *x: total(op(*x)), fullgraph=True, backend="aot_eager", dynamic=False)
+    compiled = torch.compile(lambda *x: total(op(*x)), fullgraph=True, backend="aot_eager", dynamic=dynamic)
     expected = total(op(*inputs))
     out = compiled(*inputs)
     torch.testing.assert_close(out, expected)
@@ -102,6 +106,39 @@ def test_one_graph_serves_all_lengths():
     assert graphs == graphs[:1] * 4
 
 
+def test_numbers_that_change_stay_in_the_graph():
+    """A KL coefficient that a controller moves reaches the checks as a symbol."""
+    torch._dynamo.reset()
+    x = torch.ones(9)
+
+    def pay(kl_coef: float, gamma: float) -> Tensor:
+        return k.packed_gae(k.token_rewards(x[:7], BOUNDARIES, CU, x, 0 * x, kl_coef), x, CU_TOKENS, gamma)[0]
+
+    compiled = torch.compile(pay, fullgraph=True, backend="aot_eager")
+    for kl_coef, gamma in ((0.1, 0.9), (0.2, 0.8), (0.3, 0.7)):
+        torch.testing.assert_close(compiled(kl_coef, gamma), pay(kl_coef, gamma))
+
+
+@cases
+def test_a_forward_derivative_is_refused(name):
+    """PyTorch would leave the op out of it and return 0."""
+    op, inputs = CASES[name]
+    inputs = tuple(x.detach() for x in inputs)
+    with pytest.raises(RuntimeError, match=r"carries a forward-mode tangent.*Use its reference in srm_kernels\.ops"):
+        torch.func.jvp(op, inputs, inputs)
+
+
+@cases
+def test_func_maps_over_values_and_refuses_the_rest(name):
+    """vmap over one layout gives what a loop gives. torch.func.grad has no rule for a custom op, and says so."""
+    op, inputs = CASES[name]
+    batched = [torch.stack([x.detach(), 2 * x.detach()]) for x in inputs]
+    for i, expected in enumerate(op(*(x[i] for x in batched)) for i in range(2)):
+        torch.testing.assert_close(total(tuple(x[i] for x in as_tuple(torch.func.vmap(op)(*batched)))), total(expected))
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(lambda *x: total(op(*x)))(*(x[0] for x in batched))
+
+
 @cases
 def test_second_derivative_is_refused(name):
     op, inputs = CASES[name]
@@ -124,10 +161,11 @@ REFERENCES: dict[str, tuple[tuple[object, ...], list[Tensor]]] = {
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_the_reference_is_the_way_out(name):
-    """The function that the error names has a second derivative."""
+    """The function that the error names has a second derivative, and a forward one."""
     reference = getattr(importlib.import_module(f"srm_kernels.ops.{name}.reference"), f"{name}_reference")
     rest, inputs = REFERENCES[name]
     assert torch.autograd.gradgradcheck(lambda *x: reference(*x, *rest), inputs)
+    assert torch.autograd.gradcheck(lambda *x: reference(*x, *rest), inputs, check_forward_ad=True)
 
 
 def test_the_reference_is_the_way_out_of_token_rewards():

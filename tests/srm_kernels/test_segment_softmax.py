@@ -103,3 +103,9 @@ def test_errors():
         segment_softmax(scores, torch.tensor([1, 4]))
     with pytest.raises(ValueError, match=r"\[N\] or \[N, H\], got \[1, 4, 1\]"):
         segment_softmax(scores[None, :, None], torch.tensor([0, 1]))
+    with pytest.raises(TypeError, match="`cu` must be a tensor, got list"):
+        segment_softmax(scores, [0, 4])
+    # The shape counts on every device, though the values cannot be read there.
+    for device in ("cpu", "meta"):
+        with pytest.raises(ValueError, match=r"segment_softmax: `cu` must have B \+ 1 entries, got none"):
+            segment_softmax(scores.to(device), torch.zeros(0, dtype=torch.int64, device=device))

@@ -1,10 +1,13 @@
 """The head against an independent loop over rows, and the module's contract."""
 
+import copy
 import itertools
 import math
+import pickle
 
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -167,7 +170,7 @@ def test_non_contiguous_and_same_bits_twice(lane, random):
 @given(data=st.data())
 def test_any_layout(lane, data):
     num_tokens = data.draw(st.integers(1, 30))
-    rows = data.draw(st.lists(st.sets(st.integers(0, num_tokens - 1), min_size=1, max_size=8), min_size=1, max_size=5))
+    rows = data.draw(st.lists(st.sets(st.integers(0, num_tokens - 1), min_size=1, max_size=6), min_size=1, max_size=4))
     layout = SentenceLayout(torch.tensor([t for row in rows for t in sorted(row)]), cu_from_lengths([len(row) for row in rows]))
     layout.validate(num_tokens)
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
@@ -205,6 +208,34 @@ def test_module_equals_function(random):
     hidden = random(0, NUM_TOKENS, 12)
     expected = sentence_reward_head(hidden, LAYOUT, *w.values(), rope_theta=100.0, include_prompt=False, difference=False)
     assert all(torch.equal(a, b) for a, b in zip(head(hidden, LAYOUT), expected, strict=True))
+
+
+def test_copies_score_alike(random, tmp_path):
+    """A deep copy, a pickle, and the weights alone in another head; of the layout too."""
+    head, hidden = SentenceRewardHead(12, attention_size=6, pooling="attention", include_prompt=False), random(0, NUM_TOKENS, 12).float()
+    torch.nn.init.normal_(head.value.weight)
+    expected = head(hidden, LAYOUT)
+    other = SentenceRewardHead(12, attention_size=6, include_prompt=False)
+    torch.save(head.state_dict(), tmp_path / "head.pt")
+    other.load_state_dict(torch.load(tmp_path / "head.pt"))
+    for copied in (copy.deepcopy(head), pickle.loads(pickle.dumps(head)), other):
+        for layout in (LAYOUT, copy.deepcopy(LAYOUT), pickle.loads(pickle.dumps(LAYOUT))):
+            assert all(torch.equal(a, b) for a, b in zip(copied(hidden, layout), expected, strict=True))
+
+
+def test_one_graph_serves_all_layouts():
+    head = SentenceRewardHead(12, attention_size=6)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled, graphs = torch.compile(head, fullgraph=True, backend=counter, dynamic=True), []
+    for lengths in ([3, 4], [5, 2, 2], [9, 1, 1, 6]):
+        num = sum(lengths)
+        layout, hidden = SentenceLayout(torch.arange(num), cu_from_lengths(lengths)), torch.randn(2 * num, 12, requires_grad=True)
+        out = compiled(hidden, layout)
+        torch.testing.assert_close(tuple(out), tuple(head(hidden, layout)))
+        out.reward.sum().backward()
+        graphs.append(counter.frame_count)
+    assert graphs == graphs[:1] * 3
 
 
 def test_it_learns_from_the_zero_start(random):
@@ -245,3 +276,11 @@ def test_errors():
         sentence_reward_head(torch.ones(NUM_TOKENS, 8), LAYOUT, torch.ones(1, 8), torch.ones(1))
     with pytest.raises(ValueError, match=r"`value_weight` must have shape \[1, D\] or \[D\] with D=8, got \[1, 9\]"):
         sentence_reward_head(torch.ones(NUM_TOKENS, 8), LAYOUT, torch.ones(1, 9), torch.ones(1), pooling="mean")
+    # One for each boundary would be added up without a word.
+    with pytest.raises(ValueError, match=r"`value_bias` must have one element, got shape \[8\]"):
+        sentence_reward_head(torch.ones(NUM_TOKENS, 8), LAYOUT, torch.ones(1, 8), torch.ones(8), pooling="mean")
+    shapes = dict(zip(NAMES, ((1, 8), (1,), (4, 8), (4,), (4, 8), (4,)), strict=True))
+    for name, wrong in (("query_weight", (4, 9)), ("key_weight", (6, 8)), ("key_bias", (1,))):
+        weights = {other: torch.ones(shape) for other, shape in (shapes | {name: wrong}).items()}
+        with pytest.raises(ValueError, match=rf"sentence_reward_head: `{name}` must have shape .*, got \[{wrong[0]}"):
+            sentence_reward_head(torch.ones(NUM_TOKENS, 8), LAYOUT, **weights)

@@ -146,6 +146,8 @@ def test_errors():
     arguments = (torch.ones(2), torch.tensor([0, 3]), torch.tensor([0, 2]), torch.zeros(4), torch.zeros(4), 0.1)
     with pytest.raises(ValueError, match="`estimator` must be one of k1, k2, k3, got 'k4'"):
         token_rewards(*arguments, "k4")
+    with pytest.raises(ValueError, match="token_rewards: `kl_coef` must be finite, got inf"):
+        token_rewards(*arguments[:5], math.inf)
     with pytest.raises(ValueError, match=r"`ref_logprobs` must have shape \[T\] = \[4\], got \[3\]"):
         token_rewards(*arguments[:4], torch.zeros(3), 0.1)
     with pytest.raises(IndexError, match=r"`boundaries` must lie in \[0, 4\), got 4"):

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import acc_type, device_of, joined, num_warps, split_float
+from ..device import acc_type, aligned, device_of, joined, num_warps, split_float
 from ..segments import accumulate_dtype
 
 __all__ = ["bradley_terry_loss_with_grad"]
@@ -122,10 +122,10 @@ def bradley_terry_loss_with_grad(
     with device_of(rewards):
         # At least one program: the loss of no responses is 0, and somebody must write it.
         bradley_terry_kernel[(max(1, triton.cdiv(rewards.numel(), BLOCK_B)),)](
-            rewards.contiguous(),
-            pairs.contiguous(),
-            None if margin is None else margin.contiguous(),
-            None if weight is None else weight.contiguous(),
+            aligned(rewards),
+            aligned(pairs),
+            None if margin is None else aligned(margin),
+            None if weight is None else aligned(weight),
             loss,
             grad,
             rewards.numel(),

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import acc_type, device_of, num_warps, search_steps, upper_bound
+from ..device import acc_type, aligned, device_of, num_warps, search_steps, upper_bound
 from ..segments import accumulate_dtype
 
 __all__ = ["difference_rewards_backward", "difference_rewards_forward"]
@@ -54,7 +54,7 @@ def difference_rewards_backward(grad: Tensor, cu: Tensor) -> Tensor:
 
 
 def _launch(kernel: triton.runtime.JITFunction, x: Tensor, cu: Tensor) -> Tensor:
-    x, cu = x.contiguous(), cu.contiguous()
+    x, cu = aligned(x), aligned(cu)
     out = torch.empty_like(x)
     if x.numel():
         sizes = (x.numel(), cu.numel(), search_steps(cu.numel()))

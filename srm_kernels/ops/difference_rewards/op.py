@@ -29,8 +29,8 @@ def difference_rewards(values: Tensor, cu: Tensor, *, backend: Backend = "auto")
     check_float(op, values=values)
     if values.dim() != 1:
         raise ValueError(f"{op}: `values` must have shape [N], got {list(values.shape)}.")
-    check_same_device(op, values=values, cu=cu)
     check_offsets(op, "cu", cu, values.shape[0], "len(values)")
+    check_same_device(op, values=values, cu=cu)
     return _difference_rewards(values, cu, backend)
 
 

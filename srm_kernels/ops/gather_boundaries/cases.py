@@ -15,6 +15,8 @@ __all__ = ["cases"]
 WIDTHS = (4096, 576, 4097)
 # Where kernels that read `hidden` differ by its stride alone: aligned rows whose stride is no multiple of 16, and a stride of 1.
 STRIDES = (584, 1)
+# The same for a `hidden` that begins in between multiples of 16 bytes.
+UNALIGNED = (576, 4097, 1)
 
 
 def cases() -> Iterator[CompileCase]:
@@ -24,9 +26,11 @@ def cases() -> Iterator[CompileCase]:
             yield from _width_cases(dtype, width)
         for width in STRIDES:
             yield from (case for case in _width_cases(dtype, width) if "stride" in case.kernel.arg_names)
+        for width in UNALIGNED:
+            yield from (case for case in _width_cases(dtype, width, "hidden_ptr") if "hidden_ptr" in case.signature)
 
 
-def _width_cases(dtype: str, width: int) -> Iterator[CompileCase]:
+def _width_cases(dtype: str, width: int, *unaligned: str) -> Iterator[CompileCase]:
     itemsize, acc, acc_name, index = ITEMSIZE[dtype], ACC[dtype], ACC_NAME[dtype], INDEX[dtype]
     data, wider = f"*{dtype}", f"*{acc_name}"
     aligned = width * itemsize % 16 == 0
@@ -37,15 +41,16 @@ def _width_cases(dtype: str, width: int) -> Iterator[CompileCase]:
             signature, constants = {name: kind for name, kind in signature.items() if name != "stride"}, {**constants, "stride": 1}
         return CompileCase(
             kernel=kernel,
-            label=f"{label} D={width}",
+            label=f"{label} D={width}{' unaligned' if unaligned else ''}",
             signature=signature,
             constants=constants,
             divisible=("stride",) if has_stride and width % 16 == 0 else (),
-            wide_load=aligned and (width % 16 == 0 or not has_stride),
+            unaligned=unaligned,
+            wide_load=aligned and not unaligned and (width % 16 == 0 or not has_stride),
             wide_store=wide_store,
         )
 
-    config = k.tile_config(width, ITEMSIZE[acc_name])
+    config = k.tile_config(width, ITEMSIZE[acc_name], not unaligned)
     compute = {"ACC": acc, **config}
     search = {"WAYS": k.SEARCH_WAYS, **compute}
     rows = {"hidden_ptr": data, "boundaries_ptr": f"*{index}", "num": "i32", "stride": "i32"}

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import acc_type, device_of, first_not_below, num_warps, sort_positions
+from ..device import acc_type, aligned, device_of, first_not_below, num_warps, sort_positions
 from ..segments import accumulate_dtype
 
 __all__ = ["gather_boundaries_backward", "gather_boundaries_forward"]
@@ -31,12 +31,12 @@ WEIGHT_CHUNK = 64
 SEARCH_WAYS = 128
 
 
-def tile_config(width: int, itemsize: int) -> dict[str, Any]:
+def tile_config(width: int, itemsize: int, is_aligned: bool = True) -> dict[str, Any]:
     """Tiles of 4 by 1,024 (512 where `itemsize`, of the accumulator, is 8): at least 16 bytes a thread and row.
 
-    Fewer rows where elements move one by one, because rows are not aligned (1) or fp64 (2): more would spill.
+    Fewer rows where elements move one by one, because rows or `hidden` itself are not aligned (1) or fp64 (2): more would spill.
     """
-    rows = 2 if itemsize == 8 else 4 if width % 8 == 0 else 1
+    rows = (2 if itemsize == 8 else 4 if width % 8 == 0 else 1) if is_aligned else 1
     return {"D": width, "BLOCK_D": 1024 if itemsize < 8 else 512, "ROWS": rows}
 
 
@@ -236,20 +236,20 @@ def gather_boundaries_forward(
     hidden: Tensor, boundaries: Tensor, norm_weight: Tensor | None, eps: float, out_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Rows [N, D] and, with norm, their rstd [N]."""
-    hidden, boundaries = _rows_contiguous(hidden), boundaries.contiguous()
+    hidden, boundaries = _rows_contiguous(hidden), aligned(boundaries)
     num, width, dtype = boundaries.numel(), hidden.shape[1], accumulate_dtype(hidden, norm_weight)
     out = torch.empty(num, width, dtype=out_dtype, device=hidden.device)
     rstd = torch.empty(0 if norm_weight is None else num, dtype=dtype, device=hidden.device)
     if out.numel() == 0:
         return out, rstd
-    config = tile_config(width, dtype.itemsize)
+    config = tile_config(width, dtype.itemsize, _is_aligned(hidden))
     row_blocks, column_blocks = triton.cdiv(num, config["ROWS"]), triton.cdiv(width, config["BLOCK_D"])
     warps = num_warps()
     with device_of(hidden):
         if norm_weight is None:
             gather_rows_kernel[(row_blocks * column_blocks,)](hidden, boundaries, out, num, hidden.stride(0), **config, num_warps=warps)
         else:
-            arguments = (hidden, boundaries, norm_weight.contiguous(), out, rstd, num, hidden.stride(0))
+            arguments = (hidden, boundaries, aligned(norm_weight), out, rstd, num, hidden.stride(0))
             gather_norm_kernel[(row_blocks,)](*arguments, EPS=eps, ACC=acc_type(dtype), **config, num_warps=warps)
     return out, rstd
 
@@ -264,7 +264,7 @@ def gather_boundaries_backward(
     need_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of `hidden` [T, D] and `norm_weight` [D]."""
-    grad, boundaries, hidden = grad.contiguous(), boundaries.contiguous(), _rows_contiguous(hidden)
+    grad, boundaries, hidden = aligned(grad), aligned(boundaries), _rows_contiguous(hidden)
     grad_hidden = _hidden_gradient(grad, hidden, boundaries, norm_weight, rstd) if need_hidden else None
     if norm_weight is None or not need_weight:
         return grad_hidden, None
@@ -278,13 +278,14 @@ def _hidden_gradient(grad: Tensor, hidden: Tensor, boundaries: Tensor, norm_weig
     if grad_hidden.numel() == 0:
         return grad_hidden
     positions, order = sort_positions(boundaries, num_tokens)
-    config = tile_config(width, dtype.itemsize) | {"ACC": acc_type(dtype), "WAYS": SEARCH_WAYS, "num_warps": num_warps()}
+    tile = tile_config(width, dtype.itemsize, norm_weight is None or _is_aligned(hidden))  # Without norm it is not read.
+    config = tile | {"ACC": acc_type(dtype), "WAYS": SEARCH_WAYS, "num_warps": num_warps()}
     row_blocks, column_blocks = triton.cdiv(num_tokens, config["ROWS"]), triton.cdiv(width, config["BLOCK_D"])
     with device_of(hidden):
         if norm_weight is None:
             scatter_rows_kernel[(row_blocks * column_blocks,)](grad, positions, order, grad_hidden, num, num_tokens, **config)
         else:
-            rows = (grad, hidden, norm_weight.contiguous(), rstd, positions, order, grad_hidden)
+            rows = (grad, hidden, aligned(norm_weight), rstd, positions, order, grad_hidden)
             scatter_norm_kernel[(row_blocks,)](*rows, num, num_tokens, hidden.stride(0), **config)
     return grad_hidden
 
@@ -297,16 +298,23 @@ def _weight_gradient(grad: Tensor, hidden: Tensor, boundaries: Tensor, norm_weig
         return out
     num_chunks = triton.cdiv(num, WEIGHT_CHUNK)
     partial = torch.empty(num_chunks, width, dtype=dtype, device=hidden.device)
-    config = tile_config(width, dtype.itemsize) | {"ACC": acc_type(dtype), "num_warps": num_warps()}
+    shared = {"ACC": acc_type(dtype), "num_warps": num_warps()}
+    config = tile_config(width, dtype.itemsize)
     column_blocks = triton.cdiv(width, config["BLOCK_D"])
     with device_of(hidden):
         if num_chunks:
             rows = (grad, hidden, boundaries, rstd, partial, num, hidden.stride(0))
-            weight_partial_kernel[(num_chunks * column_blocks,)](*rows, CHUNK=WEIGHT_CHUNK, **config)
-        weight_total_kernel[(column_blocks,)](partial, out, num_chunks, **config)
+            tile = tile_config(width, dtype.itemsize, _is_aligned(hidden))
+            weight_partial_kernel[(num_chunks * column_blocks,)](*rows, CHUNK=WEIGHT_CHUNK, **tile, **shared)
+        weight_total_kernel[(column_blocks,)](partial, out, num_chunks, **config, **shared)
     return out
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:
     """Rows may lie apart, columns may not."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+def _is_aligned(hidden: Tensor) -> bool:
+    """Whether it begins at a multiple of 16 bytes. It is read where it lies even if not: a copy would move all T rows for the sake of N."""
+    return hidden.data_ptr() % 16 == 0

@@ -47,6 +47,6 @@ def gather_boundaries_backward_reference(
     if hidden.dtype == dtype:
         return grad_ND.new_zeros(hidden.shape).index_add_(0, boundaries, grad_ND), grad_weight
     # Sum duplicates in the accumulation dtype, and only over the rows that occur: a full [T, D] in fp32 would be most of the work.
-    row_M, position_N = boundaries.unique(return_inverse=True)
+    row_M, position_N = boundaries.long().unique(return_inverse=True)  # index_copy_ takes no int32.
     sum_MD = grad_ND.new_zeros((row_M.numel(), grad_ND.shape[1])).index_add_(0, position_N, grad_ND)
     return hidden.new_zeros(hidden.shape).index_copy_(0, row_M, sum_MD.to(hidden.dtype)), grad_weight

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import acc_type, device_of, joined, num_warps, search_steps, split_float, upper_bound
+from ..device import acc_type, aligned, device_of, joined, num_warps, search_steps, split_float, upper_bound
 from ..segments import accumulate_dtype
 
 __all__ = ["packed_gae_backward", "packed_gae_forward"]
@@ -196,7 +196,7 @@ def packed_gae_forward(
     """Advantages and returns [T]."""
     dtype = accumulate_dtype(rewards, values, bootstrap_value)
     advantages, returns = (torch.empty(rewards.shape, dtype=dtype, device=rewards.device) for _ in range(2))
-    bootstrap = None if bootstrap_value is None else bootstrap_value.contiguous()
+    bootstrap = None if bootstrap_value is None else aligned(bootstrap_value)
     _scan(rewards, values, bootstrap, cu_seqlens, gamma, lam, advantages, returns, backward=False)
     return advantages, returns
 
@@ -205,8 +205,8 @@ def packed_gae_backward(
     grad_advantage: Tensor, grad_return: Tensor, cu_seqlens: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of rewards [T], values [T], bootstrap_value [S]."""
-    num, dtype, device, cu = grad_advantage.numel(), grad_advantage.dtype, grad_advantage.device, cu_seqlens.contiguous()
-    grad_return = grad_return.contiguous()
+    num, dtype, device, cu = grad_advantage.numel(), grad_advantage.dtype, grad_advantage.device, aligned(cu_seqlens)
+    grad_return = aligned(grad_return)
     grad_delta, grad_value = (torch.empty(num, dtype=dtype, device=device) for _ in range(2))
     grad_bootstrap = torch.empty(cu.numel() - 1, dtype=dtype, device=device)
     _scan(grad_advantage, grad_return, None, cu, gamma, lam, grad_delta, None, backward=True)
@@ -242,7 +242,7 @@ def _scan(
     *,
     backward: bool,
 ) -> None:
-    num, a, b, cu = a.numel(), a.contiguous(), b.contiguous(), cu.contiguous()
+    num, a, b, cu = a.numel(), aligned(a), aligned(b), aligned(cu)
     if num == 0:
         return
     num_chunks = triton.cdiv(num, CHUNK)

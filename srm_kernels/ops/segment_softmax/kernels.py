@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import acc_type, device_of, num_warps
+from ..device import acc_type, aligned, device_of, num_warps
 from ..segments import accumulate_dtype
 
 __all__ = ["segment_softmax_backward", "segment_softmax_forward"]
@@ -98,7 +98,7 @@ def segment_softmax_backward_kernel(
 
 def segment_softmax_forward(scores: Tensor, cu: Tensor) -> Tensor:
     """Weights in the shape and dtype of `scores`."""
-    scores, cu = scores.contiguous(), cu.contiguous()
+    scores, cu = aligned(scores), aligned(cu)
     out = torch.empty_like(scores)
     if out.numel():
         config = softmax_config(1 if scores.dim() == 1 else scores.shape[1])
@@ -111,7 +111,7 @@ def segment_softmax_forward(scores: Tensor, cu: Tensor) -> Tensor:
 
 def segment_softmax_backward(grad: Tensor, weight: Tensor, cu: Tensor) -> Tensor:
     """Gradient of the scores."""
-    grad, weight, cu = grad.contiguous(), weight.contiguous(), cu.contiguous()
+    grad, weight, cu = aligned(grad), aligned(weight), aligned(cu)
     out = torch.empty_like(weight)
     if out.numel():
         config = softmax_config(1 if weight.dim() == 1 else weight.shape[1])

@@ -30,8 +30,8 @@ def segment_softmax(scores: Tensor, cu: Tensor, *, backend: Backend = "auto") ->
     check_float(op, scores=scores)
     if scores.dim() not in (1, 2):
         raise ValueError(f"{op}: `scores` must have shape [N] or [N, H], got {list(scores.shape)}.")
-    check_same_device(op, scores=scores, cu=cu)
     check_offsets(op, "cu", cu, scores.shape[0], "len(scores)")
+    check_same_device(op, scores=scores, cu=cu)
     return _segment_softmax(scores, cu, backend)
 
 

@@ -12,13 +12,13 @@ __all__ = ["cases"]
 
 LOG2_THETA = math.log2(1e4)
 # One for each shape of tile, from 64 rows to one.
-WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
+WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 def cases() -> Iterator[CompileCase]:
     """Dtypes x attention widths; no rotation, odd width; the poolings without attention."""
     for dtype in DTYPES:
-        for width in WIDTHS:
+        for width in WIDTHS if dtype == "fp64" else (*WIDTHS, 8192):
             yield from _forward(dtype, width, rope=True)
             yield from _backward(dtype, width, rope=True)
         yield from _forward(dtype, 255, rope=False, include_prompt=False, difference=False)
@@ -50,6 +50,7 @@ def _forward(
         label=f"{dtype} A={width}{' rope' if rope else ''}" if pooling == "attention" else f"{dtype} {pooling}",
         signature=signature,
         constants=constants,
+        num_threads=k.pool_threads(k.pool_config(width, ITEMSIZE[ACC_NAME[dtype]])["BLOCK_A"]),
         wide_load=pooling == "attention" and width * ITEMSIZE[dtype] % 16 == 0,
     )
 
@@ -69,6 +70,7 @@ def _backward(dtype: str, width: int, *, rope: bool, difference: bool = True, ha
         label=f"{dtype} A={width}{' rope' if rope else ''}" if has_attention else f"{dtype} no attention",
         signature=signature,
         constants=constants,
+        num_threads=k.pool_threads(k.pool_config(width, ITEMSIZE[ACC_NAME[dtype]])["BLOCK_A"]),
         wide_load=has_attention and width * ITEMSIZE[dtype] % 16 == 0,
         wide_store=has_attention and width * ITEMSIZE[dtype] % 16 == 0,
     )

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import acc_type, device_of, num_warps
+from ..device import NUM_THREADS, acc_type, aligned, device_of, num_warps
 from ..segments import accumulate_dtype
 
 __all__ = ["sentence_attention_pool_backward", "sentence_attention_pool_forward"]
@@ -33,12 +33,23 @@ HALF_PI: tl.constexpr = tl.constexpr(math.pi / 2)
 
 
 def pool_config(width: int, itemsize: int) -> dict[str, Any]:
-    """Tiles of 2,048 key elements (of fp64 fewer), so that rotation angles and keys stay in registers."""
+    """Tiles of 2,048 key elements (of fp64 fewer), or one wider row, so that rotation angles and keys stay in registers."""
+    widest = 8192 if itemsize < 8 else 4096  # More than that spills.
+    if width > widest:
+        raise ValueError(
+            f"sentence_attention_pool: `query` and `key` must have A of at most {widest} for the kernels, got {width}. "
+            'Use `backend="torch"`, which takes any.'
+        )
     block = max(16, triton.next_power_of_2(width))
     tile = 2048 if itemsize < 8 else 1024 if block < 256 else 512
     rows = max(1, min(64, tile // block))
     terms = 5 if itemsize < 8 else 9  # The first one left out is below the rounding of the result.
     return {"A": width, "BLOCK_A": block, "BLOCK_N": rows, "TERMS": terms, "LANES": 128}
+
+
+def pool_threads(block: int) -> int:
+    """At most 16 columns of a row a thread."""
+    return max(NUM_THREADS, block // 16)
 
 
 @triton.jit
@@ -236,8 +247,8 @@ def sentence_attention_pool_forward(
     pooling: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """reward [B], sentence_reward [N], attention [N]."""
-    value, cu = value.contiguous(), cu.contiguous()
-    query, key = _contiguous(query), _contiguous(key)
+    value, cu = aligned(value), aligned(cu)
+    query, key = _aligned(query), _aligned(key)
     dtype = accumulate_dtype(query, key, value)
     reward = torch.empty(cu.numel() - 1, dtype=dtype, device=value.device)
     sentence_reward, attention = torch.empty_like(value, dtype=dtype), torch.empty_like(value, dtype=dtype)
@@ -273,21 +284,21 @@ def sentence_attention_pool_backward(
     difference: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """Gradients of query [B, A], key [N, A], value [N]."""
-    cu = cu.contiguous()
-    query, key = _contiguous(query), _contiguous(key)
+    cu = aligned(cu)
+    query, key = _aligned(query), _aligned(key)
     grad_query, grad_key = (None if x is None else torch.empty_like(x) for x in (query, key))
     grad_value = torch.empty(value.shape, dtype=value.dtype, device=value.device)
     if grad_reward.numel():
         with device_of(value):
             pool_backward_kernel[(grad_reward.numel(),)](
-                grad_reward.contiguous(),
-                grad_sentence_reward.contiguous(),
-                grad_attention.contiguous(),
+                aligned(grad_reward),
+                aligned(grad_sentence_reward),
+                aligned(grad_attention),
                 query,
                 key,
                 cu,
-                sentence_reward.contiguous(),
-                attention.contiguous(),
+                aligned(sentence_reward),
+                aligned(attention),
                 grad_query,
                 grad_key,
                 grad_value,
@@ -299,17 +310,17 @@ def sentence_attention_pool_backward(
 
 
 def _constants(key: Tensor | None, dtype: torch.dtype, rope_theta: float | None) -> dict[str, Any]:
-    width = 2 if key is None else key.shape[1]
+    config = pool_config(2 if key is None else key.shape[1], dtype.itemsize)
     rope = rope_theta is not None
     log2_theta = math.log2(rope_theta) if rope_theta is not None else 0.0
     return {
         "ACC": acc_type(dtype),
         "LOG2_THETA": log2_theta,
         "ROPE": rope,
-        **pool_config(width, dtype.itemsize),
-        "num_warps": num_warps(),
+        **config,
+        "num_warps": num_warps(pool_threads(config["BLOCK_A"])),
     }
 
 
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
+def _aligned(x: Tensor | None) -> Tensor | None:
+    return None if x is None else aligned(x)

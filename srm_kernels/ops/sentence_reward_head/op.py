@@ -76,9 +76,7 @@ def sentence_reward_head(
         raise ValueError(f"{op}: `pooling` must be one of {', '.join(POOLINGS)}, got {pooling!r}.")
     check_float(op, hidden=hidden, value_weight=value_weight, value_bias=value_bias)
     if value_weight.numel() != hidden.shape[-1]:
-        raise ValueError(
-            f"{op}: `value_weight` must have shape [1, D] or [D] with D={hidden.shape[-1]}, got {list(value_weight.shape)}."
-        )
+        raise ValueError(f"{op}: `value_weight` must have shape [1, D] or [D] with D={hidden.shape[-1]}, got {list(value_weight.shape)}.")
     if value_bias.numel() != 1:  # N of them would be added to the N values without a word.
         raise ValueError(f"{op}: `value_bias` must have one element, got shape {list(value_bias.shape)}.")
     dtype = accumulate_dtype(hidden, value_weight)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import acc_type, device_of, equal_range, joined, num_warps, search_steps, sort_positions, split_float, upper_bound
+from ..device import acc_type, aligned, device_of, equal_range, joined, num_warps, search_steps, sort_positions, split_float, upper_bound
 from ..segments import accumulate_dtype
 from .reference import ESTIMATORS
 
@@ -135,18 +135,18 @@ def token_rewards_forward(
 ) -> Tensor:
     """Rewards [T]."""
     dtype = accumulate_dtype(sentence_reward, logprobs, ref_logprobs)
-    num, num_tokens, cu = boundaries.numel(), logprobs.numel(), cu.contiguous()
+    num, num_tokens, cu = boundaries.numel(), logprobs.numel(), aligned(cu)
     out = torch.empty(num_tokens, dtype=dtype, device=logprobs.device)
     if num_tokens:
         positions, order = sort_positions(boundaries, num_tokens)
         with device_of(logprobs):
             token_rewards_kernel[(triton.cdiv(num_tokens, BLOCK),)](
-                sentence_reward.contiguous(),
+                aligned(sentence_reward),
                 positions,
                 order,
                 cu,
-                logprobs.contiguous(),
-                ref_logprobs.contiguous(),
+                aligned(logprobs),
+                aligned(ref_logprobs),
                 out,
                 num,
                 cu.numel(),
@@ -173,16 +173,16 @@ def token_rewards_backward(
     estimator: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of sentence_reward [N], logprobs [T], ref_logprobs [T]."""
-    num, num_tokens, cu = boundaries.numel(), logprobs.numel(), cu.contiguous()
+    num, num_tokens, cu = boundaries.numel(), logprobs.numel(), aligned(cu)
     grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (sentence_reward, logprobs, ref_logprobs))
     if max(num, num_tokens):
         with device_of(grad):
             token_rewards_backward_kernel[(triton.cdiv(max(num, num_tokens), BLOCK),)](
-                grad.contiguous(),
-                boundaries.contiguous(),
+                aligned(grad),
+                aligned(boundaries),
                 cu,
-                logprobs.contiguous(),
-                ref_logprobs.contiguous(),
+                aligned(logprobs),
+                aligned(ref_logprobs),
                 *grads,
                 num,
                 cu.numel(),

@@ -45,6 +45,7 @@ def token_rewards(
     op = "token_rewards"
     check_float(op, sentence_reward=sentence_reward, logprobs=logprobs, ref_logprobs=ref_logprobs)
     check_index(op, "boundaries", boundaries)
+    check_offsets(op, "cu", cu, boundaries.numel(), "len(boundaries)")
     if estimator not in ESTIMATORS:
         raise ValueError(f"{op}: `estimator` must be one of {', '.join(ESTIMATORS)}, got {estimator!r}.")
     check_finite(op, kl_coef=kl_coef)
@@ -53,7 +54,6 @@ def token_rewards(
     check_shape(op, "sentence_reward", sentence_reward, (boundaries.numel(),), "[N]")
     check_shape(op, "ref_logprobs", ref_logprobs, (logprobs.numel(),), "[T]")
     check_same_device(op, sentence_reward=sentence_reward, boundaries=boundaries, cu=cu, logprobs=logprobs, ref_logprobs=ref_logprobs)
-    check_offsets(op, "cu", cu, boundaries.numel(), "len(boundaries)")
     check_positions(op, "boundaries", boundaries, logprobs.numel())
     return _token_rewards(sentence_reward, boundaries, cu, logprobs, ref_logprobs, kl_coef, estimator, backend)
 
