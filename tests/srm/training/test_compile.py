@@ -69,6 +69,15 @@ def test_losses_are_those_of_eager(new_model, rows, make_trainer, backend, setti
     assert losses == pytest.approx(expected, rel=0.02 if "bf16" in settings else 1e-4)
 
 
+def test_accelerate_launch_may_ask_for_it(new_model, make_trainer, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "AOT_EAGER")
+    trainer = make_trainer(new_model(), None)
+    assert trainer.compiled_with == "aot_eager"
+    assert trainer.reward_model.backbone._compiled_call_impl is not None
+    assert trainer.model._compiled_call_impl is None
+    assert trainer.accelerator.state.dynamo_plugin.backend.value == "NO", "accelerate would compile the whole model"
+
+
 def test_the_command_says_so_and_saves_a_plain_model(tiny_backbone_dir, pairs_file, tmp_path, capsys):
     flags = ["--model_name_or_path", str(tiny_backbone_dir), "--dataset_name", str(pairs_file), "--attention_size", "8", "--use_cpu"]
     flags += ["--disable_tqdm", "true", "--max_steps", "2"]
