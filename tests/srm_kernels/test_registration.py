@@ -73,6 +73,14 @@ def test_gradcheck(name):
     assert torch.autograd.gradcheck(op, inputs)
 
 
+@cases
+def test_one_input_alone_gets_the_same_gradient(name):
+    op, inputs = CASES[name]
+    for i, expected in enumerate(torch.autograd.grad(total(op(*inputs)), inputs)):
+        alone = [x if i == j else x.detach() for j, x in enumerate(inputs)]
+        torch.testing.assert_close(torch.autograd.grad(total(op(*alone)), inputs[i])[0], expected)
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 @cases
 def test_compiles_whole_forward_and_backward(name, dynamic):

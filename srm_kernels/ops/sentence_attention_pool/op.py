@@ -32,7 +32,8 @@ def sentence_attention_pool(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sentence rewards, their attention, and the response reward (arXiv 2503.04793, the aggregation).
 
-    query: [B, A], one a response. key: [N, A]. value: [N]. fp16 / bf16 / fp32 / fp64, in any mixture.
+    query: [B, A], one a response. key: [N, A]. value: [N]. fp16 / bf16 / fp32 / fp64, in any mixture. The kernels take A up to 8,192,
+        in fp64 4,096.
     cu: [B + 1] int32 or int64 offsets; response `b` owns boundaries `cu[b]:cu[b + 1]`, index 0 being its prompt's.
     rope_theta: base of the rotary embedding on the boundary's index, pairs (2j, 2j + 1); the query sits on the last index. None: none.
     include_prompt: whether index 0 takes part in the softmax.
