@@ -10,6 +10,8 @@ included, `B` queries of a block, `E` head width.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -54,6 +56,12 @@ def gradients(
     return dq, dk.to(key.dtype)[None], dv.to(value.dtype)[None]
 
 
+@lru_cache(maxsize=1)
+def _causal() -> Tensor:
+    """Additive mask [BLOCK, BLOCK]: a query of a block sees the block's keys up to its own."""
+    return torch.full((BLOCK, BLOCK), -torch.inf).triu(1)
+
+
 def _segment(
     q: Tensor, g: Tensor, delta: Tensor, dq: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, *, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor]:
@@ -74,10 +82,12 @@ def _segment(
         seen = slice(first, before + stop)
         q_block, g_block, delta_block = (x[:, :, start:stop].flatten(1, 2) for x in (q, g, delta))  # [G, R * B, E or 1]
         scores = (q_block.float() * scale) @ k_fp32[:, seen].transpose(1, 2)
-        # Without a window the queries see all keys in front of the block's own.
-        whole = prefix if window is None else first
-        mask = plan.mask(stop - start, prefix - whole, window, q.dtype, q.device)
-        scores.unflatten(1, (-1, stop - start))[..., whole - first :] += mask
+        if window is None:
+            # The queries see all keys in front of the block's own, so no mask of the plan's is made for them.
+            mask = _causal()[: stop - start, : stop - start]
+        else:
+            mask = plan.mask(stop - start, prefix - first, window, q.dtype, q.device)
+        scores.unflatten(1, (-1, stop - start))[..., -mask.shape[1] :] += mask
         weights = scores.softmax(-1)
         dv[:, seen] += weights.to(q.dtype).transpose(1, 2) @ g_block
         # In fp32 too: the two nearly cancel where values have much in common, and rounded to 16 bits little of the difference is left.

@@ -176,6 +176,12 @@ def test_children_are_summed_in_fp32() -> None:
     assert (value.grad[0, 0, 0] == 151).all()
 
 
+def test_no_mask_where_causal_serves() -> None:
+    plan = AttentionPlan(lengths=(BLOCK + 5, 3), parents=(-1, -1))
+    _attend(_inputs(2, 1, plan, torch.bfloat16), plan).sum().backward()
+    assert not plan._masks
+
+
 def test_a_second_derivative_is_refused() -> None:
     plan = AttentionPlan(lengths=(4,), parents=(-1,))
     inputs = _inputs(2, 1, plan, torch.bfloat16)
