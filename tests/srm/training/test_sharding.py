@@ -92,13 +92,17 @@ def test_two_shards_are_one_process(flags: Callable[..., list[str]], tmp_path: P
 
 
 @pytest.mark.slow
-def test_rewards_stay_in_float32_where_shards_are_rounded(flags: Callable[..., list[str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, {"use_peft": "true", "lora_r": 4, "gradient_checkpointing": "true"}], ids=["full", "LoRA"])
+def test_rewards_stay_in_float32_where_shards_are_rounded(flags: Callable[..., list[str]], tmp_path: Path, more: dict[str, object]) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    assert main(flags(output_dir=one, per_device_train_batch_size=8, bf16="true")) == 0
-    out = launch("bf16", *flags(output_dir=two, per_device_train_batch_size=4, bf16="true"))
-    assert out.split("rewards:")[1].split()[0] == "torch.float32"
-    assert "bfloat16" not in out.split("rewards:", 1)[1]
+    assert main(flags(output_dir=one, per_device_train_batch_size=8, bf16="true", **more)) == 0
+    out = launch("bf16", *flags(output_dir=two, per_device_train_batch_size=4, bf16="true", **more))
+    assert "rewards: torch.float32" in out
+    assert "torch.bfloat16" not in out
     assert_same_history(one, two, 0.1)
-    head = load_file(two / "model.safetensors")["head.value.weight"]
+    saved = load_file(two / ("adapter_model.safetensors" if more else "model.safetensors"))
+    (head,) = (weight for name, weight in saved.items() if name.endswith("head.value.weight"))
     assert head.dtype == torch.float32
     assert not torch.equal(head, head.bfloat16().float()), "what is trained and saved is not rounded"
+    first, second = (SentenceRewardModel.from_pretrained(run).score(["Is this right?"], ["It is warm."])[0] for run in (one, two))
+    assert second.reward == pytest.approx(first.reward, rel=0.1) != 0
