@@ -25,13 +25,14 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "settings", "lora"),
     [
         ("aot_eager", {}, False),
-        pytest.param("eager", {"packing": "none"}, False, marks=pytest.mark.slow),
-        pytest.param("eager", {"gradient_checkpointing": True, "bf16": True}, False, marks=pytest.mark.slow),
-        pytest.param("eager", {"tokens_per_batch": 150}, True, marks=pytest.mark.slow),
+        ("eager", {"packing": "none"}, False),
+        ("eager", {"gradient_checkpointing": True, "bf16": True}, False),
+        ("eager", {"tokens_per_batch": 150}, True),
     ],
     ids=["packed", "padded", "checkpointing and autocast", "LoRA and several passes"],
 )
