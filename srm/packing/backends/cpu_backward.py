@@ -10,7 +10,7 @@ included, `B` queries of a block, `E` head width.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def gradients(
     return dq, dk.to(key.dtype)[None], dv.to(value.dtype)[None]
 
 
-@lru_cache(maxsize=1)
+@cache
 def _causal() -> Tensor:
     """Additive mask [BLOCK, BLOCK]: a query of a block sees the block's keys up to its own."""
     return torch.full((BLOCK, BLOCK), -torch.inf).triu(1)
