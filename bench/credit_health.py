@@ -1,22 +1,18 @@
-"""Does the logged `rebound_share` tell inverted credit from right credit? Train from a good start and from a bad one, and compare.
+"""Does the logged `mean_value_accuracy` tell sentence rewards that mean something from those that do not?
 
-    python bench/credit_health.py --input pairs.jsonl.gz --json bench/results/credit_health_cpu.json
+    python bench/credit_health.py --input pairs_train.jsonl.gz --json bench/results/credit_health_cpu.json
 
-The rejected answers are good ones with one sentence swapped for one of another answer: those of --input, or generated ones.
-
-default: srm-train's recipe. random: the head starts as torch's layers do, with the value at N(0, 0.02), learns ten times as fast as the
-backbone in all its parts, and has the plain pair loss: the start that can settle on inverted credit (docs/method.md, "The start matters").
+Trains heads on a frozen backbone from good and from bad starts, on pairs whose rejected answer has one bad sentence: of each generated
+kind, and of --input's chosen answers with one sentence of another answer in them. Then compares the two accuracies, as training logs
+them, with how well the sentence rewards find the bad sentence. Held-out pairs; generated ones are from the templates of training.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
-import tempfile
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -24,89 +20,60 @@ from typing import Any
 
 import environment
 import torch
-from transformers import TrainerCallback, set_seed
+from claim.features import Features, cached_features
+from claim.heads import HEADS, Head, outputs, train
 
 from srm import SentenceRewardModel
-from srm.data import encode_comparisons, read_comparisons
 from srm.data.files import RawRow, file_rows
-from srm.data.synthetic import Damage, SyntheticPair, generate_pairs, write_jsonl
-from srm.evaluation.generated import measure
+from srm.data.synthetic import KINDS, Damage, SyntheticPair, generate_pairs
+from srm.evaluation.credit import credit_report, judge
+from srm.evaluation.suites import SuiteRow
+from srm.modeling.scoring import read_off
 from srm.segmentation import make_segmenter
-from srm.training import RewardConfig, SentenceRewardTrainer
+from srm.training.health import CreditWatch
+from srm.training.losses import mean_value
 
-STARTS = ("default", "random")
+# The recipe; the paper's loss from the same start; and both from a start as torch's layers have it, with an attention as fast as the value.
+_RANDOM: dict[str, Any] = {"arguments": {"random_start": True}, "attention_share": 1.0}
+STARTS = {
+    "recipe": HEADS["sentence"],
+    "paper loss": HEADS["paper loss"],
+    "recipe, random start": Head(loss=HEADS["sentence"].loss, **_RANDOM),
+    "paper loss, random start": Head(**_RANDOM),
+}
+RATE, EPOCHS = 1e-3, 10
 
 
 def main() -> None:
     arguments = _arguments()
     result: dict[str, Any] = environment.describe()
-    result["settings"] = {name: value for name, value in vars(arguments).items() if name != "json"}
+    result["settings"] = {name: value for name, value in vars(arguments).items() if name not in ("json", "features")}
+    result["training"] = {"rate": RATE, "epochs": EPOCHS, "limit": CreditWatch().limit}
     result["runs"] = runs = []
-    for seed in arguments.seeds:
-        for start in arguments.starts:
-            runs.append(_run(start, seed, arguments))
-            last = runs[-1]
-            print(
-                f"seed {seed}, {start} start: accuracy {last['accuracy']:.3f}, credit AUC {last['auc']:.3f}, lowest sentence bad "
-                f"{last['hit_rate']:.0%}, rebound share {last['rebound_share'][-1]:.2f}, warned: {last['warned']}",
-                flush=True,
-            )
-            if arguments.json:
-                arguments.json.parent.mkdir(parents=True, exist_ok=True)
-                arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for task in [*KINDS, *(["swapped"] if arguments.input else [])]:
+        pairs = _pairs(task, arguments)
+        features = _features(task, pairs, arguments)
+        scale = float(features["train"].last.float().square().mean().sqrt())
+        for start, head in STARTS.items():
+            for seed in range(arguments.num_seeds):
+                trained = train(head, features["train"], scale, rate=RATE, epochs=EPOCHS, seed=seed)
+                found = _judged(head, trained, features["test"], scale, pairs["test"])
+                runs.append({"task": task, "start": start, "seed": seed, **found})
+            _print(task, start, runs[-arguments.num_seeds :])
+    result["summary"] = _summary(runs)
+    print(json.dumps(result["summary"], indent=2))
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _run(start: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train once; accuracy and credit on held-out pairs, and what training logged about rebounds."""
-    set_seed(seed)
-    model = SentenceRewardModel.from_backbone(arguments.model)
-    recipe = {}
-    if start == "random":
-        _randomise(model)
-        recipe = {"mean_value_coefficient": 0.0, "sentence_reward_l2": 0.0, "attention_learning_rate": 10 * arguments.learning_rate}
-    with tempfile.TemporaryDirectory() as folder:
-        config = RewardConfig(
-            output_dir=folder,
-            seed=seed,
-            per_device_train_batch_size=arguments.batch_size,
-            learning_rate=arguments.learning_rate,
-            warmup_steps=0.1,
-            bf16=True,
-            logging_steps=5,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            **recipe,
-        )
-        train, test = _pairs(seed, arguments)
-        file = Path(folder) / "train.jsonl"
-        write_jsonl(train, file)
-        rows, _ = encode_comparisons(read_comparisons(str(file)), model.encoder, max_length=config.max_length, progress=False)
-        logs = _Logs()
-        trainer = SentenceRewardTrainer(model, config, train_dataset=rows, callbacks=[logs])
-        with _Warnings() as warnings:
-            trainer.train()
-    with torch.autocast(config.device.type, dtype=torch.bfloat16):
-        found = measure(model, test)
-    credit = found.credit.overall
-    return {
-        "start": start,
-        "seed": seed,
-        "accuracy": found.accuracy,
-        "auc": credit.auc,
-        "hit_rate": credit.hit_rate,
-        "rebound_share": logs.rebound_share,
-        "warned": bool(warnings.records),
-    }
-
-
-def _pairs(seed: int, arguments: argparse.Namespace) -> tuple[list[SyntheticPair], list[SyntheticPair]]:
-    """For training and for measuring. One kind of damage and one damaged sentence, as where inversion was first seen."""
-    if arguments.input:
-        swapped = swapped_pairs(arguments.input, arguments.num_pairs + arguments.num_eval_pairs, seed=seed)
-        return swapped[: arguments.num_pairs], swapped[arguments.num_pairs :]
-    of_kind = partial(generate_pairs, seed=seed, kinds=("off_topic",), multi_share=0.0)
-    return of_kind(arguments.num_pairs, split="train"), of_kind(arguments.num_eval_pairs, split="test")
+def _pairs(task: str, arguments: argparse.Namespace) -> dict[str, list[SyntheticPair]]:
+    """For training and for measuring."""
+    if task == "swapped":
+        swapped = swapped_pairs(arguments.input, arguments.num_pairs + arguments.num_eval_pairs, seed=0)
+        return {"train": swapped[: arguments.num_pairs], "test": swapped[arguments.num_pairs :]}
+    sizes = {"train": arguments.num_pairs, "test": arguments.num_eval_pairs}
+    return {name: generate_pairs(size, seed=place, kinds=(task,), multi_share=0.0) for place, (name, size) in enumerate(sizes.items())}
 
 
 def swapped_pairs(source: str, count: int, *, seed: int) -> list[SyntheticPair]:
@@ -140,51 +107,72 @@ def swapped_pairs(source: str, count: int, *, seed: int) -> list[SyntheticPair]:
     return pairs
 
 
-def _randomise(model: SentenceRewardModel) -> None:
-    for name, layer in model.head.named_modules():
-        if isinstance(layer, torch.nn.Linear):
-            layer.reset_parameters()
-            if name == "value":
-                torch.nn.init.normal_(layer.weight, std=0.02)
+def _features(task: str, pairs: Mapping[str, Sequence[SyntheticPair]], arguments: argparse.Namespace) -> dict[str, Features]:
+    model = SentenceRewardModel.from_backbone(arguments.model, dtype=torch.bfloat16).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    found = {}
+    for name, of in pairs.items():
+        rows = [
+            SuiteRow(
+                id=pair.id,
+                prompt=pair.prompt,
+                responses=(pair.chosen, pair.rejected),
+                num_correct=1,
+                section=task,
+                subset=task,
+                unit=pair.id,
+            )
+            for pair in of
+        ]
+        found[name] = cached_features(arguments.features / f"{task}-{name}-{len(of)}.pt", model, rows, max_length=2048)
+    return found
 
 
-class _Logs(TrainerCallback):
-    def __init__(self) -> None:
-        self.rebound_share: list[float] = []
+def _judged(head: Head, trained: torch.nn.Module, features: Features, scale: float, pairs: Sequence[SyntheticPair]) -> dict[str, Any]:
+    """Both accuracies, and the credit of the rejected answers' sentences."""
+    output = outputs(head, trained, features, scale)
+    reward, by_mean_value = output.reward.view(-1, 2), mean_value(output.value, features.cu).view(-1, 2)
+    rewards, attention = (x.split(features.cu.diff().tolist()) for x in (output.sentence_reward, output.attention))
+    parts = zip(features.responses, output.reward.tolist(), rewards, attention, strict=True)
+    scored = [read_off(response, total, r.tolist(), a.tolist()) for response, total, r, a in parts]
+    credit = credit_report(judge(rejected, pair.to_row()["damaged"]) for rejected, pair in zip(scored[1::2], pairs, strict=True)).overall
+    accuracy, of_mean_value = (float((scores[:, 0] > scores[:, 1]).float().mean()) for scores in (reward, by_mean_value))
+    return {
+        "accuracy": accuracy,
+        "mean_value_accuracy": of_mean_value,
+        "auc": credit.auc,
+        "hit_rate": credit.hit_rate,
+        "would_warn": accuracy - of_mean_value > CreditWatch().limit,
+    }
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if logs and "rebound_share" in logs:
-            self.rebound_share.append(round(logs["rebound_share"], 4))
+
+def _summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the runs that rank well, `accuracy` 0.8 or more: credit where training would have warned, and where not."""
+    able = [run for run in runs if run["accuracy"] >= 0.8]
+    summary: dict[str, Any] = {"runs": len(runs), "accuracy of 0.8 or more": len(able)}
+    for name, warned in (("warned", True), ("not warned", False)):
+        aucs = sorted(run["auc"] for run in able if run["would_warn"] is warned)
+        summary[name] = {"runs": len(aucs), "inverted (AUC below 0.5)": sum(auc < 0.5 for auc in aucs)}
+        if aucs:
+            summary[name] |= {"AUC, least": aucs[0], "AUC, median": aucs[len(aucs) // 2], "AUC, most": aucs[-1]}
+    return summary
 
 
-class _Warnings(logging.Handler):
-    """What srm.training.health warned of while this was open."""
+def _print(task: str, start: str, runs: Sequence[Mapping[str, Any]]) -> None:
+    def show(run: Mapping[str, Any]) -> str:
+        return f"{run['accuracy']:.2f}/{run['mean_value_accuracy']:.2f} AUC {run['auc']:.2f}{' warns' if run['would_warn'] else ''}"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-    def __enter__(self) -> _Warnings:
-        logging.getLogger("srm.training.health").addHandler(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("srm.training.health").removeHandler(self)
+    print(f"{task}, {start}: {'  '.join(map(show, runs))}", flush=True)
 
 
 def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--input", help="pairs file, a row `prompt`, `chosen`, `id` each; generated answers where it is not given")
-    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--num_pairs", type=int, default=200)
-    parser.add_argument("--num_eval_pairs", type=int, default=80)
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--learning_rate", type=float, default=2e-5)
+    parser.add_argument("--input", help="pairs file, a row `prompt`, `chosen`, `id` each, to swap sentences in")
+    parser.add_argument("--num_seeds", type=int, default=5)
+    parser.add_argument("--num_pairs", type=int, default=400)
+    parser.add_argument("--num_eval_pairs", type=int, default=150)
+    parser.add_argument("--features", type=Path, default=Path("outputs/credit_health"), help="folder of the backbone's features")
     parser.add_argument("--json", type=Path)
     return parser.parse_args(argv)
 

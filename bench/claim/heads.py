@@ -18,10 +18,8 @@ from srm_kernels import SentenceLayout, SentenceRewardHead, SentenceRewardOutput
 __all__ = ["EPOCHS", "HEADS", "RATES", "Head", "Part", "outputs", "train"]
 
 # The same six settings for every head; each takes its best on the tuning pairs.
-RATES, EPOCHS = (3e-4, 1e-3, 3e-3), (2, 6)
+RATES, EPOCHS = (1e-3, 3e-3, 1e-2), (6, 18)
 BATCH = 32
-# Of the value's learning rate, as srm-train has it by default: 5e-6 beside 2e-4.
-ATTENTION_SHARE = 1 / 40
 _RECIPE = {"mean_value_coefficient": 1.0, "sentence_reward_l2": 0.01}
 
 
@@ -57,12 +55,20 @@ class TokenMean(nn.Module):
 
 
 class Pooled(nn.Module):
-    """The library's head; with `gate`, mixed with the value at the response's end by one learned weight that starts at a half."""
+    """The library's head.
 
-    def __init__(self, width: int, *, gate: bool = False, **arguments: Any) -> None:
+    gate: mixed with the value at the response's end by one learned weight that starts at a half.
+    random_start: query and key start as torch's layers do and the value at N(0, 0.02), not at zero.
+    """
+
+    def __init__(self, width: int, *, gate: bool = False, random_start: bool = False, **arguments: Any) -> None:
         super().__init__()
         self.head = SentenceRewardHead(width, **arguments)
         self.gate = nn.Parameter(torch.zeros(())) if gate else None
+        if random_start:
+            for layer in (self.head.query, self.head.key):
+                layer.reset_parameters()
+            nn.init.normal_(self.head.value.weight, std=0.02)
 
     def forward(self, part: Part) -> SentenceRewardOutput:
         output = self.head(part.x, SentenceLayout(torch.arange(len(part.x)), part.cu.int()))
@@ -77,7 +83,10 @@ class Head:
     """What is compared.
 
     of: which hidden states, `last` or `mean` of a sentence's tokens. by_token: `TokenMean` in place of `Pooled`.
-    arguments: of `Pooled`. loss: weights of `reward_loss`'s terms. last_value_loss: weight of a pair loss on the value at the end.
+    arguments: of `Pooled`. loss: weights of `reward_loss`'s terms.
+    last_value_loss, prefix_loss: weights of a pair loss on the value at the end, and of `prefix_loss`.
+    attention_share: learning rate of query and key as a share of the value's; as srm-train has it by default, 5e-6 beside 2e-4.
+    balanced: trained on pairs of which half have the longer response chosen, the surplus left out.
     """
 
     of: str = "last"
@@ -85,6 +94,9 @@ class Head:
     arguments: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, float] = field(default_factory=dict)
     last_value_loss: float = 0.0
+    prefix_loss: float = 0.0
+    attention_share: float = 1 / 40
+    balanced: bool = False
 
     def make(self, width: int) -> nn.Module:
         return TokenMean(width) if self.by_token else Pooled(width, **self.arguments)
@@ -102,7 +114,12 @@ HEADS = {
     "mean of each sentence's tokens": Head(of="mean", loss=_RECIPE),
     "gate to the last value": Head(arguments={"gate": True}, loss=_RECIPE),
     "pair loss on the last value": Head(loss=_RECIPE, last_value_loss=1.0),
+    "pair loss on every prefix": Head(loss={"sentence_reward_l2": 0.01}, prefix_loss=1.0),
+    "fast attention": Head(loss=_RECIPE, attention_share=1.0),
     "mean of values, no attention": Head(arguments={"pooling": "mean", "difference": False}, loss={"sentence_reward_l2": 0.01}),
+    "sentence, lengths balanced": Head(loss=_RECIPE, balanced=True),
+    "response, lengths balanced": Head(arguments={"pooling": "sum"}, balanced=True),
+    "token, lengths balanced": Head(of="mean", by_token=True, balanced=True),
 }
 
 
@@ -124,13 +141,13 @@ def train(head: Head, features: Features, scale: float, *, rate: float, epochs: 
     model = head.make(x.shape[1])
     slow = [p for name, p in model.named_parameters() if ".query." in name or ".key." in name]
     fast = [p for name, p in model.named_parameters() if not (".query." in name or ".key." in name)]
-    groups = [{"params": fast, "lr": rate}] + ([{"params": slow, "lr": rate * ATTENTION_SHARE}] if slow else [])
+    groups = [{"params": fast, "lr": rate}] + ([{"params": slow, "lr": rate * head.attention_share}] if slow else [])
     optimizer = torch.optim.AdamW(groups)
-    num_pairs = (len(features.cu) - 1) // 2
-    steps = epochs * -(-num_pairs // BATCH)
+    chosen = _balanced(features) if head.balanced else torch.arange((len(features.cu) - 1) // 2)
+    steps = epochs * -(-len(chosen) // BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for _ in range(epochs):
-        for pairs in torch.randperm(num_pairs).split(BATCH):
+        for pairs in chosen[torch.randperm(len(chosen))].split(BATCH):
             part = part_of(features, x, torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten())
             loss = _loss(head, model(part), part, torch.arange(2 * len(pairs)).view(-1, 2))
             optimizer.zero_grad()
@@ -144,7 +161,34 @@ def _loss(head: Head, output: SentenceRewardOutput, part: Part, pairs: Tensor) -
     loss = reward_loss(output, part.cu, pairs, **head.loss)
     if head.last_value_loss:
         loss = loss + head.last_value_loss * bradley_terry_loss(output.value[part.cu[1:] - 1], pairs)
+    if head.prefix_loss:
+        loss = loss + head.prefix_loss * prefix_loss(output.value, part.cu, pairs)
     return loss
+
+
+def prefix_loss(value: Tensor, cu: Tensor, pairs: Tensor) -> Tensor:
+    """Bradley-Terry between the values behind sentence i = 1, 2, ... of both responses; the shorter one keeps its last value. A mean.
+
+    Args:
+        value: [N]. cu: [B + 1]. pairs: [P, 2], (chosen, rejected); each counts the same, however long.
+    """
+    sentences_B = cu.diff() - 1
+    longest_P = sentences_B[pairs].amax(1)
+    pair_X = torch.repeat_interleave(longest_P)
+    number_X = torch.arange(len(pair_X)) - (longest_P.cumsum(0) - longest_P)[pair_X] + 1
+    responses_X2 = pairs[pair_X]
+    value_X2 = value[cu[responses_X2] + torch.minimum(number_X[:, None], sentences_B[responses_X2])]
+    return (nn.functional.softplus(value_X2[:, 1] - value_X2[:, 0]) / longest_P[pair_X]).sum() / len(pairs)
+
+
+def _balanced(features: Features) -> Tensor:
+    """Pairs, as many with the longer response chosen as with the shorter one; the same ones every time."""
+    ends = torch.cat([torch.zeros(1, dtype=torch.int64), features.tokens.cumsum(0)])[features.cu]
+    chosen_P, rejected_P = ends.diff().view(-1, 2).unbind(1)
+    sides = [torch.nonzero(chosen_P > rejected_P)[:, 0], torch.nonzero(chosen_P < rejected_P)[:, 0]]
+    size = min(map(len, sides))
+    draw = torch.Generator().manual_seed(0)
+    return torch.cat([side[torch.randperm(len(side), generator=draw)[:size]] for side in sides])
 
 
 @torch.no_grad()

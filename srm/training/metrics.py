@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from srm.packing import PackedBatch
-from srm.training.health import rebounds
+from srm.training.losses import mean_value
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,6 +26,7 @@ _SUMS = (
     "weight",
     "loss",
     "correct",
+    "mean_value_correct",
     "margin",
     "chosen",
     "chosen_square",
@@ -36,8 +37,6 @@ _SUMS = (
     "entropy",
     "normalized_entropy",
     "spread_responses",
-    "rebounds",
-    "rebound_responses",
 )
 
 
@@ -65,8 +64,8 @@ class RewardMetrics:
         # fp64, because counts pass 2^24 within long logging intervals; MPS has none.
         self._sum = torch.zeros(len(_SUMS), device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
         self._tokens = _Tokens()
-        # (rejected responses with a rebound, those long enough for one) of the last `read`, for `CreditWatch`.
-        self.last_rebounds = (0.0, 0.0)
+        # (weight, correct, mean_value_correct) of the last `read`, for `CreditWatch`.
+        self.last_correct = (0.0, 0.0, 0.0)
         self.has_sentences = granularity != "token"
         self.has_attention = granularity == "sentence" and pooling == "attention"
         self.include_prompt = include_prompt
@@ -86,12 +85,9 @@ class RewardMetrics:
         weight_P = torch.ones_like(chosen_P) if weight is None else weight.to(self._sum.dtype)
         total = weight_P.sum()
         margin_P = chosen_P - rejected_P
-        # A tie is half right: an untrained model, whose rewards are all zero, is at chance.
-        correct_P = (margin_P.sign() + 1) / 2
-        per_pair = [(weight_P * value_P).sum() for value_P in (correct_P, margin_P, chosen_P, chosen_P**2, rejected_P, rejected_P**2)]
-        count_B = batch.cu_boundaries.diff()
-        rejected_B = torch.zeros_like(count_B, dtype=torch.bool).index_fill(0, pairs[:, 1].long(), True)
-        sums = [total, loss.to(total.dtype) * total, *per_pair, *self._of_responses(output, count_B, rejected_B)]
+        correct = _correct(reward_B, pairs), self._mean_value_correct(output, batch, pairs)
+        per_pair = [(weight_P * value_P).sum() for value_P in (*correct, margin_P, chosen_P, chosen_P**2, rejected_P, rejected_P**2)]
+        sums = [total, loss.to(total.dtype) * total, *per_pair, *self._of_responses(output, batch.cu_boundaries.diff())]
         self._sum += torch.stack(sums)
         self._tokens.packed += batch.num_packed_tokens
         self._tokens.padded += batch.num_padded_tokens
@@ -110,7 +106,7 @@ class RewardMetrics:
         self._tokens = _Tokens()
         *sums, padded, packed, run = totals
         s = dict(zip(_SUMS, sums, strict=True))
-        self.last_rebounds = s["rebounds"], s["rebound_responses"]
+        self.last_correct = s["weight"], s["correct"], s["mean_value_correct"]
         if not s["weight"]:
             return {}
         logs = {name: s[name] / s["weight"] for name in ("loss", "margin")}
@@ -121,13 +117,12 @@ class RewardMetrics:
             # max: the difference of two means can round below zero where all rewards are alike.
             logs[f"{side}_reward_std"] = math.sqrt(max(s[f"{side}_square"] / s["weight"] - mean**2, 0.0))
         if self.has_sentences:
+            logs["mean_value_accuracy"] = s["mean_value_correct"] / s["weight"]
             logs["sentences_per_response"] = s["sentences"] / s["responses"]
         if self.has_attention:
             logs["attention_entropy"] = s["entropy"] / s["responses"]
             if s["spread_responses"]:
                 logs["attention_entropy_normalized"] = s["normalized_entropy"] / s["spread_responses"]
-            if s["rebound_responses"]:
-                logs["rebound_share"] = s["rebounds"] / s["rebound_responses"]
         if run < padded:
             logs["tokens_saved_by_packing"] = (padded - packed) / padded
             logs["tokens_saved_by_sharing"] = (packed - run) / padded
@@ -137,17 +132,26 @@ class RewardMetrics:
             logs["tokens_per_second"] = packed / seconds
         return logs
 
-    def _of_responses(self, output: SentenceRewardOutput, count_B: Tensor, rejected_B: Tensor) -> list[Tensor]:
+    def _mean_value_correct(self, output: SentenceRewardOutput, batch: PackedBatch, pairs: Tensor) -> Tensor:
+        """[P] whether the mean of the values at sentence ends ranks each pair as labelled; zeros where values are not at sentence ends."""
+        if not self.has_sentences:
+            return self._sum.new_zeros(len(pairs))
+        assert output.value is not None
+        return _correct(mean_value(output.value.to(self._sum.dtype), batch.cu_boundaries), pairs)
+
+    def _of_responses(self, output: SentenceRewardOutput, count_B: Tensor) -> list[Tensor]:
         zero = self._sum.new_zeros(())
         sums = [zero + len(count_B), (count_B - 1).sum().to(zero.dtype)]
         if not self.has_attention:
-            return [*sums, zero, zero, zero, zero, zero]
+            return [*sums, zero, zero, zero]
         assert output.attention is not None
-        assert output.sentence_reward is not None
         entropy_B, normalized_B, spread_B = attention_entropy(output.attention.to(zero.dtype), count_B, include_prompt=self.include_prompt)
-        rebound_B, long_enough_B = rebounds(output.sentence_reward, output.attention, count_B)
-        counts = [(of & rejected_B).sum().to(zero.dtype) for of in (rebound_B, long_enough_B)]
-        return [*sums, entropy_B.sum(), normalized_B.sum(), spread_B.sum().to(zero.dtype), *counts]
+        return [*sums, entropy_B.sum(), normalized_B.sum(), spread_B.sum().to(zero.dtype)]
+
+
+def _correct(score_B: Tensor, pairs: Tensor) -> Tensor:
+    """[P] 1 where chosen is above rejected, 0 below. A tie is half right: an untrained model, whose rewards are all zero, is at chance."""
+    return ((score_B[pairs[:, 0]] - score_B[pairs[:, 1]]).sign() + 1) / 2
 
 
 def attention_entropy(attention_N: Tensor, count_B: Tensor, *, include_prompt: bool = True) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""bench/credit_health.py: real answers with one sentence of another answer."""
+"""bench/credit_health.py: real answers with one sentence of another answer, and the two accuracies beside credit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from srm_kernels import SentenceRewardOutput
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -42,3 +45,51 @@ def test_one_sentence_is_swapped_for_one_of_the_next_answer(credit_health: Any, 
 def test_too_few_answers_are_told(credit_health: Any, source: str) -> None:
     with pytest.raises(SystemExit, match="3 fitting answers, and 4 are needed"):
         credit_health.swapped_pairs(source, 3, seed=0)
+
+
+def test_both_accuracies_and_credit_of_every_start_and_kind(
+    credit_health: Any, source: str, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {"model": tiny_backbone_dir, "input": source, "num_seeds": 1, "num_pairs": 1, "num_eval_pairs": 1}
+    monkeypatch.setattr(credit_health, "KINDS", ("rudeness",))
+    monkeypatch.setattr(credit_health, "EPOCHS", 1)
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(
+        "sys.argv", ["credit_health.py", *words, "--features", str(tmp_path / "f"), "--json", str(tmp_path / "result.json")]
+    )
+    credit_health.main()
+    runs = json.loads((tmp_path / "result.json").read_text())["runs"]
+    assert [(run["task"], run["start"]) for run in runs] == [
+        (task, start) for task in ("rudeness", "swapped") for start in credit_health.STARTS
+    ]
+
+
+def test_credit_and_the_mean_value_are_read_off_the_values(
+    credit_health: Any, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = credit_health._arguments(["--model", str(tiny_backbone_dir), "--features", str(tmp_path)])
+    pairs = credit_health.generate_pairs(6, kinds=("rudeness",), multi_share=0.0)
+    features = credit_health._features("rudeness", {"test": pairs}, arguments)["test"]
+    # A head that knows: values fall by one at the bad sentence and stay there, but its rewards prefer the rejected answers.
+    values = []
+    for pair in pairs:
+        bad = pair.damaged[0].sentence
+        values += [0.0] * (1 + len(pair.chosen_sentences)) + [-float(index > bad) for index in range(1 + len(pair.rejected_sentences))]
+    value = torch.tensor(values)
+    first = torch.zeros(len(value), dtype=torch.bool).index_fill(0, features.cu[:-1], True)
+    rewards = torch.where(first, value, value - value.roll(1))
+    answer = SentenceRewardOutput(torch.tensor([0.0, 1.0] * 6), rewards, torch.ones(len(value)), value)
+    monkeypatch.setattr(credit_health, "outputs", lambda *_: answer)
+    found = credit_health._judged(None, None, features, 1.0, pairs)
+    assert found == {"accuracy": 0.0, "mean_value_accuracy": 1.0, "auc": 1.0, "hit_rate": 1.0, "would_warn": False}
+
+
+def test_runs_that_rank_well_are_summed_up_by_the_warning(credit_health: Any) -> None:
+    runs = [
+        {"accuracy": accuracy, "auc": auc, "would_warn": warn}
+        for accuracy, auc, warn in ((0.9, 0.3, True), (0.9, 0.6, True), (1.0, 0.9, False), (0.7, 0.1, False))
+    ]
+    summary = credit_health._summary(runs)
+    assert summary["accuracy of 0.8 or more"] == 3
+    assert summary["warned"] == {"runs": 2, "inverted (AUC below 0.5)": 1, "AUC, least": 0.3, "AUC, median": 0.6, "AUC, most": 0.6}
+    assert summary["not warned"]["runs"] == 1

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,41 @@ def test_a_head_says_what_a_whole_model_with_its_weights_says(frozen: Any, name:
         for a, b in zip(line["sentences"], response.sentences, strict=True):
             assert a["text"] == b.text
             assert a["attention"] == pytest.approx(b.attention, abs=1e-3)
+
+
+def test_prefixes_are_compared_one_by_one(frozen: Any) -> None:
+    heads = importlib.import_module("claim.heads")
+    # Prompt, then sentences: of three against one, and of none against two, which has no sentence to compare behind but its prompt.
+    values = [[9.0, 1.0, 2.0, 3.0], [9.0, 0.5], [4.0], [4.0, 1.0, 5.0]]
+    compared = [[(1.0, 0.5), (2.0, 0.5), (3.0, 0.5)], [(4.0, 1.0), (4.0, 5.0)]]
+    expected = sum(sum(math.log1p(math.exp(r - c)) for c, r in pair) / len(pair) for pair in compared) / 2
+    cu = torch.tensor([0, *(len(of) for of in values)]).cumsum(0)
+    got = heads.prefix_loss(torch.tensor([v for of in values for v in of]), cu, torch.tensor([[0, 1], [2, 3]]))
+    assert got.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_balanced_pairs_have_the_longer_one_chosen_in_half(frozen: Any) -> None:
+    features, heads = (importlib.import_module(f"claim.{name}") for name in ("features", "heads"))
+    # (chosen, rejected) as tokens of their sentences: longer, longer, equal, shorter, longer.
+    responses = [[5, 5], [9], [2], [1], [4], [2, 2], [1], [1, 1], [8], [7]]
+    boundaries = [[0, *of] for of in responses]
+    made = features.Features(
+        last=torch.zeros(0),
+        mean=torch.zeros(0),
+        tokens=torch.tensor([n for of in boundaries for n in of]),
+        cu=torch.tensor([0, *map(len, boundaries)]).cumsum(0),
+        responses=[],
+    )
+    longer, shorter = heads._balanced(made).tolist()
+    assert longer in (0, 1, 4)
+    assert shorter == 3
+
+
+def test_a_random_start_is_random_in_all_its_parts(frozen: Any) -> None:
+    heads = importlib.import_module("claim.heads")
+    torch.manual_seed(0)
+    zero, random = heads.Pooled(32), heads.Pooled(32, random_start=True)
+    assert not zero.head.value.weight.any()
+    for part in ("value", "query", "key"):
+        assert getattr(random.head, part).weight.std() > 2 * getattr(zero.head, part).weight.std()
+        assert getattr(random.head, part).weight.any()

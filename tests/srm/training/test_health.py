@@ -1,67 +1,41 @@
-"""The sign of inverted credit: found where it is, not found where it is not, and said once."""
+"""The sign of meaningless credit: told when the mean value is far behind the reward, once, and not before enough pairs were seen."""
 
 from __future__ import annotations
 
 import logging
 
 import pytest
-import torch
 
-from srm.training.health import CreditWatch, rebounds
-
-
-def one(rewards: list[float], attention: list[float]) -> tuple[bool, bool]:
-    rebound, long_enough = rebounds(torch.tensor(rewards), torch.tensor(attention), torch.tensor([len(rewards)]))
-    return bool(rebound), bool(long_enough)
+from srm.training.health import CreditWatch
 
 
-def test_drop_behind_an_ignored_rise():
-    assert one([0.0, 0.1, 2.0, -2.0, 0.1], [0.2, 0.2, 0.1, 0.4, 0.1]) == (True, True)
-
-
-def test_an_attended_rise_is_no_rebound():
-    assert one([0.0, 0.1, 2.0, -2.0, 0.1], [0.2, 0.2, 0.4, 0.1, 0.1]) == (False, True)
-
-
-def test_a_drop_before_the_rise_is_right_credit():
-    assert one([0.0, 0.1, -2.0, 2.0, 0.1], [0.2, 0.2, 0.4, 0.1, 0.1]) == (False, True)
-
-
-def test_the_prompt_is_not_a_sentence():
-    # The prompt's own value is the largest number and the smallest reward comes right after it.
-    assert one([9.0, -2.0, 0.1, 0.2], [0.1, 0.7, 0.1, 0.1]) == (False, True)
-
-
-def test_short_responses_do_not_count():
-    assert one([0.0, 2.0, -2.0], [0.2, 0.1, 0.7]) == (False, False)
-
-
-def test_an_untrained_head_is_healthy():
-    assert one([0.0] * 5, [0.2] * 5) == (False, True)
-
-
-def test_packed_responses_are_judged_one_by_one():
-    rewards = [[0.0, 2.0, -2.0, 0.1], [0.5], [], [0.0, -1.0, 3.0, 0.0, -0.5], [0.1, 0.0, 1.0, -1.0, 0.0]]
-    attention = [[0.1, 0.1, 0.7, 0.1], [1.0], [], [0.2, 0.2, 0.2, 0.2, 0.2], [0.1, 0.1, 0.1, 0.6, 0.1]]
-    counts = torch.tensor([len(response) for response in rewards])
-    flat = [torch.tensor([value for response in of for value in response]) for of in (rewards, attention)]
-    rebound, long_enough = rebounds(*flat, counts)
-    assert rebound.tolist() == [True, False, False, False, True]
-    assert long_enough.tolist() == [True, False, False, True, True]
-    nothing, _ = rebounds(torch.zeros(0), torch.zeros(0), torch.zeros(2, dtype=torch.int32))
-    assert nothing.tolist() == [False, False]
-
-
-@pytest.mark.parametrize(("hits", "warnings"), [(40, 1), (20, 0)])
-def test_a_window_is_judged_once_it_is_full(caplog, hits, warnings):
-    watch = CreditWatch(window=64)
+@pytest.mark.parametrize(("mean_value_correct", "warnings"), [(40, 1), (100, 0)])
+def test_a_window_is_judged_once_it_is_full(caplog: pytest.LogCaptureFixture, mean_value_correct: int, warnings: int) -> None:
+    watch = CreditWatch(window=128)
     with caplog.at_level(logging.WARNING):
-        watch.add(hits - 1, 63, step=3)
+        watch.add(127, 119, mean_value_correct, step=3)
         assert not caplog.records
-        watch.add(1, 1, step=4)
+        watch.add(1, 1, 0, step=4)
         # A second bad window says nothing new.
-        watch.add(64 * warnings, 64, step=5)
+        watch.add(128 * warnings, 128 * warnings, 0, step=5)
     assert len(caplog.records) == warnings
     if warnings:
         assert "step 4" in caplog.text
-        assert "62%" in caplog.text
+        assert "94%" in caplog.text
+        assert "31%" in caplog.text
+
+
+def test_windows_are_judged_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+    watch = CreditWatch(window=10, limit=0.2)
+    with caplog.at_level(logging.WARNING):
+        watch.add(10, 9, 8, step=1)
+        watch.add(10, 9, 6, step=2)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("step 2: ")
+
+
+@pytest.mark.parametrize(("correct", "mean_value_correct"), [(64, 64), (70, 64), (64, 128)])
+def test_noise_and_a_better_mean_value_are_healthy(caplog: pytest.LogCaptureFixture, correct: int, mean_value_correct: int) -> None:
+    with caplog.at_level(logging.WARNING):
+        CreditWatch(window=128).add(128, correct, mean_value_correct, step=1)
+    assert not caplog.records

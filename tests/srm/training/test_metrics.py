@@ -83,6 +83,7 @@ def test_what_has_no_meaning_is_not_logged(accelerator, granularity, pooling):
     logs = metrics.read(accelerator)
     assert "attention_entropy" not in logs
     assert ("sentences_per_response" in logs) == (granularity != "token")
+    assert ("mean_value_accuracy" in logs) == (granularity != "token")
 
 
 def test_entropy_without_the_prompt_counts_one_place_less():
@@ -93,19 +94,38 @@ def test_entropy_without_the_prompt_counts_one_place_less():
     assert spread.tolist() == [True, False]
 
 
-def test_rebounds_are_counted_in_rejected_responses_alone(accelerator):
+def test_the_mean_value_may_disagree_with_the_reward(accelerator):
     metrics = RewardMetrics(torch.device("cpu"))
-    inverted = ([0.0, 2.0, -2.0, 0.0], [0.1, 0.1, 0.7, 0.1])
-    right = ([0.0, -2.0, 2.0, 0.0], [0.25, 0.25, 0.25, 0.25])
-    for chosen, rejected in ((inverted, right), (right, inverted), (right, inverted)):
+    # Rewards right twice, values of the sentences right once, wrong once and tied once; the prompt's value does not count.
+    for rewards, chosen, rejected in (
+        ([1.0, 0.0], [0, 2, 0], [9, 1, 0]),
+        ([1.0, 0.0], [9, 0, 0], [0, 2, 2]),
+        ([0.0, 1.0], [1, 3, 3], [1, 6, 0]),
+    ):
         of = SentenceRewardOutput(
-            reward=torch.tensor([1.0, 0.0]),
-            sentence_reward=torch.tensor(chosen[0] + rejected[0]),
-            attention=torch.tensor(chosen[1] + rejected[1]),
-            value=torch.zeros(8),
+            reward=torch.tensor(rewards),
+            sentence_reward=torch.zeros(6),
+            attention=torch.full((6,), 1 / 3),
+            value=torch.tensor([*chosen, *rejected], dtype=torch.float32),
         )
-        metrics.add(of, batch([4, 4]), torch.tensor([[0, 1]]), None, torch.tensor(0.3))
-    assert metrics.read(accelerator)["rebound_share"] == pytest.approx(2 / 3)
-    assert metrics.last_rebounds == (2.0, 3.0)
+        metrics.add(of, batch([3, 3]), torch.tensor([[0, 1]]), None, torch.tensor(0.3))
+    logs = metrics.read(accelerator)
+    assert (logs["accuracy"], logs["mean_value_accuracy"]) == (pytest.approx(2 / 3), pytest.approx(1.5 / 3))
+    assert metrics.last_correct == (3.0, 2.0, 1.5)
     metrics.read(accelerator)
-    assert metrics.last_rebounds == (0.0, 0.0)
+    assert metrics.last_correct == (0.0, 0.0, 0.0)
+
+
+def test_weights_count_in_both_accuracies(accelerator):
+    metrics = RewardMetrics(torch.device("cpu"))
+    of = SentenceRewardOutput(
+        reward=torch.tensor([1.0, 0.0, 2.0]),
+        sentence_reward=torch.zeros(6),
+        attention=torch.full((6,), 0.5),
+        value=torch.tensor([0.0, 5.0, 0.0, 0.0, 0.0, 1.0]),
+    )
+    # (0, 1): both right. (1, 0): both wrong. (0, 2): the reward is wrong, the mean value is right.
+    pairs, weight = torch.tensor([[0, 1], [1, 0], [0, 2]]), torch.tensor([0.5, 0.25, 0.25])
+    metrics.add(of, batch([2, 2, 2]), pairs, weight, torch.tensor(0.3))
+    metrics.read(accelerator)
+    assert metrics.last_correct == (1.0, 0.5, 0.75)

@@ -355,3 +355,16 @@ def test_trainer_is_transformers_trainer():
     from transformers import Trainer
 
     assert issubclass(SentenceRewardTrainer, Trainer)
+
+
+@pytest.mark.parametrize(("granularity", "watched"), [("sentence", 22), ("response", 0)])
+def test_every_pair_is_watched_for_bad_credit(new_model, rows, make_trainer, monkeypatch, granularity, watched):
+    seen = []
+    monkeypatch.setattr("srm.training.health.CreditWatch.add", lambda self, *sums: seen.append(sums))
+    trainer = make_trainer(new_model(awake=True, granularity=granularity), rows, per_device_train_batch_size=4, logging_steps=2, **SGD)
+    trainer.train()
+    assert sum(weight for weight, *_ in seen) == watched
+    if watched:
+        logs = [entry for entry in trainer.state.log_history if "mean_value_accuracy" in entry]
+        for (weight, correct, mean_value_correct, step), entry in zip(seen, logs, strict=True):
+            assert (step, correct / weight, mean_value_correct / weight) == (entry["step"], entry["accuracy"], entry["mean_value_accuracy"])
