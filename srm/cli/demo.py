@@ -276,6 +276,7 @@ def _table(before: GeneratedResult, after: GeneratedResult) -> Any:
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     table.add_row("accuracy", f"{before.accuracy:.1%}", f"[bold]{after.accuracy:.1%}[/]")
+    table.add_row("  by the mean value of its sentences", f"{before.mean_value_accuracy:.1%}", f"{after.mean_value_accuracy:.1%}")
     table.add_row("  if the longer answer won", f"{after.longer_wins:.1%}", f"{after.longer_wins:.1%}", end_section=True)
     _add_credit(table, "AUC of sentence reward against the bad sentences", before.credit.overall, after.credit.overall, bold=True)
     for kind, summary in after.credit.by_kind.items():

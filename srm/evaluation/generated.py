@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
 from srm.data.synthetic import SyntheticPair
@@ -20,17 +22,20 @@ __all__ = ["GeneratedResult", "measure"]
 class GeneratedResult:
     """accuracy: share of pairs whose chosen answer has the higher reward, ties half. longer_wins: the same for the longer answer.
 
+    mean_value_accuracy: the same for the mean of the values at sentence ends, as training logs it.
     credit: of the sentences of the rejected answers. scored: (chosen, rejected) a pair, in order.
     """
 
     accuracy: float
+    mean_value_accuracy: float
     longer_wins: float
     credit: CreditReport
     scored: tuple[tuple[ScoredResponse, ScoredResponse], ...]
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, without the scores."""
-        return {"accuracy": self.accuracy, "longer_wins": self.longer_wins, "credit": self.credit.to_dict()}
+        numbers = {name: getattr(self, name) for name in ("accuracy", "mean_value_accuracy", "longer_wins")}
+        return {**numbers, "credit": self.credit.to_dict()}
 
 
 def measure(
@@ -62,7 +67,19 @@ def measure(
     overall = accuracy_by_subset(outcomes)[-1]
     return GeneratedResult(
         accuracy=overall.accuracy,
+        mean_value_accuracy=fmean(_share_won(_mean_value(chosen), _mean_value(rejected)) for chosen, rejected in both),
         longer_wins=overall.longer_wins,
         credit=credit_report(judge(rejected, pair.to_row()["damaged"]) for pair, (_, rejected) in zip(pairs, both, strict=True)),
         scored=both,
     )
+
+
+def _mean_value(response: ScoredResponse) -> float:
+    """Sentence rewards are differences of values: their running sum is the value at each sentence's end."""
+    rewards = (sentence.reward for sentence in response.sentences)
+    _, *values = accumulate(rewards, initial=response.prompt_reward)
+    return fmean(values)
+
+
+def _share_won(chosen: float, rejected: float) -> float:
+    return 0.5 if chosen == rejected else float(chosen > rejected)

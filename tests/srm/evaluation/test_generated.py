@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from srm.data.synthetic import SyntheticPair, generate_pairs
-from srm.evaluation.generated import measure
+from srm.evaluation.generated import _mean_value, measure
 from srm.modeling.scoring import ScoredResponse, ScoredSentence
 
 PAIRS = generate_pairs(40, split="test", seed=5)
@@ -42,6 +42,7 @@ class Oracle:
 def test_measure_of_known_models(bad: float, accuracy: float, auc: float) -> None:
     result = measure(Oracle(PAIRS, bad), PAIRS)
     assert result.accuracy == accuracy
+    assert result.mean_value_accuracy == accuracy
     assert result.credit.overall.auc == auc
     assert result.credit.overall.num_bad == sum(len(pair.damaged) for pair in PAIRS)
     assert set(result.credit.by_kind) == {damage.kind for pair in PAIRS for damage in pair.damaged}
@@ -56,3 +57,11 @@ def test_inverted_credit_is_not_hidden_by_accuracy() -> None:
     assert result.credit.overall.auc == 0.0
     assert result.to_dict()["credit"]["overall"]["auc"] == 0.0
     assert "scored" not in result.to_dict()
+    # Its rewards are least, 1, in chosen and rejected answers alike, and add up to more in the rejected ones.
+    assert (result.accuracy, result.mean_value_accuracy) == (0.5, 0.0)
+
+
+def test_the_mean_value_is_of_running_sums_from_the_prompts() -> None:
+    sentences = tuple(ScoredSentence(text="A.", start=0, end=2, reward=r, attention=0.0, weighted_reward=0.0) for r in (1.0, -3.0))
+    # Values 2.5 and -0.5.
+    assert _mean_value(ScoredResponse(reward=0.0, prompt_reward=1.5, sentences=sentences)) == 1.0
