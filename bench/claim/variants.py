@@ -51,7 +51,7 @@ class Budget:
 
 
 BUDGETS = {
-    # Meant for twenty minutes on two idle cores, not yet timed: shows that everything runs, and cannot tell the variants apart.
+    # Twenty minutes on two cores (docs/results.md): shows that everything runs, and cannot tell the variants apart.
     "cpu": Budget(
         train_pairs=128,
         test_pairs=100,
