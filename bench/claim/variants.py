@@ -51,7 +51,7 @@ class Budget:
 
 
 BUDGETS = {
-    # Twenty minutes on two cores (docs/results.md): shows that everything runs, and cannot tell the variants apart.
+    # Meant for 20 minutes, took 22 on two busy cores (docs/results.md): shows that everything runs, and cannot tell the variants apart.
     "cpu": Budget(
         train_pairs=128,
         test_pairs=100,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from srm.data.synthetic import SyntheticPair
 from srm.evaluation.credit import CreditReport, credit_report, judge
-from srm.evaluation.pairs import PairOutcome, accuracy_by_subset
+from srm.evaluation.pairs import PairOutcome, accuracy_by_subset, won
 
 if TYPE_CHECKING:
     from srm.modeling import ScoredResponse, SentenceRewardModel
@@ -67,7 +67,7 @@ def measure(
     overall = accuracy_by_subset(outcomes)[-1]
     return GeneratedResult(
         accuracy=overall.accuracy,
-        mean_value_accuracy=fmean(_share_won(_mean_value(chosen), _mean_value(rejected)) for chosen, rejected in both),
+        mean_value_accuracy=fmean(won(_mean_value(chosen), _mean_value(rejected)) for chosen, rejected in both),
         longer_wins=overall.longer_wins,
         credit=credit_report(judge(rejected, pair.to_row()["damaged"]) for pair, (_, rejected) in zip(pairs, both, strict=True)),
         scored=both,
@@ -79,7 +79,3 @@ def _mean_value(response: ScoredResponse) -> float:
     rewards = (sentence.reward for sentence in response.sentences)
     _, *values = accumulate(rewards, initial=response.prompt_reward)
     return fmean(values)
-
-
-def _share_won(chosen: float, rejected: float) -> float:
-    return 0.5 if chosen == rejected else float(chosen > rejected)

@@ -11,7 +11,7 @@ from typing import Any
 from srm.data import ResponseRow, read_responses
 from srm.modeling.score_file import read_scores
 
-__all__ = ["PairOutcome", "SubsetAccuracy", "accuracy_by_subset", "pair_outcomes", "scored_rows"]
+__all__ = ["PairOutcome", "SubsetAccuracy", "accuracy_by_subset", "pair_outcomes", "scored_rows", "won"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +75,11 @@ def _accuracy(subset: str, outcomes: Sequence[PairOutcome]) -> SubsetAccuracy:
     return SubsetAccuracy(
         subset=subset,
         num_pairs=len(outcomes),
-        accuracy=sum(_won(o.chosen_reward, o.rejected_reward) for o in outcomes) / len(outcomes),
-        longer_wins=sum(_won(o.chosen_length, o.rejected_length) for o in outcomes) / len(outcomes),
+        accuracy=sum(won(o.chosen_reward, o.rejected_reward) for o in outcomes) / len(outcomes),
+        longer_wins=sum(won(o.chosen_length, o.rejected_length) for o in outcomes) / len(outcomes),
     )
 
 
-def _won(chosen: float, rejected: float) -> float:
+def won(chosen: float, rejected: float) -> float:
+    """1 where chosen is above rejected, 0 below; a tie counts half."""
     return 1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0

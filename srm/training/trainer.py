@@ -249,7 +249,8 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         if "loss" in logs:
             self._guard.settle()
             metrics = self._train_metrics.read(self.accelerator, time.perf_counter() - self._window_start)
-            if self.is_world_process_zero() and self.reward_model.config.granularity == "sentence":
+            # The warning is about what the attention does.
+            if self.is_world_process_zero() and self._train_metrics.has_attention:
                 self._credit.add(*self._train_metrics.last_correct, self.state.global_step)
             # Trainer's own loss is the same number, averaged over steps rather than pairs.
             logs |= {name: value for name, value in metrics.items() if name != "loss"}
