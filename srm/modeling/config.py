@@ -10,7 +10,7 @@ from transformers import AutoConfig, PretrainedConfig
 __all__ = ["Granularity", "Pooling", "SentenceRewardConfig"]
 
 Granularity = Literal["sentence", "response", "token"]
-Pooling = Literal["attention", "mean", "sum", "last"]
+Pooling = Literal["attention", "value_attention", "mean", "sum", "last"]
 
 # What `granularity` decides by itself, so that sum(attention * sentence_reward) is the response reward in each of the three.
 # response: differences telescope, r_0 + ... + r_n = v_n. token: boundaries at every response token, the mean of their values.
@@ -38,7 +38,9 @@ class SentenceRewardConfig(PretrainedConfig):
         backbone_config: configuration of the decoder, as an object or as a dict with `model_type`.
         granularity: what the loss is trained on. `sentence`: pooled sentence rewards; `response`: the value at the last token;
             `token`: the mean of the values of the response's tokens.
-        pooling: how sentence rewards become the response reward. For `sentence` only; the other granularities have their own.
+        pooling: how sentence rewards become the response reward. `value_attention`: attention over the values, which weighs each
+            sentence reward with all the attention from its sentence on; `attention`: the paper's, over the sentence rewards. For
+            `sentence` only; the other granularities have their own.
         rope_theta: base of the rotary embedding on the sentence index inside the attention; None leaves it out.
         include_prompt: whether index 0, the prompt's value, joins the pooling.
         difference: whether a sentence's reward is the change of the value over it (True) or the value at its end (False).
@@ -58,7 +60,7 @@ class SentenceRewardConfig(PretrainedConfig):
         self,
         backbone_config: PretrainedConfig | dict[str, Any] | None = None,
         granularity: Granularity = "sentence",
-        pooling: Pooling = "attention",
+        pooling: Pooling = "value_attention",
         rope_theta: float | None = 10_000.0,
         include_prompt: bool = True,
         difference: bool = True,
@@ -112,7 +114,7 @@ class SentenceRewardConfig(PretrainedConfig):
         changed = [
             name
             for name, value, default in (
-                ("pooling", self.pooling, "attention"),
+                ("pooling", self.pooling, "value_attention"),
                 ("difference", self.difference, True),
                 ("include_prompt", self.include_prompt, True),
             )

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from srm.errors import UserError
+from srm.modeling.config import Pooling
 
 __all__ = ["DataArguments", "ModelArguments", "RewardConfig"]
 
@@ -37,7 +38,9 @@ class ModelArguments:
     chat_template_path: str | None = _setting(None, "Jinja file with a chat template to use in place of the tokenizer's.")
 
     granularity: Literal["sentence", "response", "token"] = _setting("sentence", "What the loss is trained on.")
-    pooling: Literal["attention", "mean", "sum", "last"] = _setting("attention", "How sentence rewards become the response reward.")
+    pooling: Pooling = _setting(
+        "value_attention", "How sentence rewards become the response reward; attention is the paper's."
+    )
     rope_theta: float | None = _setting(10_000.0, "Base of the rotary embedding on the sentence index; none leaves it out.")
     include_prompt: bool = _setting(True, "Let index 0, the prompt, join the pooling.")
     difference: bool = _setting(True, "A sentence's reward is the change of the value over it, not the value at its end.")

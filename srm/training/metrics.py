@@ -55,11 +55,17 @@ class RewardMetrics:
     Args:
         device: where the sums live.
         granularity, pooling: of the model; what has no meaning for them is not logged.
-        include_prompt: whether index 0 takes part in the pooling.
+        include_prompt, difference: of its pooling.
     """
 
     def __init__(
-        self, device: torch.device, *, granularity: str = "sentence", pooling: str = "attention", include_prompt: bool = True
+        self,
+        device: torch.device,
+        *,
+        granularity: str = "sentence",
+        pooling: str = "value_attention",
+        include_prompt: bool = True,
+        difference: bool = True,
     ) -> None:
         # fp64, because counts pass 2^24 within long logging intervals; MPS has none.
         self._sum = torch.zeros(len(_SUMS), device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
@@ -67,14 +73,22 @@ class RewardMetrics:
         # (weight, correct, mean_value_correct) of the last `read`, for `CreditWatch`.
         self.last_correct = (0.0, 0.0, 0.0)
         self.has_sentences = granularity != "token"
-        self.has_attention = granularity == "sentence" and pooling == "attention"
+        self.has_attention = granularity == "sentence" and pooling in ("attention", "value_attention")
+        # The weight of a sentence reward is then all the attention from its sentence on.
+        self.adds_up_attention = pooling == "value_attention" and difference
         self.include_prompt = include_prompt
 
     @classmethod
     def of(cls, model: SentenceRewardModel, device: torch.device) -> RewardMetrics:
         """Metrics that fit `model`'s variant."""
         config = model.config
-        return cls(device, granularity=config.granularity, pooling=config.pooling, include_prompt=config.include_prompt)
+        return cls(
+            device,
+            granularity=config.granularity,
+            pooling=config.pooling,
+            include_prompt=config.include_prompt,
+            difference=config.difference,
+        )
 
     @torch.no_grad()
     def add(self, output: SentenceRewardOutput, batch: PackedBatch, pairs: Tensor, weight: Tensor | None, loss: Tensor) -> None:
@@ -145,13 +159,23 @@ class RewardMetrics:
         if not self.has_attention:
             return [*sums, zero, zero, zero]
         assert output.attention is not None
-        entropy_B, normalized_B, spread_B = attention_entropy(output.attention.to(zero.dtype), count_B, include_prompt=self.include_prompt)
+        attention_N = output.attention.to(zero.dtype)
+        if self.adds_up_attention:
+            attention_N = _apart(attention_N, count_B)
+        entropy_B, normalized_B, spread_B = attention_entropy(attention_N, count_B, include_prompt=self.include_prompt)
         return [*sums, entropy_B.sum(), normalized_B.sum(), spread_B.sum().to(zero.dtype)]
 
 
 def _correct(score_B: Tensor, pairs: Tensor) -> Tensor:
     """[P] 1 where chosen is above rejected, 0 below. A tie is half right: an untrained model, whose rewards are all zero, is at chance."""
     return ((score_B[pairs[:, 0]] - score_B[pairs[:, 1]]).sign() + 1) / 2
+
+
+def _apart(attention_N: Tensor, count_B: Tensor) -> Tensor:
+    """The softmax weights `a_i` of value attention, from `Σ_{j ≥ i} a_j`, the weights of its sentence rewards."""
+    following_N = attention_N.roll(-1).index_fill(0, count_B.cumsum(0) - 1, 0.0)
+    # Not below zero, where rounding would put the prompt that is left out.
+    return (attention_N - following_N).clamp(min=0)
 
 
 def attention_entropy(attention_N: Tensor, count_B: Tensor, *, include_prompt: bool = True) -> tuple[Tensor, Tensor, Tensor]:

@@ -132,7 +132,8 @@ def launch_pool(dtype: torch.dtype) -> None:
         value = torch.zeros(5, dtype=dtype)
         outputs = pool.sentence_attention_pool_forward(query, key, value, CU, theta, include_prompt, take_differences, pooling)
         grads = map(zeros_like, outputs)
-        pool.sentence_attention_pool_backward(*grads, query, key, value, CU, *map(zeros_like, outputs[1:]), theta, take_differences)
+        options = theta, include_prompt, take_differences, pooling
+        pool.sentence_attention_pool_backward(*grads, query, key, value, CU, *map(zeros_like, outputs[1:]), *options)
 
     widest = 4096 if dtype == torch.float64 else 8192
     with pytest.raises(ValueError, match=f"`query` and `key` must have A of at most {widest} for the kernels, got {widest + 1}"):
@@ -140,6 +141,8 @@ def launch_pool(dtype: torch.dtype) -> None:
     for width in first_of_each(range(1, widest + 1), lambda width: chosen(pool.pool_config(width, wider(dtype).itemsize))):
         run(width, 1e4, True, True, "attention")
     run(255, None, False, False, "attention")
+    for include_prompt in (True, False):
+        run(256, 1e4, include_prompt, True, "value_attention")
     for pooling in ("mean", "sum", "last"):
         run(None, None, True, True, pooling)
 

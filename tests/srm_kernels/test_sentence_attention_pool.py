@@ -23,7 +23,7 @@ def rotated(x, index, theta):
     return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten()
 
 
-def by_response(query, key, value, cu, rope_theta=1e4, include_prompt=True, difference=True):
+def by_response(query, key, value, cu, rope_theta=1e4, include_prompt=True, difference=True, pooling="attention"):
     rewards, sentence_rewards, attentions = [], [], []
     for b, (start, end) in enumerate(zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True)):
         n = end - start
@@ -32,7 +32,9 @@ def by_response(query, key, value, cu, rope_theta=1e4, include_prompt=True, diff
         first = 0 if include_prompt else 1
         scores = [q @ rotated(key[start + i], i, rope_theta) / math.sqrt(len(q)) for i in range(first, n)]
         a = [value.new_zeros(())] * min(first, n) + (list(torch.stack(scores).softmax(0)) if scores else [])
-        rewards.append(sum((w * x for w, x in zip(a, r, strict=True)), value.new_zeros(())))
+        pooled = value[start:end] if pooling == "value_attention" else r
+        rewards.append(sum((w * x for w, x in zip(a, pooled, strict=True)), value.new_zeros(())))
+        a = [sum(a[i:]) for i in range(n)] if pooling == "value_attention" and difference else a
         sentence_rewards += r
         attentions += a
     return tuple(torch.stack(x) if x else value[:0] for x in (rewards, sentence_rewards, attentions))
@@ -58,16 +60,19 @@ def test_every_tile(compare, random, width):
 @pytest.mark.parametrize(("width", "theta"), [(6, 1e4), (2, 10.0), (34, 500.0), (7, None), (1, None), (300, None)])
 @pytest.mark.parametrize("include_prompt", [True, False])
 @pytest.mark.parametrize("difference", [True, False])
-def test_variants(compare, random, width, theta, include_prompt, difference):
-    options = {"rope_theta": theta, "include_prompt": include_prompt, "difference": difference}
+@pytest.mark.parametrize("pooling", ["attention", "value_attention"])
+def test_variants(compare, random, width, theta, include_prompt, difference, pooling):
+    options = {"rope_theta": theta, "include_prompt": include_prompt, "difference": difference, "pooling": pooling}
     compare(
         sentence_attention_pool, by_response, inputs(random, RAGGED, width), torch.float64, cu=cu_from_lengths(RAGGED).long(), **options
     )
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [1], [0, 1, 0], [200]], ids=str)
-def test_lengths(compare, random, lengths):
-    compare(sentence_attention_pool, by_response, inputs(random, lengths, 8), torch.float32, cu=cu_from_lengths(lengths))
+@pytest.mark.parametrize("pooling", ["attention", "value_attention"])
+def test_lengths(compare, random, lengths, pooling):
+    cu = cu_from_lengths(lengths)
+    compare(sentence_attention_pool, by_response, inputs(random, lengths, 8), torch.float32, cu=cu, pooling=pooling)
 
 
 def test_three_thousand_sentences(lane, random, assert_close):
@@ -111,6 +116,17 @@ def test_the_prompt_left_out_leaves_nothing(lane):
     )
     assert (reward.item(), sentence_reward.item(), attention.item()) == (0, 1, 0)
     assert all(not g.any() for g in torch.autograd.grad(reward.sum() + attention.sum(), (query, key, value)))
+
+
+def test_equal_keys_make_the_mean_of_values(lane, random):
+    """`value_attention` with nothing to prefer: a sentence reward counts with the share of boundaries from its own on."""
+    query, value = random(0, 2, 4).to(lane.device, torch.float32), random(1, 7).to(lane.device, torch.float32)
+    cu = cu_from_lengths([3, 4]).to(lane.device)
+    options = {"rope_theta": None, "pooling": "value_attention", "backend": lane.backend}
+    reward, _, attention = sentence_attention_pool(query, torch.ones(7, 4, device=lane.device), value, cu, **options)
+    expected = torch.tensor([1, 2 / 3, 1 / 3, 1, 3 / 4, 2 / 4, 1 / 4], device=lane.device)
+    torch.testing.assert_close(attention, expected)
+    torch.testing.assert_close(reward, torch.stack([value[:3].mean(), value[3:].mean()]))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "sum", "last"])
@@ -180,6 +196,7 @@ def test_any_layout(lane, data):
         "rope_theta": data.draw(st.sampled_from([None, 10.0, 1e4])),
         "include_prompt": data.draw(st.booleans()),
         "difference": data.draw(st.booleans()),
+        "pooling": data.draw(st.sampled_from(["attention", "value_attention"])),
     }
     shapes = ((len(lengths), width), (sum(lengths), width), (sum(lengths),))
     leaves = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
@@ -206,5 +223,7 @@ def test_errors():
         sentence_attention_pool(query, key, value, cu, math.nan)
     with pytest.raises(ValueError, match=r"`cu` must end at len\(value\)=3, got 2 \(response 0\)"):
         sentence_attention_pool(query, key, value, torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match=r"`pooling` must be attention or value_attention, got 'mean'\. `sentence_pool` has the others"):
+        sentence_attention_pool(query, key, value, cu, pooling="mean")
     with pytest.raises(ValueError, match="`pooling` must be mean, sum or last, got 'max'"):
         sentence_pool(value, cu, "max")

@@ -52,19 +52,21 @@ def by_row(hidden, layout, w, *, pooling="attention", rope_theta=1e4, include_pr
         r = [v[i] - v[i - 1] if difference and i else v[i] for i in range(len(v))]
         pooled = range(0 if include_prompt else 1, len(v))
         a = [torch.zeros((), dtype=hidden.dtype) for _ in v]
-        if pooling == "attention" and len(pooled):
+        if pooling in ("attention", "value_attention") and len(pooled):
             q = turn(w["query_weight"] @ h[-1] + w["query_bias"], len(v) - 1)
             scores = [(q * turn(w["key_weight"] @ h[i] + w["key_bias"], i)).sum() / math.sqrt(len(q)) for i in pooled]
             for i, share in zip(pooled, torch.stack(scores).softmax(0), strict=True):
                 a[i] = share
-        for i in pooled if pooling != "attention" else ():
+        for i in pooled if pooling in ("mean", "sum", "last") else ():
             a[i] = a[i] + {"mean": 1 / len(pooled), "sum": 1, "last": float(i == len(v) - 1)}[pooling]
-        rewards.append(sum(x * y for x, y in zip(a, r, strict=True)))
+        rewards.append(sum(x * y for x, y in zip(a, v if pooling == "value_attention" else r, strict=True)))
+        if pooling == "value_attention" and difference:
+            a = [sum(a[i:]) for i in range(len(a))]
         sentence_rewards, attentions, values = sentence_rewards + r, attentions + a, values + v
     return [torch.stack(x) for x in (rewards, sentence_rewards, attentions, values)]
 
 
-@pytest.mark.parametrize("pooling", ["attention", "mean", "sum", "last"])
+@pytest.mark.parametrize("pooling", ["attention", "value_attention", "mean", "sum", "last"])
 @pytest.mark.parametrize("include_prompt", [True, False])
 @pytest.mark.parametrize("difference", [True, False])
 @pytest.mark.parametrize("rope_theta", [1e4, None])
@@ -185,20 +187,21 @@ def test_any_layout(lane, data):
         torch.testing.assert_close(a.cpu(), b)
 
 
-@pytest.mark.parametrize("pooling", ["attention", "mean", "sum", "last"])
+@pytest.mark.parametrize("pooling", ["attention", "value_attention", "mean", "sum", "last"])
 def test_zero_start(pooling):
     torch.manual_seed(0)
     head = SentenceRewardHead(64, pooling=pooling)
     assert not head.value.weight.any()
     assert not head.value.bias.any()
-    assert hasattr(head, "query") == hasattr(head, "key") == (pooling == "attention")
-    if pooling == "attention":
+    assert hasattr(head, "query") == hasattr(head, "key") == (pooling in ("attention", "value_attention"))
+    if hasattr(head, "query"):
         assert head.query.weight.shape == head.key.weight.shape == (256, 64)
         assert head.query.weight.std().item() == pytest.approx(0.001, rel=0.05)
         assert not head.key.bias.any()
     out = head(torch.randn(NUM_TOKENS, 64), LAYOUT)
     assert not out.reward.any()
-    assert out.attention[:3].tolist() == pytest.approx({"sum": [1.0] * 3, "last": [0.0, 0.0, 1.0]}.get(pooling, [1 / 3] * 3), abs=1e-3)
+    weights = {"value_attention": [1.0, 2 / 3, 1 / 3], "sum": [1.0] * 3, "last": [0.0, 0.0, 1.0]}.get(pooling, [1 / 3] * 3)
+    assert out.attention[:3].tolist() == pytest.approx(weights, abs=1e-3)
 
 
 def test_module_equals_function(random):
@@ -268,7 +271,7 @@ def test_errors():
     head.query = torch.nn.Sequential(head.query)
     with pytest.raises(TypeError, match=r"`query` must be nn\.Linear, got Sequential.*modules_to_save"):
         head(torch.ones(NUM_TOKENS, 8), LAYOUT)
-    with pytest.raises(ValueError, match="`pooling` must be one of attention, mean, sum, last, got 'max'"):
+    with pytest.raises(ValueError, match="`pooling` must be one of attention, value_attention, mean, sum, last, got 'max'"):
         SentenceRewardHead(8, pooling="max")
     with pytest.raises(ValueError, match="`attention_size` must be even for rotary pairs, got 5"):
         SentenceRewardHead(8, attention_size=5)

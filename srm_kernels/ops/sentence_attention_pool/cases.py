@@ -23,6 +23,9 @@ def cases() -> Iterator[CompileCase]:
             yield from _backward(dtype, width, rope=True)
         yield from _forward(dtype, 255, rope=False, include_prompt=False, difference=False)
         yield from _backward(dtype, 255, rope=False, difference=False)
+        for include_prompt in (True, False):
+            yield from _forward(dtype, 256, rope=True, include_prompt=include_prompt, pooling="value_attention")
+            yield from _backward(dtype, 256, rope=True, include_prompt=include_prompt, of_values=True)
         for pooling in ("mean", "sum", "last"):
             yield from _forward(dtype, 2, rope=False, pooling=pooling)
         yield from _backward(dtype, 2, rope=False, has_attention=False)
@@ -33,33 +36,49 @@ def _constants(dtype: str, width: int, rope: bool) -> dict[str, object]:
     return {"ACC": ACC[dtype], "ROPE": rope, "LOG2_THETA": LOG2_THETA if rope else 0.0, **config}
 
 
+def _label(dtype: str, width: int, rope: bool) -> str:
+    return f"{dtype} A={width}{' rope' if rope else ''}"
+
+
 def _forward(
     dtype: str, width: int, *, rope: bool, include_prompt: bool = True, difference: bool = True, pooling: str = "attention"
 ) -> Iterator[CompileCase]:
     data, wider = f"*{dtype}", f"*{ACC_NAME[dtype]}"
+    attends = pooling in ("attention", "value_attention")
     constants = _constants(dtype, width, rope)
     constants |= {"INCLUDE_PROMPT": include_prompt, "DIFFERENCE": difference, "POOLING": k.POOLING_CODES[pooling]}
     signature = {"value_ptr": data, "cu_ptr": f"*{INDEX[dtype]}"}
     signature |= {"reward_ptr": wider, "sentence_reward_ptr": wider, "attention_ptr": wider}
-    if pooling == "attention":
+    if attends:
         signature |= {"query_ptr": data, "key_ptr": data}
     else:
         constants |= {"query_ptr": None, "key_ptr": None}
     yield CompileCase(
         kernel=k.pool_kernel,
-        label=f"{dtype} A={width}{' rope' if rope else ''}" if pooling == "attention" else f"{dtype} {pooling}",
+        label=_label(dtype, width, rope) if pooling == "attention" else f"{dtype} {pooling}{'' if include_prompt else ' no prompt'}",
         signature=signature,
         constants=constants,
         num_threads=k.pool_threads(k.pool_config(width, ITEMSIZE[ACC_NAME[dtype]])["BLOCK_A"]),
-        wide_load=pooling == "attention" and width * ITEMSIZE[dtype] % 16 == 0,
+        wide_load=attends and width * ITEMSIZE[dtype] % 16 == 0,
     )
 
 
-def _backward(dtype: str, width: int, *, rope: bool, difference: bool = True, has_attention: bool = True) -> Iterator[CompileCase]:
+def _backward(
+    dtype: str,
+    width: int,
+    *,
+    rope: bool,
+    include_prompt: bool = True,
+    difference: bool = True,
+    has_attention: bool = True,
+    of_values: bool = False,
+) -> Iterator[CompileCase]:
     data, wider = f"*{dtype}", f"*{ACC_NAME[dtype]}"
-    constants = _constants(dtype, width, rope) | {"DIFFERENCE": difference, "HAS_ATTENTION": has_attention}
+    constants = _constants(dtype, width, rope)
+    constants |= {"INCLUDE_PROMPT": include_prompt, "DIFFERENCE": difference, "HAS_ATTENTION": has_attention, "OF_VALUES": of_values}
     signature = {f"grad_{name}_ptr": wider for name in ("reward", "sentence_reward", "attention")}
     signature |= {"cu_ptr": f"*{INDEX[dtype]}", "sentence_reward_ptr": wider, "attention_ptr": wider, "grad_value_ptr": data}
+    of = " of values" + ("" if include_prompt else ", no prompt")
     attention_pointers = ("query_ptr", "key_ptr", "grad_query_ptr", "grad_key_ptr")
     if has_attention:
         signature |= dict.fromkeys(attention_pointers, data)
@@ -67,7 +86,7 @@ def _backward(dtype: str, width: int, *, rope: bool, difference: bool = True, ha
         constants |= dict.fromkeys(attention_pointers)
     yield CompileCase(
         kernel=k.pool_backward_kernel,
-        label=f"{dtype} A={width}{' rope' if rope else ''}" if has_attention else f"{dtype} no attention",
+        label=f"{_label(dtype, width, rope)}{of if of_values else ''}" if has_attention else f"{dtype} no attention",
         signature=signature,
         constants=constants,
         num_threads=k.pool_threads(k.pool_config(width, ITEMSIZE[ACC_NAME[dtype]])["BLOCK_A"]),

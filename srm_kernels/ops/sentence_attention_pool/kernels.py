@@ -25,10 +25,11 @@ from ..segments import accumulate_dtype
 
 __all__ = ["sentence_attention_pool_backward", "sentence_attention_pool_forward"]
 
-POOLING_CODES = {"attention": 0, "mean": 1, "sum": 2, "last": 3}
+POOLING_CODES = {"attention": 0, "mean": 1, "sum": 2, "last": 3, "value_attention": 4}
 ATTENTION: tl.constexpr = tl.constexpr(0)
 SUM: tl.constexpr = tl.constexpr(2)
 LAST: tl.constexpr = tl.constexpr(3)
+VALUE_ATTENTION: tl.constexpr = tl.constexpr(4)
 HALF_PI: tl.constexpr = tl.constexpr(math.pi / 2)
 
 
@@ -110,7 +111,8 @@ def pool_kernel(
     begin = tl.load(cu_ptr + response).to(tl.int64)
     end = tl.load(cu_ptr + (response + 1)).to(tl.int64)
     first = begin + (0 if INCLUDE_PROMPT else 1)
-    if POOLING == ATTENTION:
+    HAS_ATTENTION: tl.constexpr = POOLING == ATTENTION or POOLING == VALUE_ATTENTION
+    if HAS_ATTENTION:
         top = tl.full((), float("-inf"), ACC)
         a = tl.arange(0, BLOCK_A)
         query = tl.load(query_ptr + (response * A + a), mask=a < A, other=0).to(ACC)[None, :]
@@ -139,11 +141,13 @@ def pool_kernel(
         total = tl.sum(sum_, 0)
         total = tl.where(total == 0, 1.0, total)  # Nothing to attend to: weights are 0, not 0 / 0.
     reward = tl.zeros((LANES,), ACC)
-    start = begin
-    while start < end:
-        n = start + tl.arange(0, LANES)
+    behind = tl.zeros((), ACC)
+    stop = end
+    while stop > begin:  # From the end, because value attention adds up what is behind.
+        n = stop - LANES + tl.arange(0, LANES)
+        inside = (n >= begin) & (n < end)
         pooled = (n >= first) & (n < end)
-        if POOLING == ATTENTION:
+        if HAS_ATTENTION:
             score = tl.load(attention_ptr + n, mask=pooled, other=float("-inf"))
             attention = tl.exp(score - top) / total
         elif POOLING == SUM:
@@ -153,15 +157,19 @@ def pool_kernel(
         else:
             attention = tl.full((LANES,), 1.0, ACC) / tl.maximum(end - first, 1).to(ACC)
         attention = tl.where(pooled, attention, 0.0)
-        sentence_reward = tl.load(value_ptr + n, mask=n < end, other=0).to(ACC)
+        if POOLING == VALUE_ATTENTION:
+            block = tl.sum(attention, 0)
+            attention = tl.cumsum(attention, 0, reverse=True) + behind
+            behind += block
+        sentence_reward = tl.load(value_ptr + n, mask=inside, other=0).to(ACC)
         if DIFFERENCE:
-            sentence_reward -= tl.load(value_ptr + (n - 1), mask=(n > begin) & (n < end), other=0).to(ACC)
-        if POOLING == ATTENTION:
+            sentence_reward -= tl.load(value_ptr + (n - 1), mask=(n > begin) & inside, other=0).to(ACC)
+        if HAS_ATTENTION:
             tl.debug_barrier()  # All scores of the block are read before any is overwritten.
-        tl.store(attention_ptr + n, attention, mask=n < end)
-        tl.store(sentence_reward_ptr + n, sentence_reward, mask=n < end)
-        reward += tl.where(n < end, attention * sentence_reward, 0.0)
-        start += LANES
+        tl.store(attention_ptr + n, attention, mask=inside)
+        tl.store(sentence_reward_ptr + n, sentence_reward, mask=inside)
+        reward += tl.where(inside, attention * sentence_reward, 0.0)
+        stop -= LANES
     tl.store(reward_ptr + response, tl.sum(reward, 0))
 
 
@@ -183,8 +191,10 @@ def pool_backward_kernel(
     LOG2_THETA: tl.constexpr,
     TERMS: tl.constexpr,
     ROPE: tl.constexpr,
+    INCLUDE_PROMPT: tl.constexpr,
     DIFFERENCE: tl.constexpr,
     HAS_ATTENTION: tl.constexpr,
+    OF_VALUES: tl.constexpr,
     BLOCK_A: tl.constexpr,
     BLOCK_N: tl.constexpr,
     LANES: tl.constexpr,
@@ -208,6 +218,7 @@ def pool_backward_kernel(
             start += LANES
         mean = tl.sum(product, 0)
     grad_query = tl.zeros((BLOCK_N, BLOCK_A), ACC)
+    before = tl.zeros((), ACC)
     start = begin
     while start < end:
         n = start + tl.arange(0, BLOCK_N)
@@ -221,6 +232,14 @@ def pool_backward_kernel(
         if HAS_ATTENTION:
             grad = tl.load(grad_attention_ptr + n, mask=n < end, other=0).to(ACC)
             grad += grad_reward * tl.load(sentence_reward_ptr + n, mask=n < end, other=0)
+            if OF_VALUES:
+                # Of the softmax weight at n, which every sentence reward up to n has a share of.
+                block = tl.sum(tl.where(n < end, grad, 0.0), 0)
+                grad = tl.cumsum(grad, 0) + before
+                before += block
+                attention -= tl.load(attention_ptr + (n + 1), mask=n + 1 < end, other=0)
+                if not INCLUDE_PROMPT:
+                    attention = tl.where(n > begin, attention, 0.0)
             grad_score = attention * (grad - mean) / tl.sqrt(tl.full((), A, ACC))
             mask = (n < end)[:, None] & (a < A)[None, :]
             key = tl.load(key_ptr + (n[:, None] * A + a[None, :]), mask=mask, other=0).to(ACC)
@@ -281,7 +300,9 @@ def sentence_attention_pool_backward(
     sentence_reward: Tensor,
     attention: Tensor,
     rope_theta: float | None,
+    include_prompt: bool,
     difference: bool,
+    pooling: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """Gradients of query [B, A], key [N, A], value [N]."""
     cu = aligned(cu)
@@ -302,8 +323,11 @@ def sentence_attention_pool_backward(
                 grad_query,
                 grad_key,
                 grad_value,
+                # Elsewhere the prompt's weight says whether it takes part.
+                INCLUDE_PROMPT=include_prompt or pooling != "value_attention",
                 DIFFERENCE=difference,
                 HAS_ATTENTION=key is not None,
+                OF_VALUES=pooling == "value_attention",
                 **_constants(key, attention.dtype, rope_theta),
             )
     return grad_query, grad_key, grad_value

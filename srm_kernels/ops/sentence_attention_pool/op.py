@@ -28,6 +28,7 @@ def sentence_attention_pool(
     include_prompt: bool = True,
     *,
     difference: bool = True,
+    pooling: str = "attention",
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sentence rewards, their attention, and the response reward (arXiv 2503.04793, the aggregation).
@@ -38,11 +39,16 @@ def sentence_attention_pool(
     rope_theta: base of the rotary embedding on the boundary's index, pairs (2j, 2j + 1); the query sits on the last index. None: none.
     include_prompt: whether index 0 takes part in the softmax.
     difference: sentence reward `v_i - v_{i-1}` (`v_0` at index 0); False: `v_i`.
+    pooling: "attention", the paper's: `R = Σ a_i r_i`, a softmax over sentence rewards. "value_attention": `R = Σ a_i v_i`, one over the
+        values. A sentence reward then counts with all the attention from its index on, `Σ_{j ≥ i} a_j`, and that is what `attention` has.
+        Without `difference` the two are the same.
 
     Returns `reward` [B] = `Σ attention · sentence_reward`, `sentence_reward` [N], `attention` [N], all differentiable, in fp32 (fp64 if
     any input is). A response with nothing to attend to has reward 0.
     """
     op = "sentence_attention_pool"
+    if pooling not in ("attention", "value_attention"):
+        raise ValueError(f"{op}: `pooling` must be attention or value_attention, got {pooling!r}. `sentence_pool` has the others.")
     check_float(op, query=query, key=key, value=value)
     if query.dim() != 2:
         raise ValueError(f"{op}: `query` must have shape [B, A], got {list(query.shape)}.")
@@ -58,7 +64,9 @@ def sentence_attention_pool(
     check_shape(op, "query", query, (cu.numel() - 1, width), "[B, A]")
     check_shape(op, "key", key, (value.shape[0], width), "[N, A]")
     check_same_device(op, query=query, key=key, value=value, cu=cu)
-    reward_B, reward_N, attention_N = _pool(query, key, value, cu, rope_theta, include_prompt, difference, "attention", backend)
+    if not difference:
+        pooling = "attention"
+    reward_B, reward_N, attention_N = _pool(query, key, value, cu, rope_theta, include_prompt, difference, pooling, backend)
     return reward_B, reward_N, attention_N
 
 
@@ -129,7 +137,9 @@ def _pool_backward(
     sentence_reward: Tensor,
     attention: Tensor,
     rope_theta: float | None,
+    include_prompt: bool,
     difference: bool,
+    pooling: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `query` [B, A], `key` [N, A] (empty without attention) and `value` [N]."""
@@ -138,7 +148,9 @@ def _pool_backward(
         from .kernels import sentence_attention_pool_backward as run
     else:
         run = sentence_attention_pool_backward_reference
-    grad_query, grad_key, grad_value = run(*grads, query, key, value, cu, sentence_reward, attention, rope_theta, difference)
+    grad_query, grad_key, grad_value = run(
+        *grads, query, key, value, cu, sentence_reward, attention, rope_theta, include_prompt, difference, pooling
+    )
     if grad_query is None or grad_key is None:
         return value.new_empty(0), value.new_empty(0), grad_value
     return grad_query, grad_key, grad_value
@@ -156,7 +168,9 @@ def _(
     sentence_reward: Tensor,
     attention: Tensor,
     rope_theta: float | None,
+    include_prompt: bool,
     difference: bool,
+    pooling: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if query is None or key is None:
@@ -165,15 +179,13 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    query, key, value, cu, ctx.rope_theta, _, ctx.difference, _, ctx.backend = inputs
+    query, key, value, cu, *ctx.options = inputs
     ctx.save_for_backward(query, key, value, cu, output[1], output[2])
 
 
 def _backward(ctx: Any, grad_reward: Tensor, grad_sentence_reward: Tensor, grad_attention: Tensor) -> tuple[Tensor | None, ...]:
     query, *_ = saved = ctx.saved_tensors
-    grad_query, grad_key, grad_value = _pool_backward(
-        grad_reward, grad_sentence_reward, grad_attention, *saved, ctx.rope_theta, ctx.difference, ctx.backend
-    )
+    grad_query, grad_key, grad_value = _pool_backward(grad_reward, grad_sentence_reward, grad_attention, *saved, *ctx.options)
     if query is None:
         return None, None, grad_value, None, None, None, None, None, None
     return grad_query, grad_key, grad_value, None, None, None, None, None, None

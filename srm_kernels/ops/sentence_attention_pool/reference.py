@@ -29,7 +29,7 @@ def sentence_attention_pool_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`reward` [B], `sentence_reward` [N], `attention` [N] from `query` [B, A], `key` [N, A], `value` [N]; fp32 (fp64 for fp64).
 
-    `query` and `key` are None unless `pooling` is "attention".
+    `query` and `key` are None unless `pooling` is "attention" or "value_attention".
     """
     num, num_responses = value.shape[0], cu.numel() - 1
     dtype = accumulate_dtype(query, key, value)
@@ -56,20 +56,27 @@ def sentence_attention_pool_backward_reference(
     sentence_reward: Tensor,
     attention: Tensor,
     rope_theta: float | None,
+    include_prompt: bool,
     difference: bool,
+    pooling: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """Gradients of `query` [B, A], `key` [N, A] and `value` [N], each in its tensor's dtype."""
     num, num_responses = value.shape[0], cu.numel() - 1
     dtype = attention.dtype
-    segment_N = segment_of(cu, num)
+    segment_N, first_N = segment_of(cu, num), first_of_segment(cu, num)
     reward_grad_N = grad_reward[segment_N]
     grad_r_N = grad_sentence_reward + attention * reward_grad_N
-    grad_value_N = transposed_difference(grad_r_N, first_of_segment(cu, num)) if difference else grad_r_N
+    grad_value_N = transposed_difference(grad_r_N, first_N) if difference else grad_r_N
     if query is None or key is None:
         return None, None, grad_value_N.to(value.dtype)
     grad_a_N = grad_attention + sentence_reward * reward_grad_N
-    product_N = attention * grad_a_N
-    score_grad_N = product_N - attention * segment_sum(product_N, segment_N, num_responses)[segment_N]
+    mean_B = segment_sum(attention * grad_a_N, segment_N, num_responses)
+    if pooling == "value_attention":
+        # From the weights behind each boundary to the softmax's own: their differences, and the transpose of the sum for the gradient.
+        attention = transposed_difference(attention, first_N)
+        attention = attention if include_prompt else attention.masked_fill(first_N, 0)
+        grad_a_N = _sum_to(grad_a_N, cu, segment_N)
+    score_grad_N = attention * (grad_a_N - mean_B[segment_N])
     cos_NJ, sin_NJ = _relative_rotation(cu, segment_N, key.shape[1], rope_theta, dtype)
     scaled_N1 = (score_grad_N / math.sqrt(key.shape[1])).unsqueeze(1)
     # The score is bilinear in q and k: each gradient is the other one, turned by the relative angle.
@@ -117,4 +124,17 @@ def _pooling_weight(score: Tensor, cu: Tensor, segment: Tensor, first: Tensor, i
     if pooling == "last":
         is_last = torch.arange(segment.numel(), device=cu.device) == cu[1:].long()[segment] - 1
         return (is_last & ~left_out).to(score.dtype)
-    return softmax_by_segment(score.masked_fill(left_out, -torch.inf), segment, cu.numel() - 1)
+    weight_N = softmax_by_segment(score.masked_fill(left_out, -torch.inf), segment, cu.numel() - 1)
+    return _sum_from(weight_N, cu, segment) if pooling == "value_attention" else weight_N
+
+
+def _sum_from(x: Tensor, cu: Tensor, segment: Tensor) -> Tensor:
+    """[N] sum of `x` [N] from each element to the end of its segment. In fp64, because the differences are of sums over all segments."""
+    total_N = torch.cat([x.new_zeros(1, dtype=torch.float64), x.double().cumsum(0)])
+    return (total_N[cu[1:].long()][segment] - total_N[:-1]).to(x.dtype)
+
+
+def _sum_to(x: Tensor, cu: Tensor, segment: Tensor) -> Tensor:
+    """[N] sum of `x` [N] from the beginning of each element's segment to it. The transpose of `_sum_from`."""
+    total_N = torch.cat([x.new_zeros(1, dtype=torch.float64), x.double().cumsum(0)])
+    return (total_N[1:] - total_N[cu[:-1].long()][segment]).to(x.dtype)

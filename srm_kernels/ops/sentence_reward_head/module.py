@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...backend import Backend
 from ...layout import SentenceLayout
-from .op import POOLINGS, Pooling, SentenceRewardOutput, sentence_reward_head
+from .op import ATTENTION_POOLINGS, POOLINGS, Pooling, SentenceRewardOutput, sentence_reward_head
 
 __all__ = ["SentenceRewardHead"]
 
@@ -19,7 +19,7 @@ class SentenceRewardHead(nn.Module):
 
     hidden_size: D.
     attention_size: A, width of query and key; even where `rope_theta` is set.
-    pooling: "attention", "mean", "sum" or "last"; only "attention" has `query` and `key`.
+    pooling: "attention", "value_attention", "mean", "sum" or "last"; only the first two have `query` and `key`.
     rope_theta, include_prompt, difference, backend: as in `sentence_reward_head`.
 
     It starts with all values at zero and the attention near uniform. From a random start Bradley-Terry finds, about as often, the
@@ -40,7 +40,8 @@ class SentenceRewardHead(nn.Module):
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"SentenceRewardHead: `pooling` must be one of {', '.join(POOLINGS)}, got {pooling!r}.")
-        if pooling == "attention" and rope_theta is not None and attention_size % 2:
+        attends = pooling in ATTENTION_POOLINGS
+        if attends and rope_theta is not None and attention_size % 2:
             raise ValueError(f"SentenceRewardHead: `attention_size` must be even for rotary pairs, got {attention_size}.")
         self.hidden_size = hidden_size
         self.attention_size = attention_size
@@ -50,7 +51,7 @@ class SentenceRewardHead(nn.Module):
         self.difference = difference
         self.backend: Backend = backend
         self.value = nn.Linear(hidden_size, 1)
-        if pooling == "attention":
+        if attends:
             self.query = nn.Linear(hidden_size, attention_size)
             self.key = nn.Linear(hidden_size, attention_size)
         self.reset_parameters()
@@ -60,7 +61,7 @@ class SentenceRewardHead(nn.Module):
         with torch.no_grad():
             self.value.weight.zero_()
             self.value.bias.zero_()
-            if self.pooling == "attention":
+            if self.pooling in ATTENTION_POOLINGS:
                 for projection in (self.query, self.key):
                     projection.weight.normal_(0.0, START_STD)
                     projection.bias.zero_()
@@ -68,7 +69,7 @@ class SentenceRewardHead(nn.Module):
     def forward(self, hidden: Tensor, layout: SentenceLayout) -> SentenceRewardOutput:
         """`hidden` [T, D] -> `reward` [B], `sentence_reward` [N], `attention` [N], `value` [N], all fp32 (fp64 for fp64)."""
         weights = []
-        for name in ("value", "query", "key") if self.pooling == "attention" else ("value",):
+        for name in ("value", "query", "key") if self.pooling in ATTENTION_POOLINGS else ("value",):
             child = getattr(self, name)
             # The weights are read, not called through the child, so a wrapper around it would be skipped without a word.
             if not isinstance(child, nn.Linear):

@@ -18,10 +18,11 @@ from ..registration import check_float, check_shape
 from ..segments import accumulate_dtype
 from ..sentence_attention_pool.op import sentence_attention_pool, sentence_pool
 
-__all__ = ["POOLINGS", "Pooling", "SentenceRewardOutput", "sentence_reward_head"]
+__all__ = ["ATTENTION_POOLINGS", "POOLINGS", "Pooling", "SentenceRewardOutput", "sentence_reward_head"]
 
-Pooling = Literal["attention", "mean", "sum", "last"]
+Pooling = Literal["attention", "value_attention", "mean", "sum", "last"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
+ATTENTION_POOLINGS = ("attention", "value_attention")
 
 
 class SentenceRewardOutput(NamedTuple):
@@ -63,8 +64,9 @@ def sentence_reward_head(
         final RMS norm, which then runs on the N boundary rows only.
     layout: where the sentences end.
     value_weight, value_bias: [1, D] or [D], and [1] or a scalar: `v = w·h + c`.
-    query_*, key_*: [A, D] and [A]; needed by `pooling="attention"` only.
-    pooling: how sentence rewards become the response's reward: softmax attention, their mean, their sum, or the last one.
+    query_*, key_*: [A, D] and [A]; needed where the pooling is "attention" or "value_attention".
+    pooling: how sentence rewards become the response's reward: softmax attention, softmax attention over values (see
+        `sentence_attention_pool`), their mean, their sum, or the last one.
     rope_theta: base of the rotary embedding on the sentence index; None turns it off.
     include_prompt: whether index 0 (the prompt) takes part in pooling.
     difference: sentence reward = difference of consecutive values; False: the value itself.
@@ -83,11 +85,11 @@ def sentence_reward_head(
     with torch.autocast(device_type=hidden.device.type, enabled=False):
         row_ND = gather_boundaries(hidden, layout.boundaries, norm_weight, eps, out_dtype=dtype, backend=backend)
         value_N = row_ND @ value_weight.to(dtype).flatten() + value_bias.to(dtype).reshape(())
-        if pooling != "attention":
+        if pooling not in ATTENTION_POOLINGS:
             pooled = sentence_pool(value_N, layout.cu_boundaries, pooling, include_prompt, difference=difference, backend=backend)
             return SentenceRewardOutput(*pooled, value_N)
         if query_weight is None or query_bias is None or key_weight is None or key_bias is None:
-            raise ValueError(f'{op}: `pooling="attention"` needs the weights and biases of query and key, got None.')
+            raise ValueError(f'{op}: `pooling="{pooling}"` needs the weights and biases of query and key, got None.')
         for name, weight, bias in (("query", query_weight, query_bias), ("key", key_weight, key_bias)):
             check_float(op, **{f"{name}_weight": weight, f"{name}_bias": bias})
             check_shape(op, f"{name}_weight", weight, (query_bias.numel(), hidden.shape[1]), "[A, D]")
@@ -95,7 +97,15 @@ def sentence_reward_head(
         query_BA = linear(_last_rows(row_ND, layout), query_weight.to(dtype), query_bias.to(dtype))
         key_NA = linear(row_ND, key_weight.to(dtype), key_bias.to(dtype))
         pooled = sentence_attention_pool(
-            query_BA, key_NA, value_N, layout.cu_boundaries, rope_theta, include_prompt, difference=difference, backend=backend
+            query_BA,
+            key_NA,
+            value_N,
+            layout.cu_boundaries,
+            rope_theta,
+            include_prompt,
+            difference=difference,
+            pooling=pooling,
+            backend=backend,
         )
     return SentenceRewardOutput(*pooled, value_N)
 

@@ -25,7 +25,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("granularity", "pooling", "difference", "include_prompt"),
-    [("sentence", "attention", True, True), ("response", "sum", True, True), ("token", "mean", False, False)],
+    [("sentence", "value_attention", True, True), ("response", "sum", True, True), ("token", "mean", False, False)],
 )
 def test_granularity_decides_the_pooling(granularity: str, pooling: str, difference: bool, include_prompt: bool) -> None:
     head = SentenceRewardConfig(granularity=granularity).head_arguments()
@@ -36,7 +36,7 @@ def test_granularity_decides_the_pooling(granularity: str, pooling: str, differe
     ("fields", "message"),
     [
         ({"granularity": "word"}, "`granularity` must be one of sentence, response, token, got 'word'"),
-        ({"pooling": "max"}, "`pooling` must be one of attention, mean, sum, last, got 'max'"),
+        ({"pooling": "max"}, "`pooling` must be one of attention, value_attention, mean, sum, last, got 'max'"),
         ({"packing": "yes"}, "`packing` must be one of shared, packed, none, got 'yes'"),
         ({"granularity": "response", "pooling": "mean"}, "fixes how values are pooled, but pooling was set"),
         ({"granularity": "token", "difference": False}, "but difference was set"),

@@ -38,7 +38,7 @@ def accelerator() -> Accelerator:
 
 
 def test_two_batches_against_a_loop(accelerator):
-    metrics = RewardMetrics(torch.device("cpu"))
+    metrics = RewardMetrics(torch.device("cpu"), pooling="attention")
     metrics.add(output([1.0, -1.0], [0.5, 0.5, 1.0]), batch([2, 1]), torch.tensor([[0, 1]]), None, torch.tensor(0.3))
     # A ranking of three: three pairs that share the weight of one row.
     pairs, weight = torch.tensor([[0, 1], [0, 2], [1, 2]]), torch.full((3,), 1 / 3)
@@ -84,6 +84,19 @@ def test_what_has_no_meaning_is_not_logged(accelerator, granularity, pooling):
     assert "attention_entropy" not in logs
     assert ("sentences_per_response" in logs) == (granularity != "token")
     assert ("mean_value_accuracy" in logs) == (granularity != "token")
+
+
+@pytest.mark.parametrize(("include_prompt", "shares"), [(True, [[0.2, 0.8], [0.1, 0.2, 0.3, 0.4]]), (False, [[0, 1.0], [0, 0.2, 0.2, 0.6]])])
+def test_value_attention_is_taken_apart(accelerator, include_prompt, shares):
+    """Its weights are sums of softmax weights, and the entropy is that of the softmax."""
+    logs = []
+    for pooling in ("attention", "value_attention"):
+        weights = [[sum(row[i:]) for i in range(len(row))] if pooling == "value_attention" else row for row in shares]
+        metrics = RewardMetrics(torch.device("cpu"), pooling=pooling, include_prompt=include_prompt)
+        metrics.add(output([1.0, 0.0], weights[0] + weights[1]), batch([2, 4]), torch.tensor([[0, 1]]), None, torch.tensor(0.3))
+        logs.append(metrics.read(accelerator))
+    assert logs[0]["attention_entropy"] > 0
+    assert logs[1] == pytest.approx(logs[0], abs=1e-6)
 
 
 def test_entropy_without_the_prompt_counts_one_place_less():
