@@ -139,7 +139,7 @@ def pool_kernel(
             sum_ += tl.exp(score - top)
             start += LANES
         total = tl.sum(sum_, 0)
-        total = tl.where(total == 0, 1.0, total)  # Nothing to attend to: weights are 0, not 0 / 0.
+        share = 1.0 / tl.where(total == 0, 1.0, total)  # Nothing to attend to: weights are 0, not 0 / 0.
     reward = tl.zeros((LANES,), ACC)
     behind = tl.zeros((), ACC)
     stop = end
@@ -149,7 +149,7 @@ def pool_kernel(
         pooled = (n >= first) & (n < end)
         if HAS_ATTENTION:
             score = tl.load(attention_ptr + n, mask=pooled, other=float("-inf"))
-            attention = tl.exp(score - top) / total
+            attention = tl.exp(score - top) * share
         elif POOLING == SUM:
             attention = tl.full((LANES,), 1.0, ACC)
         elif POOLING == LAST:
@@ -158,9 +158,8 @@ def pool_kernel(
             attention = tl.full((LANES,), 1.0, ACC) / tl.maximum(end - first, 1).to(ACC)
         attention = tl.where(pooled, attention, 0.0)
         if POOLING == VALUE_ATTENTION:
-            block = tl.sum(attention, 0)
             attention = tl.cumsum(attention, 0, reverse=True) + behind
-            behind += block
+            behind = tl.max(attention, 0)  # Weights are not negative: the first of the block has all of it.
         sentence_reward = tl.load(value_ptr + n, mask=inside, other=0).to(ACC)
         if DIFFERENCE:
             sentence_reward -= tl.load(value_ptr + (n - 1), mask=(n > begin) & inside, other=0).to(ACC)
