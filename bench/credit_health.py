@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -33,13 +34,15 @@ from srm.segmentation import make_segmenter
 from srm.training.health import CreditWatch
 from srm.training.losses import mean_value
 
-# The recipe; the paper's loss from the same start; and both from a start as torch's layers have it, with an attention as fast as the value.
-_RANDOM: dict[str, Any] = {"arguments": {"random_start": True}, "attention_share": 1.0}
+
+def _random(head: Head) -> Head:
+    """The same from a start as torch's layers have it, with an attention as fast as the value."""
+    return replace(head, arguments={**head.arguments, "random_start": True}, attention_share=1.0)
+
+
 STARTS = {
-    "recipe": HEADS["sentence"],
-    "paper loss": HEADS["paper loss"],
-    "recipe, random start": Head(loss=HEADS["sentence"].loss, **_RANDOM),
-    "paper loss, random start": Head(**_RANDOM),
+    **{name: HEADS[name] for name in ("sentence", "paper's pooling", "paper")},
+    **{f"{name}, random start": _random(HEADS[name]) for name in ("sentence", "paper's pooling", "paper")},
 }
 RATE, EPOCHS = 1e-3, 10
 

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from claim.features import Features
 from srm.training.losses import reward_loss
-from srm_kernels import SentenceLayout, SentenceRewardHead, SentenceRewardOutput, bradley_terry_loss
+from srm_kernels import SentenceLayout, SentenceRewardHead, SentenceRewardOutput
 
 __all__ = ["EPOCHS", "HEADS", "RATES", "Head", "Part", "outputs", "train"]
 
 # The same six settings for every head; each takes its best on the tuning pairs.
 RATES, EPOCHS = (1e-3, 3e-3, 1e-2), (6, 18)
 BATCH = 32
-_RECIPE = {"mean_value_coefficient": 1.0, "sentence_reward_l2": 0.01}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,6 @@ class Head:
 
     of: which hidden states, `last` or `mean` of a sentence's tokens. by_token: `TokenMean` in place of `Pooled`.
     arguments: of `Pooled`. loss: weights of `reward_loss`'s terms.
-    last_value_loss, prefix_loss: weights of a pair loss on the value at the end, and of `prefix_loss`.
     attention_share: learning rate of query and key as a share of the value's; as srm-train has it by default, 5e-6 beside 2e-4.
     balanced: trained on pairs of which half have the longer response chosen, the surplus left out.
     """
@@ -93,8 +91,6 @@ class Head:
     by_token: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, float] = field(default_factory=dict)
-    last_value_loss: float = 0.0
-    prefix_loss: float = 0.0
     attention_share: float = 1 / 40
     balanced: bool = False
 
@@ -102,22 +98,28 @@ class Head:
         return TokenMean(width) if self.by_token else Pooled(width, **self.arguments)
 
 
+# As srm-train has it by default at sentence level.
+_OURS: dict[str, Any] = {"pooling": "value_attention"}
+_RECIPE = {"mean_value_coefficient": 1.0, "sentence_reward_l2": 0.01}
+_NO_MEAN_VALUE = {"sentence_reward_l2": 0.01}
+
 HEADS = {
-    "sentence": Head(loss=_RECIPE),
+    "sentence": Head(arguments=_OURS, loss=_RECIPE),
     "response": Head(arguments={"pooling": "sum"}),
     "token": Head(of="mean", by_token=True),
-    "paper loss": Head(),
+    "paper": Head(arguments={"pooling": "attention"}),
+    "paper's pooling": Head(arguments={"pooling": "attention"}, loss=_RECIPE),
     "mean pooling": Head(arguments={"pooling": "mean"}, loss=_RECIPE),
-    "no differencing": Head(arguments={"difference": False}, loss=_RECIPE),
-    "no RoPE": Head(arguments={"rope_theta": None}, loss=_RECIPE),
-    "no prompt index": Head(arguments={"include_prompt": False}, loss=_RECIPE),
-    "mean of each sentence's tokens": Head(of="mean", loss=_RECIPE),
-    "gate to the last value": Head(arguments={"gate": True}, loss=_RECIPE),
-    "pair loss on the last value": Head(loss=_RECIPE, last_value_loss=1.0),
-    "pair loss on every prefix": Head(loss={"sentence_reward_l2": 0.01}, prefix_loss=1.0),
-    "fast attention": Head(loss=_RECIPE, attention_share=1.0),
-    "mean of values, no attention": Head(arguments={"pooling": "mean", "difference": False}, loss={"sentence_reward_l2": 0.01}),
-    "sentence, lengths balanced": Head(loss=_RECIPE, balanced=True),
+    "mean of values, no attention": Head(arguments={"pooling": "mean", "difference": False}, loss=_NO_MEAN_VALUE),
+    "no differencing": Head(arguments={**_OURS, "difference": False}, loss=_RECIPE),
+    "no RoPE": Head(arguments={**_OURS, "rope_theta": None}, loss=_RECIPE),
+    "no prompt index": Head(arguments={**_OURS, "include_prompt": False}, loss=_RECIPE),
+    "mean of each sentence's tokens": Head(of="mean", arguments=_OURS, loss=_RECIPE),
+    "gate to the last value": Head(arguments={**_OURS, "gate": True}, loss=_RECIPE),
+    "no mean value loss": Head(arguments=_OURS, loss=_NO_MEAN_VALUE),
+    "fast attention": Head(arguments=_OURS, loss=_RECIPE, attention_share=1.0),
+    "fast attention, no mean value loss": Head(arguments=_OURS, loss=_NO_MEAN_VALUE, attention_share=1.0),
+    "sentence, lengths balanced": Head(arguments=_OURS, loss=_RECIPE, balanced=True),
     "response, lengths balanced": Head(arguments={"pooling": "sum"}, balanced=True),
     "token, lengths balanced": Head(of="mean", by_token=True, balanced=True),
 }
@@ -149,36 +151,12 @@ def train(head: Head, features: Features, scale: float, *, rate: float, epochs: 
     for _ in range(epochs):
         for pairs in chosen[torch.randperm(len(chosen))].split(BATCH):
             part = part_of(features, x, torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten())
-            loss = _loss(head, model(part), part, torch.arange(2 * len(pairs)).view(-1, 2))
+            loss = reward_loss(model(part), part.cu, torch.arange(2 * len(pairs)).view(-1, 2), **head.loss)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
     return model
-
-
-def _loss(head: Head, output: SentenceRewardOutput, part: Part, pairs: Tensor) -> Tensor:
-    loss = reward_loss(output, part.cu, pairs, **head.loss)
-    if head.last_value_loss:
-        loss = loss + head.last_value_loss * bradley_terry_loss(output.value[part.cu[1:] - 1], pairs)
-    if head.prefix_loss:
-        loss = loss + head.prefix_loss * prefix_loss(output.value, part.cu, pairs)
-    return loss
-
-
-def prefix_loss(value: Tensor, cu: Tensor, pairs: Tensor) -> Tensor:
-    """Bradley-Terry between the values behind sentence i = 1, 2, ... of both responses; the shorter one keeps its last value. A mean.
-
-    Args:
-        value: [N]. cu: [B + 1]. pairs: [P, 2], (chosen, rejected); each counts the same, however long.
-    """
-    sentences_B = cu.diff() - 1
-    longest_P = sentences_B[pairs].amax(1)
-    pair_X = torch.repeat_interleave(longest_P)
-    number_X = torch.arange(len(pair_X)) - (longest_P.cumsum(0) - longest_P)[pair_X] + 1
-    responses_X2 = pairs[pair_X]
-    value_X2 = value[cu[responses_X2] + torch.minimum(number_X[:, None], sentences_B[responses_X2])]
-    return (nn.functional.softplus(value_X2[:, 1] - value_X2[:, 0]) / longest_P[pair_X]).sum() / len(pairs)
 
 
 def _balanced(features: Features) -> Tensor:

@@ -14,7 +14,8 @@ GRANULARITIES = {
 }
 # What each part of the sentence-level recipe is worth: the same but for one thing.
 ABLATIONS = {
-    "paper loss": "--mean_value_coefficient 0 --sentence_reward_l2 0",
+    "paper": "--pooling attention --mean_value_coefficient 0 --sentence_reward_l2 0",
+    "paper's pooling": "--pooling attention",
     "mean pooling": "--pooling mean",
     "no differencing": "--difference false",
     "no RoPE": "--rope_theta none",

@@ -10,7 +10,6 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from srm.errors import UserError
-from srm.modeling.config import Pooling
 
 __all__ = ["DataArguments", "ModelArguments", "RewardConfig"]
 
@@ -38,7 +37,7 @@ class ModelArguments:
     chat_template_path: str | None = _setting(None, "Jinja file with a chat template to use in place of the tokenizer's.")
 
     granularity: Literal["sentence", "response", "token"] = _setting("sentence", "What the loss is trained on.")
-    pooling: Pooling = _setting(
+    pooling: Literal["value_attention", "attention", "mean", "sum", "last"] = _setting(
         "value_attention", "How sentence rewards become the response reward; attention is the paper's."
     )
     rope_theta: float | None = _setting(10_000.0, "Base of the rotary embedding on the sentence index; none leaves it out.")

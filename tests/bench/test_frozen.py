@@ -6,7 +6,6 @@ import dataclasses
 import gzip
 import importlib
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +74,13 @@ def test_every_head_is_tuned_repeated_and_reported(frozen: Any, tmp_path: Path, 
     assert (tmp_path / "results" / "frozen.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("name", ["sentence", "response", "token", "no differencing"])
+@pytest.mark.parametrize("name", ["sentence", "response", "token", "no differencing", "paper"])
 def test_a_head_says_what_a_whole_model_with_its_weights_says(frozen: Any, name: str, tiny_backbone_dir: Path, tmp_path: Path) -> None:
     study = frozen.Study(frozen._arguments())
     head = frozen.HEADS[name]
     trained = frozen.train(head, study.features["train"], study.scale, rate=0.1, epochs=2, seed=0)
     granularity = name if name in ("response", "token") else "sentence"
-    own = {"difference": False} if name == "no differencing" else {}
+    own = {"no differencing": {"difference": False}, "paper": {"pooling": "attention"}}.get(name, {})
     model = SentenceRewardModel.from_backbone(tiny_backbone_dir, dtype=torch.bfloat16, granularity=granularity, **own).eval()
     weights = {key.removeprefix("head."): value for key, value in trained.state_dict().items()}
     # Heads here see hidden states divided by the scale.
@@ -99,17 +98,6 @@ def test_a_head_says_what_a_whole_model_with_its_weights_says(frozen: Any, name:
         for a, b in zip(line["sentences"], response.sentences, strict=True):
             assert a["text"] == b.text
             assert a["attention"] == pytest.approx(b.attention, abs=1e-3)
-
-
-def test_prefixes_are_compared_one_by_one(frozen: Any) -> None:
-    heads = importlib.import_module("claim.heads")
-    # Prompt, then sentences: of three against one, and of none against two, which has no sentence to compare behind but its prompt.
-    values = [[9.0, 1.0, 2.0, 3.0], [9.0, 0.5], [4.0], [4.0, 1.0, 5.0]]
-    compared = [[(1.0, 0.5), (2.0, 0.5), (3.0, 0.5)], [(4.0, 1.0), (4.0, 5.0)]]
-    expected = sum(sum(math.log1p(math.exp(r - c)) for c, r in pair) / len(pair) for pair in compared) / 2
-    cu = torch.tensor([0, *(len(of) for of in values)]).cumsum(0)
-    got = heads.prefix_loss(torch.tensor([v for of in values for v in of]), cu, torch.tensor([[0, 1], [2, 3]]))
-    assert got.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_balanced_pairs_have_the_longer_one_chosen_in_half(frozen: Any) -> None:

@@ -26,7 +26,6 @@ from ..segments import accumulate_dtype
 __all__ = ["sentence_attention_pool_backward", "sentence_attention_pool_forward"]
 
 POOLING_CODES = {"attention": 0, "mean": 1, "sum": 2, "last": 3, "value_attention": 4}
-ATTENTION: tl.constexpr = tl.constexpr(0)
 SUM: tl.constexpr = tl.constexpr(2)
 LAST: tl.constexpr = tl.constexpr(3)
 VALUE_ATTENTION: tl.constexpr = tl.constexpr(4)
@@ -111,7 +110,7 @@ def pool_kernel(
     begin = tl.load(cu_ptr + response).to(tl.int64)
     end = tl.load(cu_ptr + (response + 1)).to(tl.int64)
     first = begin + (0 if INCLUDE_PROMPT else 1)
-    HAS_ATTENTION: tl.constexpr = POOLING == ATTENTION or POOLING == VALUE_ATTENTION
+    HAS_ATTENTION: tl.constexpr = query_ptr is not None
     if HAS_ATTENTION:
         top = tl.full((), float("-inf"), ACC)
         a = tl.arange(0, BLOCK_A)

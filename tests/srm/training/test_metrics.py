@@ -86,7 +86,9 @@ def test_what_has_no_meaning_is_not_logged(accelerator, granularity, pooling):
     assert ("mean_value_accuracy" in logs) == (granularity != "token")
 
 
-@pytest.mark.parametrize(("include_prompt", "shares"), [(True, [[0.2, 0.8], [0.1, 0.2, 0.3, 0.4]]), (False, [[0, 1.0], [0, 0.2, 0.2, 0.6]])])
+@pytest.mark.parametrize(
+    ("include_prompt", "shares"), [(True, [[0.2, 0.8], [0.1, 0.2, 0.3, 0.4]]), (False, [[0, 1.0], [0, 0.2, 0.2, 0.6]])]
+)
 def test_value_attention_is_taken_apart(accelerator, include_prompt, shares):
     """Its weights are sums of softmax weights, and the entropy is that of the softmax."""
     logs = []
