@@ -37,7 +37,8 @@ def reward_by_hand(model: SentenceRewardModel, rows: torch.Tensor) -> float:
     value, key, query = head.value(rows)[:, 0], head.key(rows), head.query(rows[-1:])[0]
     q = rotated(query, last, head.rope_theta)
     scores = torch.stack([(q * rotated(k, i, head.rope_theta).conj()).real.sum() for i, k in enumerate(key)]) / len(query) ** 0.5
-    return (scores.softmax(0) * torch.cat([value[:1], value.diff()])).sum().item()
+    pooled = {"value_attention": value, "attention": torch.cat([value[:1], value.diff()])}[head.pooling]
+    return (scores.softmax(0) * pooled).sum().item()
 
 
 def by_hand(model: SentenceRewardModel) -> list[float]:
@@ -53,7 +54,9 @@ def by_hand(model: SentenceRewardModel) -> list[float]:
 
 
 @pytest.mark.parametrize("mode", ["shared", "packed", "none"])
-def test_forward_is_the_formula(model: SentenceRewardModel, mode: str) -> None:
+@pytest.mark.parametrize("pooling", ["value_attention", "attention"])
+def test_forward_is_the_formula(model: SentenceRewardModel, mode: str, pooling: str) -> None:
+    model.head.pooling = pooling
     output = model(batch(mode))
     torch.testing.assert_close(output.reward.tolist(), by_hand(model), atol=1e-5, rtol=1e-4)
     weighted = output.attention * output.sentence_reward
@@ -63,7 +66,8 @@ def test_forward_is_the_formula(model: SentenceRewardModel, mode: str) -> None:
 def test_starts_at_zero(tiny_backbone_dir: Path) -> None:
     output = SentenceRewardModel.from_backbone(tiny_backbone_dir)(batch())
     assert output.reward.abs().max() == 0
-    torch.testing.assert_close(output.attention[:3], torch.full((3,), 1 / 3), atol=1e-3, rtol=0)
+    # Uniform attention over three values: the prompt's counts in all of it, the last sentence's reward in a third.
+    torch.testing.assert_close(output.attention[:3], torch.tensor([1, 2 / 3, 1 / 3]), atol=1e-3, rtol=0)
 
 
 def test_from_backbone_keeps_the_pretrained_weights(tiny_backbone_dir: Path) -> None:

@@ -30,8 +30,9 @@ def test_sentences_join_to_the_response_and_weighted_rewards_to_the_reward(model
     for text, scored in zip(RESPONSES, model.score(PROMPTS, RESPONSES), strict=True):
         assert "".join(sentence.text for sentence in scored.sentences) == text
         assert all(text[s.start : s.end] == s.text for s in scored.sentences)
-        prompt_weight = 1 - sum(s.attention for s in scored.sentences)
-        total = prompt_weight * scored.prompt_reward + sum(s.weighted_reward for s in scored.sentences)
+        # Attention over values: the prompt's reward is in all of them.
+        total = scored.prompt_reward + sum(s.weighted_reward for s in scored.sentences)
+        assert [s.attention for s in scored.sentences] == sorted((s.attention for s in scored.sentences), reverse=True)
         assert total == pytest.approx(scored.reward, abs=1e-5)
     assert [len(s.sentences) for s in model.score(PROMPTS, RESPONSES)] == [2, 3, 1]
 

@@ -77,8 +77,10 @@ def assert_same_history(run: Path, other: Path, tolerance: float) -> None:
 def test_two_shards_are_one_process(flags: Callable[..., list[str]], tmp_path: Path) -> None:
     """FSDP2 with the shipped settings: several passes a step, an evaluation, a sharded checkpoint that is gone on from."""
     one, two = tmp_path / "one", tmp_path / "two"
-    assert main(flags(output_dir=one, per_device_train_batch_size=8)) == 0
-    sharded = flags(output_dir=two, per_device_train_batch_size=4, tokens_per_batch=150, save_steps=2)
+    # Adam's usual 1e-8 makes whole steps of gradients that are rounding alone, where those of a pair cancel in its prompt.
+    usual = {"adam_epsilon": 1e-4}
+    assert main(flags(output_dir=one, per_device_train_batch_size=8, **usual)) == 0
+    sharded = flags(output_dir=two, per_device_train_batch_size=4, tokens_per_batch=150, save_steps=2, **usual)
     # The second run goes on from the shards of the first one's second step of three.
     for more in ([], ["--resume_from_checkpoint", str(two / "checkpoint-2")]):
         launch("no", *sharded, *more)
