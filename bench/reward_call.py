@@ -189,7 +189,7 @@ class Vocabulary:
 
 
 def before(model: SentenceRewardModel, work: Work, clock: Clock, vocabulary: Vocabulary) -> Tensor:
-    """[B, L], `a_i * r_i` on each sentence's last token, through the text."""
+    """[B, L], `w_i * r_i` on each sentence's last token, through the text."""
     with clock.part("detokenise"):
         texts = model.encoder.tokenizer.batch_decode(work.response_ids, skip_special_tokens=True)
     nested = [texts[start : start + work.group] for start in range(0, len(texts), work.group)]

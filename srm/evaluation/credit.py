@@ -92,7 +92,7 @@ def judge(
     Args:
         bad_spans: `{"start", "end", "kind"}` each, characters of the response, as in the `damaged` column of generated pairs; a
             sentence that meets several takes the kind of the first.
-        measure: judge `r_i` or `a_i * r_i`.
+        measure: judge `r_i` or `w_i * r_i`.
     """
     spans = list(bad_spans)
     kinds: list[str | None] = []

@@ -155,7 +155,7 @@ def evaluate_spans(
 
     Args:
         scored: by name of the model, its scores of `rows`, in order.
-        measure: judge `r_i` or `a_i * r_i`.
+        measure: judge `r_i` or `w_i * r_i`.
 
     Raises:
         UserError: a model that has no sentence rewards, or no response has good and bad sentences.

@@ -73,7 +73,7 @@ class SentenceGRPOTrainer(GRPOTrainer):
     token's advantage is the sum over its sentence and the later ones (`srm.rl.group_advantages`). `scale_rewards="none"` in the arguments
     leaves out the division by the deviation.
 
-    sentence_reward: what a sentence earns, `weighted` (`a_i * r_i`) or `sentence` (`r_i`).
+    sentence_reward: what a sentence earns, `weighted` (`w_i * r_i`) or `sentence` (`r_i`).
     to_go: False gives a token its own sentence's advantage alone.
     Everything else goes to `GRPOTrainer`.
     """

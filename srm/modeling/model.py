@@ -41,7 +41,7 @@ class SentenceRewardOutput(ModelOutput):
 
     reward: [B] fp32, the response rewards `R`.
     sentence_reward: [N] fp32, `r_0 ... r_n` of each response; index 0 is the prompt's.
-    attention: [N] fp32, the pooling weights `a_i`; `R` is the sum of `a_i * r_i`.
+    attention: [N] fp32, the pooling weights `w_i`; `R` is the sum of `w_i * r_i`.
     value: [N] fp32, the values `v_i` at the boundaries.
     """
 

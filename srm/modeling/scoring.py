@@ -34,8 +34,8 @@ class ScoredSentence:
     text: the sentence, trailing white space included, so that sentences join to the response.
     start, end: character offsets into the response.
     reward: `r_i`, what the sentence changed in the model's value.
-    attention: `a_i`, its weight in the response reward.
-    weighted_reward: `a_i * r_i`, its part of the response reward.
+    attention: `w_i`, its weight in the response reward.
+    weighted_reward: `w_i * r_i`, its part of the response reward.
     """
 
     text: str

@@ -36,7 +36,7 @@ class ScoredTokens:
 
     reward: fp32 [B], the response rewards.
     sentence_reward: fp32 [N], `r_0 ... r_n` of each response; `r_0` is the prompt's, and no token earns it.
-    attention: fp32 [N], `a_i`; a response's reward is the sum of `a_i * r_i`.
+    attention: fp32 [N], `w_i`; a response's reward is the sum of `w_i * r_i`.
     ends: int64 [N], index into its response of each sentence's last token; -1 at each response's index 0.
     cu_sentences: int64 [B + 1], offsets into the three.
     lengths: int64 [B], tokens of each response that are text: those before its first end token.
@@ -55,7 +55,7 @@ class ScoredTokens:
 
     @property
     def weighted_reward(self) -> Tensor:
-        """fp32 [N], `a_i * r_i`."""
+        """fp32 [N], `w_i * r_i`."""
         return self.attention * self.sentence_reward
 
     @property

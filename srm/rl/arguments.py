@@ -50,7 +50,7 @@ class RLConfig:
         "sentence", "sentence: each sentence's reward on its last token; response: the response's reward on its last token."
     )
     sentence_reward: Literal["weighted", "sentence"] = _setting(
-        "weighted", "What a sentence earns with --reward sentence: its part a_i * r_i of the response's reward, or r_i."
+        "weighted", "What a sentence earns with --reward sentence: its part w_i * r_i of the response's reward, or r_i."
     )
     whiten_rewards: bool = _setting(False, "Scale the rewards of each step to variance 1, before the KL penalty.")
     normalize_advantages: bool = _setting(True, "Scale the advantages of each step to mean 0 and variance 1 over its tokens.")

@@ -21,7 +21,7 @@ RewardKind = Literal["weighted", "sentence", "response"]
 def sentence_rewards(scored: ScoredTokens, kind: RewardKind = "weighted") -> Tensor:
     """fp32 [N], what each sentence is paid, 0 at each response's index 0.
 
-    kind: `weighted` `a_i * r_i`, `sentence` `r_i`, `response` the response's reward on its last sentence and 0 on the others.
+    kind: `weighted` `w_i * r_i`, `sentence` `r_i`, `response` the response's reward on its last sentence and 0 on the others.
 
     A response without text has no sentence to pay. Raises ValueError for another `kind`.
     """
