@@ -84,7 +84,7 @@ def write_html(
 
 
 def response_html(scored: ScoredResponse) -> str:
-    """One response as a fragment for a notebook: a row a sentence, with reward, attention and text.
+    """One response as a fragment for a notebook: a row a sentence, with reward, weight and text.
 
     Colours are written beside the text they colour, each background with a foreground that can be read on it, because a notebook's
     light or dark theme is not the browser's.
@@ -94,7 +94,7 @@ def response_html(scored: ScoredResponse) -> str:
     scale = max((abs(sentence.reward) for sentence in scored.sentences), default=0.0)
     most = max((sentence.attention for sentence in scored.sentences), default=0.0)
     cell = "text-align: left; vertical-align: top; padding: 0.2em 0.6em;"
-    head = "".join(f'<th scope="col" style="{cell}">{name}</th>' for name in ("reward", "attention", "sentence"))
+    head = "".join(f'<th scope="col" style="{cell}">{name}</th>' for name in ("reward", "weight", "sentence"))
     rows = []
     for sentence in scored.sentences:
         style = reward_style(sentence.reward, scale)

@@ -207,7 +207,7 @@ function message([role, text]) {
 function responseElement(response, scale) {
   const most = Math.max(...response.sentences.map(([, attention]) => attention), Number.MIN_VALUE);
   const total = element("span", { class: "total" }, "reward ", element("b", {}, signed(response.reward)));
-  const head = element("tr", {}, ...["reward", "attention", "sentence"].map((name) => element("th", { scope: "col" }, name)));
+  const head = element("tr", {}, ...["reward", "weight", "sentence"].map((name) => element("th", { scope: "col" }, name)));
   return element(
     "section",
     { class: "response" },
@@ -245,7 +245,7 @@ function legend(scale) {
   const steps = [-1, -0.5, 0, 0.5, 1].map((share) =>
     element("span", { class: `sentence ${share < 0 ? "low" : "high"}`, "--strength": Math.abs(share) }, signed(share * scale)),
   );
-  return element("p", { class: "legend" }, "colour: sentence reward ", ...steps, " bar: attention, longest for the most in its response");
+  return element("p", { class: "legend" }, "colour: sentence reward ", ...steps, " bar: its weight in the response reward, longest for the largest");
 }
 
 // Marks the words searched for without touching the text, where the browser can.

@@ -1,4 +1,4 @@
-"""A scored pair in the terminal: sentences coloured by reward, attention as bars, damaged sentences marked.
+"""A scored pair in the terminal: sentences coloured by reward, weights as bars, damaged sentences marked.
 
 Colour is never the only sign: every sentence carries its signed reward, and damage is written out.
 """
@@ -56,7 +56,7 @@ def render_pair(
 def render_response(
     title: str, scored: ScoredResponse, *, scale: float | None = None, damaged: Iterable[Mapping[str, Any]] = ()
 ) -> RenderableType:
-    """One response: a line a sentence with reward, attention and text.
+    """One response: a line a sentence with reward, weight and text.
 
     Args:
         scale: the reward, in absolute value, that gets the full colour; the largest of the response where None.
@@ -66,7 +66,7 @@ def render_response(
     most = max((sentence.attention for sentence in scored.sentences), default=0.0)
     table = Table(box=None, padding=(0, 1), expand=True)
     table.add_column("reward", justify="right", no_wrap=True)
-    table.add_column("attention", no_wrap=True)
+    table.add_column("weight", no_wrap=True)
     table.add_column("sentence", ratio=1)
     if bad:
         table.add_column("damaged", style="bold", no_wrap=True)
@@ -122,4 +122,4 @@ def _bar(attention: float, most: float) -> Text:
 
 def _legend(scale: float) -> Text:
     steps = [-scale, -scale / 2, 0.0, scale / 2, scale]
-    return Text.assemble("colour: sentence reward ", *((f" {step:+.2f} ", reward_style(step, scale)) for step in steps), "; bar: attention")
+    return Text.assemble("colour: sentence reward ", *((f" {step:+.2f} ", reward_style(step, scale)) for step in steps), "; bar: its weight in the response reward")

@@ -65,7 +65,7 @@ class ScoredResponse:
         return cls(reward=row["reward"], prompt_reward=row["prompt_reward"], sentences=sentences)
 
     def _repr_html_(self) -> str:
-        """What notebooks show: sentences coloured by reward, attention as bars."""
+        """What notebooks show: sentences coloured by reward, weights as bars."""
         # Only notebooks need it, and evaluation stands above this package.
         from srm.evaluation.html import response_html
 

@@ -269,7 +269,7 @@ def test_what_a_screen_reader_gets(reader: Reader) -> None:
         ("searchbox", "Search"),
         ("combobox", "Ranking"),
         ("table", "Sentences of the rejected response"),
-        ("columnheader", "attention"),
+        ("columnheader", "weight"),
         ("image", "A rising line"),
         ("listbox", "Pairs"),
         # Nothing hangs on colour: the row says wrong, and its margin has a sign.
