@@ -122,4 +122,5 @@ def _bar(attention: float, most: float) -> Text:
 
 def _legend(scale: float) -> Text:
     steps = [-scale, -scale / 2, 0.0, scale / 2, scale]
-    return Text.assemble("colour: sentence reward ", *((f" {step:+.2f} ", reward_style(step, scale)) for step in steps), "; bar: its weight in the response reward")
+    colours = ((f" {step:+.2f} ", reward_style(step, scale)) for step in steps)
+    return Text.assemble("colour: sentence reward ", *colours, "; bar: its weight in the response reward")
