@@ -19,7 +19,7 @@ SIGNATURES = {
     "gather_boundaries": ["hidden", "boundaries", "norm_weight", "eps", "out_dtype", "backend"],
     "packed_gae": ["rewards", "values", "cu_seqlens", "gamma", "lam", "bootstrap_value", "backend"],
     "segment_softmax": ["scores", "cu", "backend"],
-    "sentence_attention_pool": ["query", "key", "value", "cu", "rope_theta", "include_prompt", "difference", "backend"],
+    "sentence_attention_pool": ["query", "key", "value", "cu", "rope_theta", "include_prompt", "difference", "pooling", "backend"],
     "token_rewards": ["sentence_reward", "boundaries", "cu", "logprobs", "ref_logprobs", "kl_coef", "estimator", "backend"],
 }
 

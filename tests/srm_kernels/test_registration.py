@@ -37,6 +37,10 @@ CASES: dict[str, tuple[Callable[..., object], list[Tensor]]] = {
         lambda q, key, v: k.sentence_attention_pool(q, key, v, CU, None, False, difference=False),
         [draw(3, 4), draw(7, 4, seed=1), draw(7, seed=2)],
     ),
+    "pool_values": (
+        lambda q, key, v: k.sentence_attention_pool(q, key, v, CU, pooling="value_attention"),
+        [draw(3, 4), draw(7, 4, seed=1), draw(7, seed=2)],
+    ),
     "mean": (lambda v: sentence_pool(v, CU, "mean"), [draw(7)]),
     "sum": (lambda v: sentence_pool(v, CU, "sum", False), [draw(7)]),
     "last": (lambda v: sentence_pool(v, CU, "last", difference=False), [draw(7)]),
@@ -194,7 +198,7 @@ def arguments(name: str) -> tuple[object, ...]:
         "segment_softmax_backward": (fixed[values], fixed[scores], CU, "torch"),
         "difference_rewards": (values, CU, "torch"),
         "difference_rewards_backward": (fixed[values], CU, "torch"),
-        "sentence_attention_pool": (query, key, values, CU, 1e4, True, True, "attention", "torch"),
+        "sentence_attention_pool": (query, key, values, CU, 1e4, True, True, "value_attention", "torch"),
         "sentence_attention_pool_backward": (
             *(fixed[x] for x in (rewards, scores, values, query, key, values)),
             CU,
@@ -202,6 +206,8 @@ def arguments(name: str) -> tuple[object, ...]:
             fixed[values],
             1e4,
             True,
+            True,
+            "value_attention",
             "torch",
         ),
         "bradley_terry_loss": (rewards, PAIRS, None, None, 0.1, 0.01, "torch"),
