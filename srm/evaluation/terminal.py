@@ -123,4 +123,4 @@ def _bar(attention: float, most: float) -> Text:
 def _legend(scale: float) -> Text:
     steps = [-scale, -scale / 2, 0.0, scale / 2, scale]
     colours = ((f" {step:+.2f} ", reward_style(step, scale)) for step in steps)
-    return Text.assemble("colour: sentence reward ", *colours, "; bar: its weight in the response reward")
+    return Text.assemble("colour: sentence reward ", *colours, "; bar: weight")
