@@ -64,6 +64,18 @@ BUDGETS = {
         seeds=(0,),
         flags="--per_device_train_batch_size 4 --bf16",
     ),
+    # Half an hour a run on one core: takes differences of some points apart. Ask for the variants that matter.
+    "cpu_hours": Budget(
+        train_pairs=1000,
+        test_pairs=1000,
+        suite_pairs=1000,
+        span_responses=100,
+        max_chars=900,
+        learning_rates=(5e-5,),
+        tune_pairs=None,
+        seeds=(0, 1),
+        flags="--per_device_train_batch_size 4 --bf16",
+    ),
     # About three minutes a full run on one H100.
     "gpu": Budget(
         train_pairs=None,
