@@ -46,15 +46,18 @@ def inputs(random, lengths, width):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_outputs_and_gradients(compare, random, dtype):
+@pytest.mark.parametrize("pooling", ["attention", "value_attention"])
+def test_outputs_and_gradients(compare, random, dtype, pooling):
     # All arithmetic is fp32, but gradients come back in the dtype of their input, up to size 4.
-    compare(sentence_attention_pool, by_response, inputs(random, RAGGED, 256), dtype, scale=4, cu=cu_from_lengths(RAGGED))
+    compare(sentence_attention_pool, by_response, inputs(random, RAGGED, 256), dtype, scale=4, cu=cu_from_lengths(RAGGED), pooling=pooling)
 
 
 @pytest.mark.parametrize("width", [32, 128, 512, 1000, 2048, 4096])
-def test_every_tile(compare, random, width):
+@pytest.mark.parametrize("pooling", ["attention", "value_attention"])
+def test_every_tile(compare, random, width, pooling):
     """From 64 rows a tile to one, which more threads share when it is wide; 256 and the widths under 32 are elsewhere."""
-    compare(sentence_attention_pool, by_response, inputs(random, RAGGED, width), torch.float32, scale=4, cu=cu_from_lengths(RAGGED))
+    cu = cu_from_lengths(RAGGED)
+    compare(sentence_attention_pool, by_response, inputs(random, RAGGED, width), torch.float32, scale=4, cu=cu, pooling=pooling)
 
 
 @pytest.mark.parametrize(("width", "theta"), [(6, 1e4), (2, 10.0), (34, 500.0), (7, None), (1, None), (300, None)])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from ..compile_case import ACC, ACC_NAME, DTYPES, INDEX, ITEMSIZE, CompileCase
 from . import kernels as k
+from .op import ATTENTION_POOLINGS
 
 __all__ = ["cases"]
 
@@ -21,11 +22,12 @@ def cases() -> Iterator[CompileCase]:
         for width in WIDTHS if dtype == "fp64" else (*WIDTHS, 8192):
             yield from _forward(dtype, width, rope=True)
             yield from _backward(dtype, width, rope=True)
+            yield from _forward(dtype, width, rope=True, pooling="value_attention")
+            yield from _backward(dtype, width, rope=True, of_values=True)
         yield from _forward(dtype, 255, rope=False, include_prompt=False, difference=False)
         yield from _backward(dtype, 255, rope=False, difference=False)
-        for include_prompt in (True, False):
-            yield from _forward(dtype, 256, rope=True, include_prompt=include_prompt, pooling="value_attention")
-            yield from _backward(dtype, 256, rope=True, include_prompt=include_prompt, of_values=True)
+        yield from _forward(dtype, 256, rope=True, include_prompt=False, pooling="value_attention")
+        yield from _backward(dtype, 256, rope=True, include_prompt=False, of_values=True)
         for pooling in ("mean", "sum", "last"):
             yield from _forward(dtype, 2, rope=False, pooling=pooling)
         yield from _backward(dtype, 2, rope=False, has_attention=False)
@@ -36,15 +38,16 @@ def _constants(dtype: str, width: int, rope: bool) -> dict[str, object]:
     return {"ACC": ACC[dtype], "ROPE": rope, "LOG2_THETA": LOG2_THETA if rope else 0.0, **config}
 
 
-def _label(dtype: str, width: int, rope: bool) -> str:
-    return f"{dtype} A={width}{' rope' if rope else ''}"
+def _label(dtype: str, width: int, *, rope: bool, of_values: bool, include_prompt: bool) -> str:
+    of = "" if not of_values else " of values" if include_prompt else " of values, no prompt"
+    return f"{dtype} A={width}{' rope' if rope else ''}{of}"
 
 
 def _forward(
     dtype: str, width: int, *, rope: bool, include_prompt: bool = True, difference: bool = True, pooling: str = "attention"
 ) -> Iterator[CompileCase]:
     data, wider = f"*{dtype}", f"*{ACC_NAME[dtype]}"
-    attends = pooling in ("attention", "value_attention")
+    attends, of_values = pooling in ATTENTION_POOLINGS, pooling == "value_attention"
     constants = _constants(dtype, width, rope)
     constants |= {"INCLUDE_PROMPT": include_prompt, "DIFFERENCE": difference, "POOLING": k.POOLING_CODES[pooling]}
     signature = {"value_ptr": data, "cu_ptr": f"*{INDEX[dtype]}"}
@@ -55,7 +58,7 @@ def _forward(
         constants |= {"query_ptr": None, "key_ptr": None}
     yield CompileCase(
         kernel=k.pool_kernel,
-        label=_label(dtype, width, rope) if pooling == "attention" else f"{dtype} {pooling}{'' if include_prompt else ' no prompt'}",
+        label=_label(dtype, width, rope=rope, of_values=of_values, include_prompt=include_prompt) if attends else f"{dtype} {pooling}",
         signature=signature,
         constants=constants,
         num_threads=k.pool_threads(k.pool_config(width, ITEMSIZE[ACC_NAME[dtype]])["BLOCK_A"]),
@@ -78,15 +81,16 @@ def _backward(
     constants |= {"INCLUDE_PROMPT": include_prompt, "DIFFERENCE": difference, "HAS_ATTENTION": has_attention, "OF_VALUES": of_values}
     signature = {f"grad_{name}_ptr": wider for name in ("reward", "sentence_reward", "attention")}
     signature |= {"cu_ptr": f"*{INDEX[dtype]}", "sentence_reward_ptr": wider, "attention_ptr": wider, "grad_value_ptr": data}
-    of = " of values" + ("" if include_prompt else ", no prompt")
     attention_pointers = ("query_ptr", "key_ptr", "grad_query_ptr", "grad_key_ptr")
     if has_attention:
-        signature |= dict.fromkeys(attention_pointers, data)
+        signature |= dict.fromkeys(attention_pointers, data) | {"grad_score_ptr": wider}
     else:
-        constants |= dict.fromkeys(attention_pointers)
+        constants |= dict.fromkeys((*attention_pointers, "grad_score_ptr"))
     yield CompileCase(
         kernel=k.pool_backward_kernel,
-        label=f"{_label(dtype, width, rope)}{of if of_values else ''}" if has_attention else f"{dtype} no attention",
+        label=_label(dtype, width, rope=rope, of_values=of_values, include_prompt=include_prompt)
+        if has_attention
+        else f"{dtype} no attention",
         signature=signature,
         constants=constants,
         num_threads=k.pool_threads(k.pool_config(width, ITEMSIZE[ACC_NAME[dtype]])["BLOCK_A"]),

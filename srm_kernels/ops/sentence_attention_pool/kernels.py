@@ -41,7 +41,7 @@ def pool_config(width: int, itemsize: int) -> dict[str, Any]:
             'Use `backend="torch"`, which takes any.'
         )
     block = max(16, triton.next_power_of_2(width))
-    tile = 2048 if itemsize < 8 else 1024 if block < 256 else 512
+    tile = 2048 if itemsize < 8 else 1024 if block == 128 else 512  # What spills nothing: see compile_check.
     rows = max(1, min(64, tile // block))
     terms = 5 if itemsize < 8 else 9  # The first one left out is below the rounding of the result.
     return {"A": width, "BLOCK_A": block, "BLOCK_N": rows, "TERMS": terms, "LANES": 128}
@@ -181,6 +181,7 @@ def pool_backward_kernel(
     cu_ptr,
     sentence_reward_ptr,
     attention_ptr,
+    grad_score_ptr,
     grad_query_ptr,
     grad_key_ptr,
     grad_value_ptr,
@@ -197,14 +198,17 @@ def pool_backward_kernel(
     BLOCK_N: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """grad_query [B, A], grad_key [N, A], grad_value [N]. Attention that was left out is 0, and so are its gradients."""
+    """grad_query [B, A], grad_key [N, A], grad_value [N]. Attention that was left out is 0, and so are its gradients.
+
+    grad_score [N] is for the program's own use.
+    """
     response = tl.program_id(0).to(tl.int64)
     begin = tl.load(cu_ptr + response).to(tl.int64)
     end = tl.load(cu_ptr + (response + 1)).to(tl.int64)
     grad_reward = tl.load(grad_reward_ptr + response).to(ACC)
-    a = tl.arange(0, BLOCK_A)
     mean = tl.zeros((), ACC)
     if HAS_ATTENTION:
+        a = tl.arange(0, BLOCK_A)
         query = tl.load(query_ptr + (response * A + a), mask=a < A, other=0).to(ACC)[None, :]
         product = tl.zeros((LANES,), ACC)
         start = begin
@@ -215,17 +219,16 @@ def pool_backward_kernel(
             product += attention * (grad + grad_reward * tl.load(sentence_reward_ptr + n, mask=n < end, other=0))
             start += LANES
         mean = tl.sum(product, 0)
-    grad_query = tl.zeros((BLOCK_N, BLOCK_A), ACC)
     before = tl.zeros((), ACC)
     start = begin
     while start < end:
-        n = start + tl.arange(0, BLOCK_N)
+        n = start + tl.arange(0, LANES)
+        inner = n + 1 < end
         attention = tl.load(attention_ptr + n, mask=n < end, other=0)
+        following = tl.load(attention_ptr + (n + 1), mask=inner, other=0)
         grad_value = tl.load(grad_sentence_reward_ptr + n, mask=n < end, other=0).to(ACC) + attention * grad_reward
         if DIFFERENCE:
-            inner = n + 1 < end
-            following = tl.load(attention_ptr + (n + 1), mask=inner, other=0) * grad_reward
-            grad_value -= following + tl.load(grad_sentence_reward_ptr + (n + 1), mask=inner, other=0).to(ACC)
+            grad_value -= following * grad_reward + tl.load(grad_sentence_reward_ptr + (n + 1), mask=inner, other=0).to(ACC)
         tl.store(grad_value_ptr + n, grad_value, mask=n < end)
         if HAS_ATTENTION:
             grad = tl.load(grad_attention_ptr + n, mask=n < end, other=0).to(ACC)
@@ -235,10 +238,19 @@ def pool_backward_kernel(
                 block = tl.sum(tl.where(n < end, grad, 0.0), 0)
                 grad = tl.cumsum(grad, 0) + before
                 before += block
-                attention -= tl.load(attention_ptr + (n + 1), mask=n + 1 < end, other=0)
+                attention -= following
                 if not INCLUDE_PROMPT:
                     attention = tl.where(n > begin, attention, 0.0)
             grad_score = attention * (grad - mean) / tl.sqrt(tl.full((), A, ACC))
+            tl.store(grad_score_ptr + n, grad_score, mask=n < end)
+        start += LANES
+    if HAS_ATTENTION:
+        tl.debug_barrier()  # From here on threads read gradients that others wrote.
+        grad_query = tl.zeros((BLOCK_N, BLOCK_A), ACC)
+        start = begin
+        while start < end:
+            n = start + tl.arange(0, BLOCK_N)
+            grad_score = tl.load(grad_score_ptr + n, mask=n < end, other=0)[:, None]
             mask = (n < end)[:, None] & (a < A)[None, :]
             key = tl.load(key_ptr + (n[:, None] * A + a[None, :]), mask=mask, other=0).to(ACC)
             grad_key = tl.broadcast_to(query, (BLOCK_N, BLOCK_A))
@@ -246,10 +258,9 @@ def pool_backward_kernel(
                 cos, sin = rotation(end - 1 - n, ACC, A, BLOCK_A // 2, LOG2_THETA, TERMS)
                 key = turned(key, cos, -sin, BLOCK_A)
                 grad_key = turned(grad_key, cos, sin, BLOCK_A)
-            tl.store(grad_key_ptr + (n[:, None] * A + a[None, :]), grad_key * grad_score[:, None], mask=mask)
-            grad_query += key * grad_score[:, None]
-        start += BLOCK_N
-    if HAS_ATTENTION:
+            tl.store(grad_key_ptr + (n[:, None] * A + a[None, :]), grad_key * grad_score, mask=mask)
+            grad_query += key * grad_score
+            start += BLOCK_N
         tl.store(grad_query_ptr + (response * A + a), tl.sum(grad_query, 0), mask=a < A)
 
 
@@ -318,6 +329,7 @@ def sentence_attention_pool_backward(
                 cu,
                 aligned(sentence_reward),
                 aligned(attention),
+                None if key is None else torch.empty_like(attention),
                 grad_query,
                 grad_key,
                 grad_value,

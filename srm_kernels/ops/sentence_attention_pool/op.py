@@ -16,7 +16,10 @@ from ..registration import check_float, check_offsets, check_same_device, check_
 from ..segments import accumulate_dtype
 from .reference import sentence_attention_pool_backward_reference, sentence_attention_pool_reference
 
-__all__ = ["sentence_attention_pool", "sentence_pool"]
+__all__ = ["ATTENTION_POOLINGS", "sentence_attention_pool", "sentence_pool"]
+
+# The poolings that need a query and keys; `sentence_pool` has the others.
+ATTENTION_POOLINGS = ("attention", "value_attention")
 
 
 def sentence_attention_pool(
@@ -47,7 +50,7 @@ def sentence_attention_pool(
     any input is). A response with nothing to attend to has reward 0.
     """
     op = "sentence_attention_pool"
-    if pooling not in ("attention", "value_attention"):
+    if pooling not in ATTENTION_POOLINGS:
         raise ValueError(f"{op}: `pooling` must be attention or value_attention, got {pooling!r}. `sentence_pool` has the others.")
     check_float(op, query=query, key=key, value=value)
     if query.dim() != 2:

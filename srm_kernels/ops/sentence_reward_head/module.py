@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ...backend import Backend
 from ...layout import SentenceLayout
-from .op import ATTENTION_POOLINGS, POOLINGS, Pooling, SentenceRewardOutput, sentence_reward_head
+from ..sentence_attention_pool.op import ATTENTION_POOLINGS
+from .op import POOLINGS, Pooling, SentenceRewardOutput, sentence_reward_head
 
 __all__ = ["SentenceRewardHead"]
 

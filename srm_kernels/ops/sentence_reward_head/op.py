@@ -16,13 +16,12 @@ from ...layout import SentenceLayout
 from ..gather_boundaries.op import gather_boundaries
 from ..registration import check_float, check_shape
 from ..segments import accumulate_dtype
-from ..sentence_attention_pool.op import sentence_attention_pool, sentence_pool
+from ..sentence_attention_pool.op import ATTENTION_POOLINGS, sentence_attention_pool, sentence_pool
 
-__all__ = ["ATTENTION_POOLINGS", "POOLINGS", "Pooling", "SentenceRewardOutput", "sentence_reward_head"]
+__all__ = ["POOLINGS", "Pooling", "SentenceRewardOutput", "sentence_reward_head"]
 
 Pooling = Literal["attention", "value_attention", "mean", "sum", "last"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
-ATTENTION_POOLINGS = ("attention", "value_attention")
 
 
 class SentenceRewardOutput(NamedTuple):
