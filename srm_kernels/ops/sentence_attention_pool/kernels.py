@@ -206,7 +206,6 @@ def pool_backward_kernel(
     begin = tl.load(cu_ptr + response).to(tl.int64)
     end = tl.load(cu_ptr + (response + 1)).to(tl.int64)
     grad_reward = tl.load(grad_reward_ptr + response).to(ACC)
-    mean = tl.zeros((), ACC)
     if HAS_ATTENTION:
         a = tl.arange(0, BLOCK_A)
         query = tl.load(query_ptr + (response * A + a), mask=a < A, other=0).to(ACC)[None, :]
