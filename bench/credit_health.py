@@ -29,9 +29,9 @@ from srm.data.files import RawRow, file_rows
 from srm.data.synthetic import KINDS, Damage, SyntheticPair, generate_pairs
 from srm.evaluation.credit import credit_report, judge
 from srm.evaluation.suites import SuiteRow
-from srm.modeling.scoring import read_off
+from srm.scoring.text import read_off
 from srm.segmentation import make_segmenter
-from srm.training.health import CreditWatch
+from srm.training.credit_watch import CreditWatch
 from srm.training.losses import mean_value
 
 

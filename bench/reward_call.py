@@ -28,10 +28,11 @@ import torch
 from torch import Tensor
 
 from srm import ScoredResponse, SentenceRewardModel
-from srm.modeling import ScoredTokens, scoring
+from srm.modeling import ScoredTokens
 from srm.modeling import model as model_module
-from srm.modeling import tokens as tokens_module
 from srm.packing import PackedBatch, PromptGroup, ResponseIds, pack, run_backbone
+from srm.scoring import text as scoring
+from srm.scoring import token_ids as tokens_module
 from srm.segmentation import ByteTable
 
 PARTS = ("detokenise", "retokenise", "segment", "pack", "forward", "head", "scatter", "rest")

@@ -244,9 +244,9 @@ def _tokens_of(rewards: list[dict[str, Any]], response_ids: Sequence[Sequence[in
     return ScoredTokens(
         reward=torch.tensor([row["reward"] for row in rewards]),
         sentence_reward=torch.tensor([r for row in rewards for r in (row["prompt_reward"], *_each(row, "reward"))]),
-        attention=torch.tensor([a for row in rewards for a in (row["prompt_attention"], *_each(row, "attention"))]),
+        weight=torch.tensor([a for row in rewards for a in (row["prompt_weight"], *_each(row, "weight"))]),
         ends=torch.tensor([end for row in ends for end in (-1, *row)], dtype=torch.int64),
-        cu_sentences=torch.tensor(counts).cumsum(0),
+        cu_boundaries=torch.tensor(counts).cumsum(0),
         # The text of a response ends with its last sentence.
         lengths=torch.tensor([row[-1] + 1 if row else 0 for row in ends], dtype=torch.int64),
         width=max(map(len, response_ids), default=0),

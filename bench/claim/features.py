@@ -17,8 +17,8 @@ from torch import Tensor
 from srm import SentenceRewardModel
 from srm.data.encode import EncodedResponse
 from srm.evaluation.suites import SuiteRow
-from srm.modeling.scoring import EncodedGroup, encode_groups
 from srm.packing import PromptGroup, ResponseIds, pack, run_backbone
+from srm.scoring.text import EncodedGroup, encode_groups
 
 __all__ = ["Features", "cached_features"]
 

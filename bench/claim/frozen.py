@@ -32,7 +32,7 @@ from claim.variants import Budget
 from srm import SentenceRewardModel
 from srm.evaluation.spans import read_spans
 from srm.evaluation.suites import SuiteRow, read_suite
-from srm.modeling.scoring import read_off
+from srm.scoring.text import read_off
 
 SIZE = Budget(
     train_pairs=3000,

@@ -17,7 +17,7 @@ import torch
 from claim.variants import VARIANTS, Budget
 from srm import SentenceRewardModel
 from srm.evaluation.score_suite import score_responses
-from srm.modeling.score_file import RowSettings
+from srm.scoring.file import RowSettings
 
 __all__ = ["Run", "finish", "scores_of"]
 

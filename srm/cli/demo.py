@@ -240,7 +240,7 @@ def _plain(settings: DemoSettings) -> dict[str, Any]:
 
 
 def _show(console: Console, folder: Path, test: Sequence[SyntheticPair], before: GeneratedResult, after: GeneratedResult) -> None:
-    from srm.evaluation.terminal import render_pair, save_svg
+    from srm.views.terminal import render_pair, save_svg
 
     index = _typical(after)
     pair, (chosen, rejected) = test[index], after.scored[index]

@@ -129,7 +129,7 @@ def _score(model_name: str, name: str, responses: Path, output: Path, total: int
 
     from srm.evaluation.classifier import ClassifierModel
     from srm.evaluation.score_suite import score_responses
-    from srm.modeling.score_file import RowSettings
+    from srm.scoring.file import RowSettings
 
     model = _load(model_name, arguments)
     own = "none" if isinstance(model, ClassifierModel) else model.config.packing
@@ -209,7 +209,7 @@ def _write(
     from rich.console import Console
 
     from srm.evaluation.tables import rich_table
-    from srm.modeling.score_file import write_whole
+    from srm.runs.folders import write_whole
 
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
     folder = arguments.output_dir
@@ -233,7 +233,7 @@ def _write_page(
     arguments: argparse.Namespace,
 ) -> None:
     """One page a model. Of several wrong responses the one with the highest reward is shown, of several right ones the lowest."""
-    from srm.evaluation.html import ReportPair, write_html
+    from srm.views.page import ReportPair, write_html
 
     pairs = []
     for row, responses, spans in zip(rows, scored, marked, strict=True):

@@ -65,7 +65,7 @@ def train(argv: Sequence[str]) -> None:
 
 def _settle_output_dir(config: RLConfig, accelerator: Accelerator) -> str | None:
     """The checkpoint to resume from; an output directory that may be used, and has nothing left of a run that is not resumed."""
-    from srm.training.checkpoints import delete_run, find_checkpoint, recover
+    from srm.runs.folders import delete_run, find_checkpoint, recover
 
     with accelerator.main_process_first():
         if accelerator.is_main_process and config.resume_from_checkpoint is not None and Path(config.output_dir).is_dir():

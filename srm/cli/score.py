@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from srm.data import Prompt, ResponseRow
-    from srm.evaluation.html import ReportPair
     from srm.evaluation.pairs import SubsetAccuracy
+    from srm.views.page import ReportPair
 
 __all__ = ["main"]
 
@@ -59,8 +59,8 @@ def _score(argv: Sequence[str]) -> None:
     from rich.progress import Progress
 
     from srm.data import read_responses
-    from srm.modeling.score_file import RowSettings, score_file
-    from srm.modeling.score_parts import parts_folder, score_parts
+    from srm.scoring.file import RowSettings, score_file
+    from srm.scoring.parts import parts_folder, score_parts
 
     console = Console(stderr=True)
     process, num_processes = _place()
@@ -118,7 +118,7 @@ def _check_views(arguments: argparse.Namespace, total: int) -> None:
 
 
 def _check_overwrite(arguments: argparse.Namespace, num_processes: int) -> None:
-    from srm.modeling.score_parts import parts_folder
+    from srm.scoring.parts import parts_folder
 
     parts = parts_folder(arguments.output)
     if not arguments.overwrite:
@@ -171,7 +171,7 @@ def _show(pair: ReportPair, console: Console) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
-    from srm.evaluation.terminal import render_pair, render_response
+    from srm.views.terminal import render_pair, render_response
 
     if pair.rejected is not None:
         console.print(render_pair(_plain(pair.prompt), pair.chosen, pair.rejected, damaged=pair.marked))
@@ -185,7 +185,7 @@ def _plain(prompt: Prompt) -> str:
 
 
 def _write_page(arguments: argparse.Namespace, accuracy: Sequence[SubsetAccuracy]) -> None:
-    from srm.evaluation.html import write_html
+    from srm.views.page import write_html
 
     tables = [(*_ACCURACY, [_accuracy_cells(row) for row in accuracy])] if accuracy else []
     title = f"{Path(arguments.input).name}, scored by {arguments.model}"
@@ -207,8 +207,8 @@ def _report_pairs(arguments: argparse.Namespace) -> Iterator[ReportPair]:
 
 
 def _report_pair(responses: list[tuple[ResponseRow, dict[str, Any]]]) -> ReportPair:
-    from srm.evaluation.html import ReportPair
-    from srm.modeling.scoring import ScoredResponse
+    from srm.scoring.text import ScoredResponse
+    from srm.views.page import ReportPair
 
     row = responses[0][0]
     chosen, *others = (ScoredResponse.from_dict(score) for _, score in responses)

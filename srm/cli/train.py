@@ -36,7 +36,7 @@ def train(argv: Sequence[str]) -> None:
     Raises:
         UserError: settings, data or a run that the user has to mend.
     """
-    from srm.training.parsing import parse_arguments
+    from srm.training.arguments import parse_arguments
 
     model_arguments, data_arguments, config = parse_arguments(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -52,7 +52,7 @@ def train(argv: Sequence[str]) -> None:
 
     from srm.memory import keep_freed_memory
     from srm.training.build import build_model
-    from srm.training.record import changes_since, write_record
+    from srm.training.provenance import changes_since, write_record
     from srm.training.trainer import SentenceRewardTrainer, reward_model_of
 
     if config.device.type == "cpu":
@@ -110,7 +110,7 @@ def _warn_of_lone_process() -> None:
 
 def _settle_output_dir(config: RewardConfig) -> str | None:
     """The checkpoint to resume from; an output directory that may be used, and has nothing left of a run that is not resumed."""
-    from srm.training.checkpoints import delete_run, find_checkpoint, recover
+    from srm.runs.folders import delete_run, find_checkpoint, recover
 
     resume = config.resume_from_checkpoint
     with config.main_process_first(desc="checking the output directory"):

@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from srm.data import OverlongPolicy, ResponseRow
 from srm.errors import UserError
 from srm.modeling.model import load_tokenizer
-from srm.modeling.score_file import RowSettings, check_resumed, write_scores
-from srm.modeling.scoring import ScoredResponse, ScoredSentence
+from srm.scoring.file import RowSettings, check_resumed, write_scores
+from srm.scoring.text import ScoredResponse, ScoredSentence
 
 if TYPE_CHECKING:
     from srm.data import Prompt
@@ -123,7 +123,7 @@ def append_classifier_scores(
     settings: RowSettings,
     on_scored: Callable[[int], None],
 ) -> int:
-    """`srm.modeling.score_file.append_scores` for a classifier: score `rows` after the first `num_resumed`, and append them."""
+    """`srm.scoring.file.append_scores` for a classifier: score `rows` after the first `num_resumed`, and append them."""
     check_resumed(output, rows, num_resumed)
     on_scored(num_resumed)
     num_scored = 0
@@ -145,7 +145,7 @@ def append_classifier_scores(
 
 def as_one_sentence(response: str, reward: float) -> ScoredResponse:
     """A response without sentences, as one."""
-    sentence = ScoredSentence(text=response, start=0, end=len(response), reward=reward, attention=1.0, weighted_reward=reward)
+    sentence = ScoredSentence(text=response, start=0, end=len(response), reward=reward, weight=1.0, weighted_reward=reward)
     return ScoredResponse(reward=reward, prompt_reward=0.0, sentences=(sentence,))
 
 

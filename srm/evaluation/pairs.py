@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from srm.data import ResponseRow, read_responses
-from srm.modeling.score_file import read_scores
+from srm.scoring.file import read_scores
 
 __all__ = ["PairOutcome", "SubsetAccuracy", "accuracy_by_subset", "pair_outcomes", "scored_rows", "won"]
 

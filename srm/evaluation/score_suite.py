@@ -15,8 +15,9 @@ from srm.data import read_responses
 from srm.errors import UserError
 from srm.evaluation.classifier import ClassifierModel, append_classifier_scores, as_one_sentence
 from srm.evaluation.suites import Suite, SuiteRow
-from srm.modeling.score_file import RowSettings, append_scores, prepare_output, read_scores, write_whole
-from srm.modeling.scoring import ScoredResponse
+from srm.runs.folders import write_whole
+from srm.scoring.file import RowSettings, append_scores, prepare_output, read_scores
+from srm.scoring.text import ScoredResponse
 
 if TYPE_CHECKING:
     from srm.modeling.model import SentenceRewardModel
@@ -73,7 +74,7 @@ def score_responses(
 ) -> None:
     """Score the file of `write_responses` into `output`, going on where an interrupted call stopped.
 
-    Args: as `srm.modeling.score_file.score_file`.
+    Args: as `srm.scoring.file.score_file`.
     """
     num_resumed = prepare_output(output, identity, overwrite=overwrite)
     rows = read_responses(str(source))

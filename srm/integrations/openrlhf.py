@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from srm.errors import UserError
-from srm.modeling.tokens import TokenRow, run_rows
+from srm.scoring.token_ids import TokenRow, run_rows
 
 if TYPE_CHECKING:
     from srm.modeling import SentenceRewardModel

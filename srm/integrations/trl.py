@@ -14,8 +14,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer
 
-from srm.modeling.tokens import ScoredTokens
 from srm.rl import group_advantages
+from srm.scoring.token_ids import ScoredTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,7 +119,7 @@ class SentenceGRPOTrainer(GRPOTrainer):
 
 def _split(scored: ScoredTokens) -> list[dict[str, Any]]:
     """A part for each response, that processes can exchange."""
-    cu = scored.cu_sentences.tolist()
+    cu = scored.cu_boundaries.tolist()
     parts = []
     for index, (reward, length) in enumerate(zip(scored.reward.tolist(), scored.lengths.tolist(), strict=True)):
         rows = slice(cu[index], cu[index + 1])
@@ -129,7 +129,7 @@ def _split(scored: ScoredTokens) -> list[dict[str, Any]]:
                 "length": length,
                 "width": scored.width,
                 "sentence_reward": scored.sentence_reward[rows].tolist(),
-                "attention": scored.attention[rows].tolist(),
+                "weight": scored.weight[rows].tolist(),
                 "ends": scored.ends[rows].tolist(),
             }
         )
@@ -140,9 +140,9 @@ def _join(parts: list[dict[str, Any]]) -> ScoredTokens:
     return ScoredTokens(
         reward=torch.tensor([part["reward"] for part in parts]),
         sentence_reward=torch.tensor([reward for part in parts for reward in part["sentence_reward"]]),
-        attention=torch.tensor([weight for part in parts for weight in part["attention"]]),
+        weight=torch.tensor([weight for part in parts for weight in part["weight"]]),
         ends=torch.tensor([end for part in parts for end in part["ends"]], dtype=torch.int64),
-        cu_sentences=torch.tensor([0, *accumulate(len(part["ends"]) for part in parts)]),
+        cu_boundaries=torch.tensor([0, *accumulate(len(part["ends"]) for part in parts)]),
         lengths=torch.tensor([part["length"] for part in parts]),
         width=max(part["width"] for part in parts),
     )

@@ -73,7 +73,7 @@ class SentenceRewardManager:
         rewards = token_rewards(scored, kind=self.kind)
         if not return_dict:
             return rewards
-        extra = {"response_reward": scored.reward.tolist(), "num_sentences": (scored.cu_sentences.diff() - 1).tolist()}
+        extra = {"response_reward": scored.reward.tolist(), "num_sentences": (scored.cu_boundaries.diff() - 1).tolist()}
         return {"reward_tensor": rewards, "reward_extra_info": extra}
 
 

@@ -4,9 +4,9 @@ from transformers import AutoConfig, AutoModel
 
 from srm.modeling.config import SentenceRewardConfig
 from srm.modeling.model import SentenceRewardModel, SentenceRewardOutput
-from srm.modeling.scoring import ScoredResponse, ScoredSentence
-from srm.modeling.streaming import RewardStream
-from srm.modeling.tokens import ScoredTokens
+from srm.scoring.stream import RewardStream
+from srm.scoring.text import ScoredResponse, ScoredSentence
+from srm.scoring.token_ids import ScoredTokens
 
 __all__ = [
     "RewardStream",

@@ -12,7 +12,7 @@ __all__ = ["Granularity", "Pooling", "SentenceRewardConfig"]
 Granularity = Literal["sentence", "response", "token"]
 Pooling = Literal["attention", "value_attention", "mean", "sum", "last"]
 
-# What `granularity` decides by itself, so that sum(attention * sentence_reward) is the response reward in each of the three.
+# What `granularity` decides by itself, so that sum(weight * sentence_reward) is the response reward in each of the three.
 # response: differences telescope, r_0 + ... + r_n = v_n. token: boundaries at every response token, the mean of their values.
 _HEAD_OF_GRANULARITY: dict[str, dict[str, Any]] = {
     "response": {"pooling": "sum", "difference": True, "include_prompt": True},

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from srm.data import Prompt, ResponseEncoder
-    from srm.modeling.scoring import ScoredResponse
-    from srm.modeling.streaming import RewardStream
-    from srm.modeling.tokens import ScoredTokens
     from srm.packing import PackingMode
+    from srm.scoring.stream import RewardStream
+    from srm.scoring.text import ScoredResponse
+    from srm.scoring.token_ids import ScoredTokens
 
 __all__ = ["SentenceRewardModel", "SentenceRewardOutput"]
 
@@ -41,13 +41,13 @@ class SentenceRewardOutput(ModelOutput):
 
     reward: [B] fp32, the response rewards `R`.
     sentence_reward: [N] fp32, `r_0 ... r_n` of each response; index 0 is the prompt's.
-    attention: [N] fp32, the pooling weights `w_i`; `R` is the sum of `w_i * r_i`.
+    weight: [N] fp32, the pooling weights `w_i`; `R` is the sum of `w_i * r_i`.
     value: [N] fp32, the values `v_i` at the boundaries.
     """
 
     reward: Tensor | None = None
     sentence_reward: Tensor | None = None
-    attention: Tensor | None = None
+    weight: Tensor | None = None
     value: Tensor | None = None
 
 
@@ -176,7 +176,7 @@ class SentenceRewardModel(PreTrainedModel):
 
         A score does not depend on what else is in the batch, up to the rounding of the matrix products.
         """
-        from srm.modeling.scoring import score
+        from srm.scoring.text import score
 
         return score(
             self,
@@ -219,7 +219,7 @@ class SentenceRewardModel(PreTrainedModel):
         Raises:
             ValueError: shapes that do not match, an empty prompt, or more tokens than the reward model reads. IndexError: an unknown id.
         """
-        from srm.modeling.tokens import score_tokens
+        from srm.scoring.token_ids import score_tokens
 
         return score_tokens(
             self,
@@ -245,7 +245,7 @@ class SentenceRewardModel(PreTrainedModel):
         Raises:
             UserError: a prompt that is too long, or a backbone without a cache of keys and values.
         """
-        from srm.modeling.streaming import RewardStream
+        from srm.scoring.stream import RewardStream
 
         return RewardStream(self, prompt, max_length=max_length)
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import srm_kernels
-from srm.modeling.tokens import ScoredTokens
 from srm.rl.rewards import RewardKind, sentence_rewards, whiten
+from srm.scoring.token_ids import ScoredTokens
 
 __all__ = ["gae", "group_advantages", "leave_one_out"]
 

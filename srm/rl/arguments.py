@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from srm.errors import UserError
+from srm.runs.settings import parse_settings
 
 __all__ = ["RLConfig", "parse_rl_config"]
 
@@ -145,8 +146,6 @@ def parse_rl_config(argv: Sequence[str]) -> RLConfig:
     Raises:
         UserError: an unknown setting, a wrong value, or one that is missing.
     """
-    from srm.training.parsing import parse_settings
-
     (config,) = parse_settings(
         (RLConfig,),
         argv,

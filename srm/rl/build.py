@@ -12,10 +12,10 @@ from srm.data.template import ChatFormat
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
 from srm.modeling.alias import raise_load_error, resolve_model_name
-from srm.modeling.scoring import max_positions
 from srm.packing import probe
 from srm.rl.arguments import RLConfig
 from srm.rl.trainer import RLTrainer
+from srm.scoring.text import max_positions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import srm_kernels
-from srm.modeling.tokens import ScoredTokens
+from srm.scoring.token_ids import ScoredTokens
 
 __all__ = ["RewardKind", "sentence_rewards", "token_rewards", "whiten"]
 
@@ -30,7 +30,7 @@ def sentence_rewards(scored: ScoredTokens, kind: RewardKind = "weighted") -> Ten
     if kind == "response":
         paid = torch.zeros_like(scored.sentence_reward)
         # The last boundary of each response; where that is index 0, `is_sentence` clears it again.
-        paid[scored.cu_sentences[1:] - 1] = scored.reward
+        paid[scored.cu_boundaries[1:] - 1] = scored.reward
     else:
         paid = scored.weighted_reward if kind == "weighted" else scored.sentence_reward
     return paid * scored.is_sentence
@@ -86,7 +86,7 @@ def token_rewards(
     if whitening != "none":
         if kind == "response":
             last = torch.zeros_like(scored.is_sentence)
-            last[scored.cu_sentences[1:] - 1] = True
+            last[scored.cu_boundaries[1:] - 1] = True
             paid = whiten(paid, last & scored.is_sentence, shift_mean=whitening == "full")
         else:
             paid = whiten(paid, scored.is_sentence, shift_mean=whitening == "full")
@@ -107,6 +107,6 @@ def token_rewards(
     # Index 0 earns nothing wherever it lies; any place inside the tensor will do.
     position = scored.response_index * scored.width + scored.ends.clamp(min=0)
     flat = srm_kernels.token_rewards(
-        paid, position, scored.cu_sentences, policy.flatten(), reference.flatten(), kl_coef=kl_coef, estimator=estimator
+        paid, position, scored.cu_boundaries, policy.flatten(), reference.flatten(), kl_coef=kl_coef, estimator=estimator
     )
     return flat.view(shape)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from srm.modeling.tokens import ScoredTokens
 from srm.rl.advantages import gae, leave_one_out
 from srm.rl.arguments import RLConfig
 from srm.rl.policy import Responses, TokenStats
 from srm.rl.rewards import token_rewards, whiten
+from srm.scoring.token_ids import ScoredTokens
 
 __all__ = ["Rollout", "make_rollout", "reward_tokens"]
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
 from srm.errors import UserError
 from srm.rl.arguments import RLConfig
-from srm.training.checkpoints import publish_folder, publish_model, publish_text, rotate, staging, writing
-from srm.training.parsing import to_yaml
+from srm.runs.folders import publish_folder, publish_model, rotate, staging, write_whole, writing
+from srm.runs.settings import settings_changes, to_yaml
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,13 +42,7 @@ class RunFolder:
 
     def changes(self) -> Iterator[str]:
         """One line for each setting that differs from those that the run in the folder began with."""
-        if not (self.path / _SETTINGS).is_file():
-            return
-        before = yaml.safe_load((self.path / _SETTINGS).read_text(encoding="utf-8")) or {}
-        now = yaml.safe_load(to_yaml(self._config))
-        for name in sorted(before.keys() | now.keys()):
-            if name not in _NO_MATTER and before.get(name) != now.get(name):
-                yield f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        return settings_changes(self.path / _SETTINGS, self._config, ignored=_NO_MATTER)
 
     def start_log(self, step: int) -> None:
         """Write the settings, and cut the log to its lines up to `step`: those behind the checkpoint will be written again."""
@@ -61,8 +54,8 @@ class RunFolder:
             # A killed run may have left half a line, which is behind any checkpoint.
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         with writing("the log", self.path, _GO_ON):
-            publish_text(self.path / LOG, "".join(kept))
-            publish_text(self.path / _SETTINGS, "# srm-rl --config THIS_FILE repeats the run.\n" + to_yaml(self._config))
+            write_whole(self.path / LOG, "".join(kept))
+            write_whole(self.path / _SETTINGS, "# srm-rl --config THIS_FILE repeats the run.\n" + to_yaml(self._config))
 
     def write_log(self, log: dict[str, float]) -> None:
         """Append a line."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from srm.data import Prompt
     from srm.modeling import SentenceRewardModel
-    from srm.modeling.tokens import ScoredTokens
+    from srm.scoring.token_ids import ScoredTokens
 
 __all__ = ["RLTrainer"]
 

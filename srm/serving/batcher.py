@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from srm.modeling.tokens import TokenRow
+from srm.scoring.token_ids import TokenRow
 from srm.serving.rows import RowScore
 
 if TYPE_CHECKING:

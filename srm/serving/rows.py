@@ -12,8 +12,8 @@ from srm.data.messages import check_messages, response_text
 from srm.data.schema import RowProblem
 from srm.errors import UserError
 from srm.integrations.openrlhf import encode_request
-from srm.modeling.scoring import max_positions, read_off
-from srm.modeling.tokens import TokenRow, run_rows, token_rows
+from srm.scoring.text import max_positions, read_off
+from srm.scoring.token_ids import TokenRow, run_rows, token_rows
 from srm.serving.schema import IdsRow, TextRow
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ class EncodedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RowScore:
-    """reward: of the response. sentence_rewards, attention: `[1 + sentences]`, the prompt's first."""
+    """reward: of the response. sentence_rewards, weight: `[1 + sentences]`, the prompt's first."""
 
     reward: float
     sentence_rewards: list[float]
-    attention: list[float]
+    weight: list[float]
 
 
 def encode_rows(model: SentenceRewardModel, rows: Sequence[TextRow | IdsRow], *, max_length: int | None) -> list[EncodedRow]:
@@ -77,21 +77,18 @@ def encode_openrlhf(model: SentenceRewardModel, request: Mapping[str, Any], *, m
 def run_batch(model: SentenceRewardModel, rows: list[TokenRow], *, tokens_per_batch: int, packing: PackingMode) -> list[RowScore]:
     """Scores of `rows`, in order."""
     scored = run_rows(model, rows, tokens_per_batch, packing)
-    return [
-        RowScore(reward=reward.item(), sentence_rewards=rewards.tolist(), attention=attention.tolist())
-        for reward, rewards, attention in scored
-    ]
+    return [RowScore(reward=reward.item(), sentence_rewards=rewards.tolist(), weight=weight.tolist()) for reward, rewards, weight in scored]
 
 
 def reward_of(encoded: EncodedRow, score: RowScore) -> dict[str, Any]:
     """`score` as the JSON that `schema.RowReward` describes."""
-    prompt = {"prompt_attention": score.attention[0]}
+    prompt = {"prompt_weight": score.weight[0]}
     if encoded.response is not None:
-        return read_off(encoded.response, score.reward, score.sentence_rewards, score.attention).to_dict() | prompt
+        return read_off(encoded.response, score.reward, score.sentence_rewards, score.weight).to_dict() | prompt
     ends = [end + 1 for end in encoded.row.policy_ends]
     sentences = [
-        {"start": start, "end": end, "reward": r, "attention": a, "weighted_reward": a * r}
-        for (start, end), r, a in zip(pairwise([0, *ends]), score.sentence_rewards[1:], score.attention[1:], strict=True)
+        {"start": start, "end": end, "reward": r, "weight": a, "weighted_reward": a * r}
+        for (start, end), r, a in zip(pairwise([0, *ends]), score.sentence_rewards[1:], score.weight[1:], strict=True)
     ]
     return {"reward": score.reward, "prompt_reward": score.sentence_rewards[0], "sentences": sentences} | prompt
 

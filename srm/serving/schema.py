@@ -74,14 +74,14 @@ class SentenceReward(BaseModel):
     start: int
     end: int
     reward: float = Field(description="what the sentence changed in the model's value")
-    attention: float = Field(description="its weight in the response reward")
-    weighted_reward: float = Field(description="attention * reward")
+    weight: float = Field(description="its weight in the response reward")
+    weighted_reward: float = Field(description="weight * reward")
 
 
 class RowReward(BaseModel):
     reward: float = Field(description="the response reward")
     prompt_reward: float = Field(description="the prompt's part, which no sentence earns")
-    prompt_attention: float = Field(description="the prompt's weight in the response reward")
+    prompt_weight: float = Field(description="the prompt's weight in the response reward")
     sentences: list[SentenceReward]
 
 

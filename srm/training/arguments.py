@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -10,8 +11,9 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from srm.errors import UserError
+from srm.runs.settings import parse_settings
 
-__all__ = ["DataArguments", "ModelArguments", "RewardConfig"]
+__all__ = ["DataArguments", "ModelArguments", "RewardConfig", "parse_arguments"]
 
 # The fields of ModelArguments that go into SentenceRewardConfig as they are.
 _VARIANT_FIELDS = ("granularity", "pooling", "rope_theta", "include_prompt", "difference", "boundary_token", "attention_size")
@@ -223,6 +225,23 @@ class RewardConfig(TrainingArguments):
             )
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise UserError("--early_stopping_patience needs --load_best_model_at_end, with --eval_strategy and --save_strategy set alike.")
+
+
+def parse_arguments(argv: Sequence[str], prog: str = "srm-train") -> tuple[ModelArguments, DataArguments, RewardConfig]:
+    """The settings of a training run from `argv` and the YAML file after `--config`; see `srm.runs.settings.parse_settings`.
+
+    Raises:
+        UserError: an unknown setting, a value of the wrong type, or no model, data or output directory.
+    """
+    model, data, training = parse_settings(
+        (ModelArguments, DataArguments, RewardConfig),
+        argv,
+        prog=prog,
+        description="Train a sentence-level reward model on preference pairs.",
+        guide="docs/training.md",
+        needed={"model_name_or_path": "smollm2-135m", "dataset_name": "pairs.jsonl"},
+    )
+    return model, data, training
 
 
 def _json_mapping(name: str, text: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def build_model(arguments: ModelArguments, config: RewardConfig) -> SentenceRewa
 
 def positions_limit(model: SentenceRewardModel, max_length: int | None) -> int | None:
     """`max_length`, lowered to what the backbone's positions reach; None where neither sets a limit."""
-    from srm.modeling.scoring import max_positions
+    from srm.scoring.text import max_positions
 
     limits = [limit for limit in (max_length, max_positions(model)) if limit is not None]
     return min(limits) if limits else None

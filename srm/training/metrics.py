@@ -158,8 +158,8 @@ class RewardMetrics:
         sums = [zero + len(count_B), (count_B - 1).sum().to(zero.dtype)]
         if not self.has_attention:
             return [*sums, zero, zero, zero]
-        assert output.attention is not None
-        attention_N = output.attention.to(zero.dtype)
+        assert output.weight is not None
+        attention_N = output.weight.to(zero.dtype)
         if self.adds_up_attention:
             attention_N = _apart(attention_N, count_B)
         entropy_B, normalized_B, spread_B = attention_entropy(attention_N, count_B, include_prompt=self.include_prompt)

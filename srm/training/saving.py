@@ -15,8 +15,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging as transformers_logging
 
 from srm.errors import UserError
+from srm.runs.folders import publish_folder, publish_model, recover, rotate, staging, writing
 from srm.training.arguments import RewardConfig
-from srm.training.checkpoints import publish_folder, publish_model, recover, rotate, staging, writing
 
 __all__ = ["AtomicSavingTrainer"]
 

@@ -18,12 +18,12 @@ from transformers.trainer_utils import EvalLoopOutput
 from srm.data import EncodedComparison, PairCollator
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
+from srm.training.accelerate_setup import compile_backbone, keep_rewards_in_float32
 from srm.training.arguments import RewardConfig
-from srm.training.guard import LossGuard
-from srm.training.health import CreditWatch
+from srm.training.credit_watch import CreditWatch
+from srm.training.loss_check import LossGuard
 from srm.training.losses import reward_loss
 from srm.training.metrics import RewardMetrics
-from srm.training.preparing import compile_backbone, keep_rewards_in_float32
 from srm.training.sampling import GlobalBatchSampler, RowDataset, row_cost
 from srm.training.saving import AtomicSavingTrainer
 

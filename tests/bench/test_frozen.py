@@ -15,7 +15,7 @@ import torch
 from srm import SentenceRewardModel
 from srm.data.synthetic import generate_pairs
 from srm.evaluation.score_suite import read_scored, score_responses, write_responses
-from srm.modeling.score_file import RowSettings
+from srm.scoring.file import RowSettings
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -97,7 +97,7 @@ def test_a_head_says_what_a_whole_model_with_its_weights_says(frozen: Any, name:
     for line, response in zip(lines, whole, strict=True):
         for a, b in zip(line["sentences"], response.sentences, strict=True):
             assert a["text"] == b.text
-            assert a["attention"] == pytest.approx(b.attention, abs=1e-3)
+            assert a["weight"] == pytest.approx(b.weight, abs=1e-3)
 
 
 def test_balanced_pairs_have_the_longer_one_chosen_in_half(frozen: Any) -> None:

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from srm.evaluation.credit import JudgedResponse, auc, credit_report, judge
-from srm.modeling.scoring import ScoredResponse, ScoredSentence
+from srm.scoring.text import ScoredResponse, ScoredSentence
 
 
 def _response(*sentences: tuple[float, str | None]) -> JudgedResponse:
@@ -18,7 +18,7 @@ def _response(*sentences: tuple[float, str | None]) -> JudgedResponse:
 def _scored(*texts: str) -> ScoredResponse:
     ends = list(itertools.accumulate(map(len, texts)))
     sentences = tuple(
-        ScoredSentence(text=text, start=end - len(text), end=end, reward=float(i), attention=0.5, weighted_reward=i / 2)
+        ScoredSentence(text=text, start=end - len(text), end=end, reward=float(i), weight=0.5, weighted_reward=i / 2)
         for i, (text, end) in enumerate(zip(texts, ends, strict=True))
     )
     return ScoredResponse(reward=0.0, prompt_reward=0.0, sentences=sentences)

@@ -6,7 +6,7 @@ import pytest
 
 from srm.data.synthetic import SyntheticPair, generate_pairs
 from srm.evaluation.generated import _mean_value, measure
-from srm.modeling.scoring import ScoredResponse, ScoredSentence
+from srm.scoring.text import ScoredResponse, ScoredSentence
 
 PAIRS = generate_pairs(40, split="test", seed=5)
 
@@ -32,7 +32,7 @@ class Oracle:
             reward = self.bad if index in self.damaged.get(answer, ()) else 1.0
             end = start + len(sentence) + 1
             scored.append(
-                ScoredSentence(text=answer[start:end], start=start, end=end, reward=reward, attention=0.5, weighted_reward=reward / 2)
+                ScoredSentence(text=answer[start:end], start=start, end=end, reward=reward, weight=0.5, weighted_reward=reward / 2)
             )
             start = end
         return ScoredResponse(reward=min(sentence.reward for sentence in scored), prompt_reward=0.0, sentences=tuple(scored))
@@ -62,6 +62,6 @@ def test_inverted_credit_is_not_hidden_by_accuracy() -> None:
 
 
 def test_the_mean_value_is_of_running_sums_from_the_prompts() -> None:
-    sentences = tuple(ScoredSentence(text="A.", start=0, end=2, reward=r, attention=0.0, weighted_reward=0.0) for r in (1.0, -3.0))
+    sentences = tuple(ScoredSentence(text="A.", start=0, end=2, reward=r, weight=0.0, weighted_reward=0.0) for r in (1.0, -3.0))
     # Values 2.5 and -0.5.
     assert _mean_value(ScoredResponse(reward=0.0, prompt_reward=1.5, sentences=sentences)) == 1.0

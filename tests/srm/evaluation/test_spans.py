@@ -13,7 +13,7 @@ import pytest
 from srm.errors import UserError
 from srm.evaluation.credit import JudgedResponse
 from srm.evaluation.spans import SpanRow, average_precision, credit_differences, evaluate_spans, has_spans, read_spans
-from srm.modeling.scoring import ScoredResponse, ScoredSentence
+from srm.scoring.text import ScoredResponse, ScoredSentence
 
 
 def judged(*sentences: tuple[float, bool]) -> JudgedResponse:
@@ -23,7 +23,7 @@ def judged(*sentences: tuple[float, bool]) -> JudgedResponse:
 def scored(*sentences: tuple[str, float]) -> ScoredResponse:
     ends = list(itertools.accumulate(len(text) for text, _ in sentences))
     parts = tuple(
-        ScoredSentence(text=text, start=end - len(text), end=end, reward=reward, attention=0.5, weighted_reward=-reward)
+        ScoredSentence(text=text, start=end - len(text), end=end, reward=reward, weight=0.5, weighted_reward=-reward)
         for (text, reward), end in zip(sentences, ends, strict=True)
     )
     return ScoredResponse(reward=0.0, prompt_reward=0.0, sentences=parts)

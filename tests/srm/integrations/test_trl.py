@@ -101,7 +101,7 @@ def test_parts_of_processes_join_to_the_whole(reward_function: SentenceRewardFun
     scored = reward_function.last
     assert scored is not None
     joined = _join(_split(scored))
-    for name in ("reward", "sentence_reward", "attention", "ends", "cu_sentences", "lengths"):
+    for name in ("reward", "sentence_reward", "weight", "ends", "cu_boundaries", "lengths"):
         torch.testing.assert_close(getattr(joined, name), getattr(scored, name))
     assert joined.width == scored.width
 

@@ -59,7 +59,7 @@ def test_forward_is_the_formula(model: SentenceRewardModel, mode: str, pooling: 
     model.head.pooling = pooling
     output = model(batch(mode))
     torch.testing.assert_close(output.reward.tolist(), by_hand(model), atol=1e-5, rtol=1e-4)
-    weighted = output.attention * output.sentence_reward
+    weighted = output.weight * output.sentence_reward
     torch.testing.assert_close(torch.stack([part.sum() for part in weighted.split([3, 2, 3])]), output.reward)
 
 
@@ -67,7 +67,7 @@ def test_starts_at_zero(tiny_backbone_dir: Path) -> None:
     output = SentenceRewardModel.from_backbone(tiny_backbone_dir)(batch())
     assert output.reward.abs().max() == 0
     # Uniform attention over three values: the prompt's counts in all of it, the last sentence's reward in a third.
-    torch.testing.assert_close(output.attention[:3], torch.tensor([1, 2 / 3, 1 / 3]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(output.weight[:3], torch.tensor([1, 2 / 3, 1 / 3]), atol=1e-3, rtol=0)
 
 
 def test_from_backbone_keeps_the_pretrained_weights(tiny_backbone_dir: Path) -> None:

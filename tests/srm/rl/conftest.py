@@ -11,9 +11,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from srm.modeling.tokens import ScoredTokens
 from srm.rl.arguments import RLConfig
 from srm.rl.trainer import RLTrainer
+from srm.scoring.token_ids import ScoredTokens
 
 PROMPTS = ("Is this right?", "The cat sat", "Bread needs flour, water", "It was warm there.", "Is it?")
 
@@ -37,9 +37,9 @@ class LowIds(nn.Module):
         return ScoredTokens(
             reward=torch.tensor([sum(row) for row in earned]),
             sentence_reward=flat,
-            attention=torch.ones_like(flat),
+            weight=torch.ones_like(flat),
             ends=torch.tensor(ends),
-            cu_sentences=torch.tensor([0, *(len(row) for row in earned)]).cumsum(0),
+            cu_boundaries=torch.tensor([0, *(len(row) for row in earned)]).cumsum(0),
             lengths=response_lengths,
             width=width,
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from srm.modeling.tokens import ScoredTokens
 from srm.rl import gae, group_advantages
+from srm.scoring.token_ids import ScoredTokens
 
 
 @pytest.fixture
@@ -15,9 +15,9 @@ def scored() -> ScoredTokens:
     return ScoredTokens(
         reward=torch.tensor([2.0, 0.5, -1.0, 3.0]),
         sentence_reward=torch.tensor([9.0, 1.0, 3.0, 9.0, 9.0, -2.0, 9.0, 4.0]),
-        attention=torch.ones(8),
+        weight=torch.ones(8),
         ends=torch.tensor([-1, 1, 3, -1, -1, 0, -1, 2]),
-        cu_sentences=torch.tensor([0, 3, 4, 6, 8]),
+        cu_boundaries=torch.tensor([0, 3, 4, 6, 8]),
         lengths=torch.tensor([4, 0, 1, 3]),
         width=5,
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from srm.modeling.tokens import ScoredTokens
 from srm.rl import sentence_rewards, token_rewards, whiten
+from srm.scoring.token_ids import ScoredTokens
 
 
 @pytest.fixture
@@ -15,9 +15,9 @@ def scored() -> ScoredTokens:
     return ScoredTokens(
         reward=torch.tensor([2.0, 0.5, -1.0]),
         sentence_reward=torch.tensor([9.0, 1.0, 3.0, 9.0, 9.0, -2.0]),
-        attention=torch.tensor([0.5, 0.25, 0.25, 1.0, 0.5, 0.5]),
+        weight=torch.tensor([0.5, 0.25, 0.25, 1.0, 0.5, 0.5]),
         ends=torch.tensor([-1, 1, 3, -1, -1, 0]),
-        cu_sentences=torch.tensor([0, 3, 4, 6]),
+        cu_boundaries=torch.tensor([0, 3, 4, 6]),
         lengths=torch.tensor([4, 0, 1]),
         width=5,
     )
@@ -82,9 +82,9 @@ def test_no_responses() -> None:
     nothing = ScoredTokens(
         reward=empty,
         sentence_reward=empty,
-        attention=empty,
+        weight=empty,
         ends=empty.long(),
-        cu_sentences=torch.zeros(1, dtype=torch.int64),
+        cu_boundaries=torch.zeros(1, dtype=torch.int64),
         lengths=empty.long(),
         width=0,
     )

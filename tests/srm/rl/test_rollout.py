@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from srm.modeling.tokens import ScoredTokens
 from srm.rl import leave_one_out
 from srm.rl.arguments import RLConfig
 from srm.rl.policy import Responses, TokenStats
 from srm.rl.rollout import make_rollout, reward_tokens
+from srm.scoring.token_ids import ScoredTokens
 
 # Two sentences and an end token; no text; one sentence and no end token.
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
@@ -23,9 +23,9 @@ def scored() -> ScoredTokens:
     return ScoredTokens(
         reward=torch.tensor([2.0, 0.5, -1.0]),
         sentence_reward=torch.tensor([0.0, 2.0, 6.0, 0.5, 0.0, -2.0]),
-        attention=torch.tensor([0.5, 0.25, 0.25, 1.0, 0.5, 0.5]),
+        weight=torch.tensor([0.5, 0.25, 0.25, 1.0, 0.5, 0.5]),
         ends=torch.tensor([-1, 1, 3, -1, -1, 4]),
-        cu_sentences=torch.tensor([0, 3, 4, 6]),
+        cu_boundaries=torch.tensor([0, 3, 4, 6]),
         lengths=torch.tensor([4, 0, 5]),
         width=5,
     )

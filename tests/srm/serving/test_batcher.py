@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
 pytest.importorskip("prometheus_client", reason="the server needs the extra `serve`")
 
-from srm.modeling.tokens import TokenRow
+from srm.scoring.token_ids import TokenRow
 from srm.serving.batcher import Batcher, QueueFull, ScoringFailed
 from srm.serving.metrics import Metrics
 from srm.serving.rows import RowScore
@@ -38,7 +38,7 @@ class Recorder:
     def __call__(self, rows: list[TokenRow]) -> list[RowScore]:
         self.batches.append([(row.prompt[0], row.ids[0]) for row in rows])
         assert self.release.wait(30)
-        return [RowScore(reward=float(row.ids[0]), sentence_rewards=[], attention=[]) for row in rows]
+        return [RowScore(reward=float(row.ids[0]), sentence_rewards=[], weight=[]) for row in rows]
 
 
 def run(
@@ -207,7 +207,7 @@ def test_a_batch_that_fails_fails_alone(caplog):
     def fails_on_seven(rows: list[TokenRow]) -> list[RowScore]:
         if any(row.ids[0] == 7 for row in rows):
             raise RuntimeError("no memory left")
-        return [RowScore(reward=float(row.ids[0]), sentence_rewards=[], attention=[]) for row in rows]
+        return [RowScore(reward=float(row.ids[0]), sentence_rewards=[], weight=[]) for row in rows]
 
     async def work(batcher: Batcher) -> list[float]:
         with pytest.raises(ScoringFailed, match="in the server's log"):

@@ -15,8 +15,8 @@ import httpx
 from srm import AsyncClient, Client, UserError
 from srm.client import RequestRefused, ServerUnavailable
 
-SENTENCE = {"text": "It is.", "start": 0, "end": 6, "reward": 0.5, "attention": 0.5, "weighted_reward": 0.25}
-GOOD = {"rewards": [{"reward": 0.25, "prompt_reward": 0.0, "prompt_attention": 0.5, "sentences": [SENTENCE]}]}
+SENTENCE = {"text": "It is.", "start": 0, "end": 6, "reward": 0.5, "weight": 0.5, "weighted_reward": 0.25}
+GOOD = {"rewards": [{"reward": 0.25, "prompt_reward": 0.0, "prompt_weight": 0.5, "sentences": [SENTENCE]}]}
 
 Score = Callable[..., Any]
 

@@ -25,7 +25,7 @@ RESPONSES = ["It needs salt. Flour alone is dull.", "No, it is wrong! The cat sa
 
 
 def numbers(scored: Any) -> list[float]:
-    return [scored.reward, scored.prompt_reward, *(x for s in scored.sentences for x in (s.reward, s.attention, s.weighted_reward))]
+    return [scored.reward, scored.prompt_reward, *(x for s in scored.sentences for x in (s.reward, s.weight, s.weighted_reward))]
 
 
 def metrics(url: str) -> dict[tuple[str, ...], float]:
@@ -61,9 +61,9 @@ def test_ids_are_scored_as_they_are(serve: Callable[..., str], model: SentenceRe
     with Client(serve()) as client:
         got = client.score_tokens(prompts, responses)
         assert got.ends.tolist() == want.ends.tolist()
-        assert got.cu_sentences.tolist() == want.cu_sentences.tolist()
+        assert got.cu_boundaries.tolist() == want.cu_boundaries.tolist()
         assert (got.lengths.tolist(), got.width) == (want.lengths.tolist(), want.width)
-        for name in ("reward", "sentence_reward", "attention"):
+        for name in ("reward", "sentence_reward", "weight"):
             assert getattr(got, name).tolist() == pytest.approx(getattr(want, name).tolist(), abs=1e-5)
         assert got.spans.tolist() == want.spans.tolist()
         assert client.score_tokens([prompts[0]], [[]]).lengths.tolist() == [0]

@@ -29,7 +29,7 @@ def batch(counts: list[int], *, run: int = 10, packed: int = 14, padded: int = 2
 
 def output(rewards: list[float], attention: list[float]) -> SentenceRewardOutput:
     empty = torch.zeros(len(attention))
-    return SentenceRewardOutput(reward=torch.tensor(rewards), sentence_reward=empty, attention=torch.tensor(attention), value=empty)
+    return SentenceRewardOutput(reward=torch.tensor(rewards), sentence_reward=empty, weight=torch.tensor(attention), value=empty)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_the_mean_value_may_disagree_with_the_reward(accelerator):
         of = SentenceRewardOutput(
             reward=torch.tensor(rewards),
             sentence_reward=torch.zeros(6),
-            attention=torch.full((6,), 1 / 3),
+            weight=torch.full((6,), 1 / 3),
             value=torch.tensor([*chosen, *rejected], dtype=torch.float32),
         )
         metrics.add(of, batch([3, 3]), torch.tensor([[0, 1]]), None, torch.tensor(0.3))
@@ -136,7 +136,7 @@ def test_weights_count_in_both_accuracies(accelerator):
     of = SentenceRewardOutput(
         reward=torch.tensor([1.0, 0.0, 2.0]),
         sentence_reward=torch.zeros(6),
-        attention=torch.full((6,), 0.5),
+        weight=torch.full((6,), 0.5),
         value=torch.tensor([0.0, 5.0, 0.0, 0.0, 0.0, 1.0]),
     )
     # (0, 1): both right. (1, 0): both wrong. (0, 2): the reward is wrong, the mean value is right.

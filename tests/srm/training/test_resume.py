@@ -96,7 +96,7 @@ MOMENTS = {
     ),
     "written, not published": (["srm.training.saving:publish_folder", 3], ["checkpoint-2", "checkpoint-4"]),
     "published, the oldest not deleted": (["srm.training.saving:rotate", 3], ["checkpoint-2", "checkpoint-4", "checkpoint-6"]),
-    "while the oldest is deleted": (["srm.training.checkpoints:_discard", 1], ["checkpoint-2", "checkpoint-4", "checkpoint-6"]),
+    "while the oldest is deleted": (["srm.runs.folders:_discard", 1], ["checkpoint-2", "checkpoint-4", "checkpoint-6"]),
     "final model written, not published": (["srm.training.saving:publish_model", 1], ["checkpoint-6", "checkpoint-8"]),
     # The first two replacements are the record of the run.
     "final model half published": (["pathlib:Path.replace", 4], ["checkpoint-6", "checkpoint-8"]),

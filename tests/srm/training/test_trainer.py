@@ -360,7 +360,7 @@ def test_trainer_is_transformers_trainer():
 @pytest.mark.parametrize(("config", "watched"), [({}, 22), ({"pooling": "mean"}, 0), ({"granularity": "response"}, 0)])
 def test_every_pair_is_watched_where_attention_ranks(new_model, rows, make_trainer, monkeypatch, config, watched):
     seen = []
-    monkeypatch.setattr("srm.training.health.CreditWatch.add", lambda self, *sums: seen.append(sums))
+    monkeypatch.setattr("srm.training.credit_watch.CreditWatch.add", lambda self, *sums: seen.append(sums))
     trainer = make_trainer(new_model(awake=True, **config), rows, per_device_train_batch_size=4, logging_steps=2, **SGD)
     trainer.train()
     assert sum(weight for weight, *_ in seen) == watched

@@ -32,7 +32,7 @@ def test_sentences_join_to_the_response_and_weighted_rewards_to_the_reward(model
         assert all(text[s.start : s.end] == s.text for s in scored.sentences)
         # Attention over values: the prompt's reward is in all of them.
         total = scored.prompt_reward + sum(s.weighted_reward for s in scored.sentences)
-        assert [s.attention for s in scored.sentences] == sorted((s.attention for s in scored.sentences), reverse=True)
+        assert [s.weight for s in scored.sentences] == sorted((s.weight for s in scored.sentences), reverse=True)
         assert total == pytest.approx(scored.reward, abs=1e-5)
     assert [len(s.sentences) for s in model.score(PROMPTS, RESPONSES)] == [2, 3, 1]
 
@@ -54,7 +54,7 @@ def test_groups_share_their_prompt_and_keep_their_shape(model: SentenceRewardMod
 def test_response_level_rewards_are_differences_of_values_that_add_up(model: SentenceRewardModel, tiny_backbone_dir: Path) -> None:
     response_level = set_granularity(model, "response", tiny_backbone_dir)
     for scored in response_level.score(PROMPTS, RESPONSES):
-        assert all(sentence.attention == 1 for sentence in scored.sentences)
+        assert all(sentence.weight == 1 for sentence in scored.sentences)
         assert scored.prompt_reward + sum(s.reward for s in scored.sentences) == pytest.approx(scored.reward, abs=1e-5)
     # The value at the end of a prefix is the reward of that prefix: a response-level model scores prefixes.
     first, whole = response_level.score(PROMPTS[:1] * 2, ["It needs salt.", "It needs salt. Flour alone is dull."])
@@ -73,7 +73,7 @@ def test_token_level_rewards_are_means_over_tokens(model: SentenceRewardModel, t
     starts = [0, *(end + 1 for end in response.sentence_ends)]
     for sentence, start, end in zip(scored.sentences, starts, response.sentence_ends, strict=False):
         assert sentence.reward == pytest.approx(value[start : end + 1].mean().item(), abs=1e-5)
-        assert sentence.attention == pytest.approx((end + 1 - start) / len(response.ids), abs=1e-6)
+        assert sentence.weight == pytest.approx((end + 1 - start) / len(response.ids), abs=1e-6)
 
 
 def test_scoring_leaves_the_mode_alone(model: SentenceRewardModel) -> None:
@@ -86,7 +86,7 @@ def test_scoring_leaves_the_mode_alone(model: SentenceRewardModel) -> None:
 def test_to_dict_is_the_row_that_is_written(model: SentenceRewardModel) -> None:
     row = model.score(PROMPTS[:1], RESPONSES[:1])[0].to_dict()
     assert row.keys() == {"reward", "prompt_reward", "sentences"}
-    assert row["sentences"][0].keys() == {"text", "start", "end", "reward", "attention", "weighted_reward"}
+    assert row["sentences"][0].keys() == {"text", "start", "end", "reward", "weight", "weighted_reward"}
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from srm import SentenceRewardModel
-from srm.modeling import tokens as module
-from srm.modeling.tokens import ScoredTokens
+from srm.scoring import token_ids as module
+from srm.scoring.token_ids import ScoredTokens
 
 PROMPTS = ["Why is bread salty?", "Where does the cat sit?"]
 RESPONSES = ["It needs salt. Flour alone is dull.", "The cat sat on the mat. It was warm there. Is this ri", "No, it is wrong!"]
@@ -25,11 +25,11 @@ def check_against_text(model: SentenceRewardModel, scored: ScoredTokens, prompts
     expected = model.score(prompts, responses)
     torch.testing.assert_close(scored.reward, torch.tensor([one.reward for one in expected]), atol=1e-5, rtol=1e-5)
     for index, one in enumerate(expected):
-        rows = slice(int(scored.cu_sentences[index]), int(scored.cu_sentences[index + 1]))
+        rows = slice(int(scored.cu_boundaries[index]), int(scored.cu_boundaries[index + 1]))
         want = torch.tensor([one.prompt_reward, *(sentence.reward for sentence in one.sentences)])
         torch.testing.assert_close(scored.sentence_reward[rows], want, atol=1e-5, rtol=1e-5)
-        weights = torch.tensor([sentence.attention for sentence in one.sentences])
-        torch.testing.assert_close(scored.attention[rows][1:], weights, atol=1e-5, rtol=1e-5)
+        weights = torch.tensor([sentence.weight for sentence in one.sentences])
+        torch.testing.assert_close(scored.weight[rows][1:], weights, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("packing", ["shared", "packed", "none"])
@@ -39,7 +39,7 @@ def test_equals_the_score_of_the_text(model: SentenceRewardModel, packing: str) 
     scored = model.score_tokens(prompt_ids, response_ids, packing=packing)
     check_against_text(model, scored, prompts, RESPONSES)
     assert scored.lengths.tolist() == [len(row) for row in response_ids]
-    spans = scored.spans[int(scored.cu_sentences[1]) + 1 : int(scored.cu_sentences[2])].tolist()
+    spans = scored.spans[int(scored.cu_boundaries[1]) + 1 : int(scored.cu_boundaries[2])].tolist()
     texts = [model.tokenizer.decode(response_ids[1][start:end]).strip() for start, end in spans]  # type: ignore[union-attr]
     assert texts == ["The cat sat on the mat.", "It was warm there.", "Is this ri"]
 
@@ -97,7 +97,7 @@ def test_a_response_without_text_has_its_prompts_share(tiny_backbone_dir: Path, 
     prompt_ids, response_ids = ids_of(model, [PROMPTS[0], PROMPTS[0]], RESPONSES[:2])
     eos = model.tokenizer.eos_token_id  # type: ignore[union-attr]
     scored = model.score_tokens([*prompt_ids, prompt_ids[0]], [response_ids[0], [eos, *response_ids[1]], response_ids[1]])
-    assert scored.cu_sentences.diff().tolist() == [3, 1, 4]
+    assert scored.cu_boundaries.diff().tolist() == [3, 1, 4]
     assert scored.lengths.tolist()[1] == 0
     assert scored.reward.isfinite().all()
     assert scored.to_padded(scored.sentence_reward)[1].abs().sum() == 0
@@ -158,7 +158,7 @@ def test_another_tokenizer_maps_through_characters(model: SentenceRewardModel, o
 def test_no_rows(model: SentenceRewardModel) -> None:
     scored = model.score_tokens([], [])
     assert scored.reward.shape == (0,)
-    assert scored.cu_sentences.tolist() == [0]
+    assert scored.cu_boundaries.tolist() == [0]
     assert scored.to_padded(scored.sentence_reward).shape == (0, 0)
 
 

@@ -1,4 +1,4 @@
-"""Flags and a YAML file into the three settings objects, and back into the YAML file that documents a run."""
+"""Settings of a run: flags and a YAML file into dataclasses, back into the YAML file that documents the run, and what changed since."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import json
 import typing
 from argparse import Action
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from enum import Enum
 from pathlib import Path
@@ -19,11 +19,9 @@ from transformers.hf_argparser import string_to_bool
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from srm.errors import UserError
-from srm.training.arguments import DataArguments, ModelArguments, RewardConfig
 
-__all__ = ["parse_arguments", "parse_settings", "to_yaml"]
+__all__ = ["parse_settings", "settings_changes", "to_yaml"]
 
-_GROUPS = (ModelArguments, DataArguments, RewardConfig)
 # A token must not end up in a file that people pass around. The rest is said of one start, not of the run, or repeats
 # gradient_checkpointing.
 _NOT_WRITTEN = (
@@ -37,35 +35,19 @@ _NOT_WRITTEN = (
 _NONE_WORDS = ("none", "null")
 
 
-def parse_arguments(argv: Sequence[str], prog: str = "srm-train") -> tuple[ModelArguments, DataArguments, RewardConfig]:
-    """The settings that `argv` gives, on top of those of the YAML file after `--config`, on top of the defaults.
-
-    In both, `none` (YAML: `null`) sets an optional setting to nothing, and a switch may stand alone (`--bf16`) or with a value.
-
-    Raises:
-        UserError: an unknown setting (the nearest known one is named), a value of the wrong type, or no model, data or output directory.
-    """
-    model, data, training = parse_settings(
-        _GROUPS,
-        argv,
-        prog=prog,
-        description="Train a sentence-level reward model on preference pairs.",
-        guide="docs/training.md",
-        needed={"model_name_or_path": "smollm2-135m", "dataset_name": "pairs.jsonl"},
-    )
-    return model, data, training
-
-
 def parse_settings(
     groups: Sequence[type], argv: Sequence[str], *, prog: str, description: str, guide: str, needed: Mapping[str, str]
 ) -> tuple[Any, ...]:
-    """One instance of each dataclass in `groups`, from flags and the file after `--config`, as `parse_arguments` describes.
+    """One instance of each dataclass in `groups`: what `argv` gives, on top of the YAML file after `--config`, on top of the defaults.
 
-    prog, description, guide: for --help; `guide` is the page of docs.
-    needed: settings that must not be empty, each with an example for the error message.
+    In both, `none` (YAML: `null`) sets an optional setting to nothing, and a switch may stand alone (`--bf16`) or with a value.
+
+    Args:
+        prog, description, guide: for --help; `guide` is the page of docs.
+        needed: settings that must not be empty, each with an example for the error message.
 
     Raises:
-        UserError: as `parse_arguments`.
+        UserError: an unknown setting (the nearest known one is named), a value of the wrong type, or a needed one that is missing.
     """
     parser = _Parser(groups, prog, description, guide)
     config, argv = _split_config(argv)
@@ -106,6 +88,21 @@ def to_yaml(*settings: Any) -> str:
     if written.get("accelerator_config", {}).items() <= _plain(AcceleratorConfig()).items():
         written.pop("accelerator_config", None)
     return yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=120)
+
+
+def settings_changes(file: Path, *settings: Any, ignored: Collection[str]) -> Iterator[str]:
+    """One line for each setting that differs from those in `file`, which `to_yaml` wrote; none where there is no such file.
+
+    Args:
+        ignored: settings that do not change what the run computes.
+    """
+    if not file.is_file():
+        return
+    before = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    now = yaml.safe_load(to_yaml(*settings))
+    for name in sorted(before.keys() | now.keys()):
+        if name not in ignored and before.get(name) != now.get(name):
+            yield f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
 
 
 class _Parser(HfArgumentParser):

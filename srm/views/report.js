@@ -205,7 +205,7 @@ function message([role, text]) {
 }
 
 function responseElement(response, scale) {
-  const most = Math.max(...response.sentences.map(([, attention]) => attention), Number.MIN_VALUE);
+  const most = Math.max(...response.sentences.map(([, weight]) => weight), Number.MIN_VALUE);
   const total = element("span", { class: "total" }, "reward ", element("b", {}, signed(response.reward)));
   const head = element("tr", {}, ...["reward", "weight", "sentence"].map((name) => element("th", { scope: "col" }, name)));
   return element(
@@ -223,15 +223,15 @@ function responseElement(response, scale) {
   );
 }
 
-function sentenceRow([reward, attention, parts], scale, most) {
+function sentenceRow([reward, weight, parts], scale, most) {
   const kinds = [...new Set(parts.flatMap(([, kinds]) => (kinds ? kinds.split(", ") : [])))];
   const text = parts.map(([text, kinds]) => (kinds ? element("span", { class: "bad", title: kinds }, text) : text));
-  const bar = element("span", { class: "bar", "--share": attention / most, "aria-hidden": "true" });
+  const bar = element("span", { class: "bar", "--share": weight / most, "aria-hidden": "true" });
   return element(
     "tr",
     {},
     element("td", { class: "number" }, signed(reward)),
-    element("td", { class: "number" }, bar, element("span", { class: "share" }, percent(attention))),
+    element("td", { class: "number" }, bar, element("span", { class: "share" }, percent(weight))),
     element(
       "td",
       { class: `sentence ${reward < 0 ? "low" : "high"}`, "--strength": Math.abs(reward) / scale },

@@ -22,15 +22,16 @@ __all__ = [
     "find_checkpoint",
     "publish_folder",
     "publish_model",
-    "publish_text",
     "recover",
     "rotate",
     "staging",
+    "write_whole",
     "writing",
 ]
 
 _STAGING = ".incomplete"
 _REPLACED = ".replaced"
+_PARTIAL = ".partial"
 # Without these no loader takes the folder for a model, so they go last.
 _GATES = ("config.json", "adapter_config.json")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -103,17 +104,22 @@ def _discard(checkpoint: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def publish_text(file: Path, text: str) -> None:
-    """Write `file` so that it holds all of `text`, or what it held before."""
-    staged = staging(file.parent) / file.name
-    staged.parent.mkdir(parents=True, exist_ok=True)
-    staged.write_text(text, encoding="utf-8")
-    _sync(staged.parent)
-    staged.replace(file)
+def write_whole(file: Path, text: str) -> None:
+    """Write `file` so that a kill, or a power cut, leaves all of `text` or what the file held before."""
+    # The process id, because several may write the same at the same time.
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}{_PARTIAL}")
+    with partial.open("w", encoding="utf-8") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
+    partial.replace(file)
 
 
 def recover(output_dir: str | os.PathLike[str]) -> None:
     """Undo what a killed run left half done: put a checkpoint back that was about to be replaced, drop unfinished writes."""
+    for partial in Path(output_dir).glob(f"*{_PARTIAL}"):
+        partial.unlink(missing_ok=True)
     folder = staging(output_dir)
     if not folder.is_dir():
         return

@@ -17,7 +17,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from srm.data import OverlongPolicy, ResponseRow, read_responses
 from srm.errors import UserError
-from srm.modeling.scoring import EncodedGroup, ScoredResponse, encode_groups, score_groups
+from srm.runs.folders import write_whole
+from srm.scoring.text import EncodedGroup, ScoredResponse, encode_groups, score_groups
 
 if TYPE_CHECKING:
     from srm.modeling.model import SentenceRewardModel
@@ -35,7 +36,6 @@ __all__ = [
     "read_scores",
     "score_file",
     "write_scores",
-    "write_whole",
 ]
 
 # A prompt group is run in one batch; more responses than this to one prompt are split.
@@ -164,14 +164,6 @@ def check_identity(output: Path, before: dict[str, Any], now: dict[str, Any]) ->
         raise UserError(
             f"{output}: was begun with other settings ({'; '.join(changed)}). Use those, choose another --output, or pass --overwrite."
         )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """So that a kill leaves the old file or the new one, never half of it."""
-    # The process id, because several may write the same at the same time.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def drop_unfinished_line(output: Path) -> int:

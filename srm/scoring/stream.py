@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from srm.errors import UserError
-from srm.modeling.scoring import ScoredResponse, ScoredSentence, max_positions, read_off, sentence_means
 from srm.packing.backbone import restore, unwrap
+from srm.scoring.text import ScoredResponse, ScoredSentence, max_positions, read_off, sentence_means
 from srm_kernels import SentenceLayout
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class RewardStream:
     Feed it text as it comes; `close` it when the response is finished, or use it in a `with` statement, which closes it.
 
     text: what was fed.
-    sentences: those that are complete, with their rewards. Their `attention` is that of a response that ends with the last of them.
+    sentences: those that are complete, with their rewards. Their `weight` is that of a response that ends with the last of them.
     reward: the response reward of the text up to the last complete sentence; of the prompt alone where there is none.
     prompt_reward: `r_0`.
 
@@ -203,12 +203,12 @@ class RewardStream:
         device = self._hidden_TD.device
         rows_N = torch.tensor([0, *(end + 1 for end in ends)], device=device)
         layout = SentenceLayout(rows_N, torch.tensor([0, rows_N.numel()], device=device))
-        reward, rewards, attention, _ = (tensor.cpu() for tensor in self._model.head(self._hidden_TD, layout))
+        reward, rewards, weight, _ = (tensor.cpu() for tensor in self._model.head(self._hidden_TD, layout))
         if response is None:
             return ScoredResponse(reward=float(reward), prompt_reward=float(rewards[0]), sentences=())
         if by_token:
-            rewards, attention = sentence_means(rewards, attention, response.sentence_ends)
-        return read_off(response, float(reward), rewards.tolist(), attention.tolist())
+            rewards, weight = sentence_means(rewards, weight, response.sentence_ends)
+        return read_off(response, float(reward), rewards.tolist(), weight.tolist())
 
     def _check_length(self, length: int) -> None:
         if self._limit is not None and length > self._limit:

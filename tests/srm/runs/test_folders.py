@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from srm.errors import UserError
-from srm.training.checkpoints import (
+from srm.runs.folders import (
     delete_run,
     find_checkpoint,
     publish_folder,
     publish_model,
-    publish_text,
+    write_whole,
     recover,
     rotate,
     staging,
@@ -104,13 +104,13 @@ def test_a_model_is_no_model_until_its_config_arrives(tmp_path, monkeypatch):
 
 
 def test_a_text_is_all_there_or_as_it_was(tmp_path, monkeypatch):
-    publish_text(tmp_path / "notes", "old")
+    write_whole(tmp_path / "notes", "old")
     monkeypatch.setattr(Path, "replace", lambda self, target: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        publish_text(tmp_path / "notes", "new")
+        write_whole(tmp_path / "notes", "new")
     assert (tmp_path / "notes").read_text() == "old"
     monkeypatch.undo()
-    publish_text(tmp_path / "notes", "new")
+    write_whole(tmp_path / "notes", "new")
     assert (tmp_path / "notes").read_text() == "new"
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from srm.errors import UserError
-from srm.modeling.scoring import max_positions, sentence_means
 from srm.packing import PackedBatch, PackingMode, PromptGroup, ResponseIds, pack
+from srm.scoring.text import max_positions, sentence_means
 from srm.segmentation import ByteTable, SegmentationConfig, TokenSegmenter, make_segmenter, sentence_ends_from_offsets
 from srm.segmentation.token_segmenter import content_lengths
 
@@ -36,9 +36,9 @@ class ScoredTokens:
 
     reward: fp32 [B], the response rewards.
     sentence_reward: fp32 [N], `r_0 ... r_n` of each response; `r_0` is the prompt's, and no token earns it.
-    attention: fp32 [N], `w_i`; a response's reward is the sum of `w_i * r_i`.
+    weight: fp32 [N], `w_i`; a response's reward is the sum of `w_i * r_i`.
     ends: int64 [N], index into its response of each sentence's last token; -1 at each response's index 0.
-    cu_sentences: int64 [B + 1], offsets into the three.
+    cu_boundaries: int64 [B + 1], offsets into the three.
     lengths: int64 [B], tokens of each response that are text: those before its first end token.
     width: `L`, the width of the padded responses.
 
@@ -47,21 +47,21 @@ class ScoredTokens:
 
     reward: Tensor
     sentence_reward: Tensor
-    attention: Tensor
+    weight: Tensor
     ends: Tensor
-    cu_sentences: Tensor
+    cu_boundaries: Tensor
     lengths: Tensor
     width: int
 
     @property
     def weighted_reward(self) -> Tensor:
         """fp32 [N], `w_i * r_i`."""
-        return self.attention * self.sentence_reward
+        return self.weight * self.sentence_reward
 
     @property
     def response_index(self) -> Tensor:
         """int64 [N], the response of each boundary."""
-        return torch.repeat_interleave(self.cu_sentences.diff())
+        return torch.repeat_interleave(self.cu_boundaries.diff())
 
     @property
     def is_sentence(self) -> Tensor:
@@ -134,9 +134,9 @@ def score_tokens(
     return ScoredTokens(
         reward=torch.stack([reward for reward, _, _ in scored]).to(device) if rows else torch.zeros(0, device=device),
         sentence_reward=torch.cat([torch.zeros(0), *(rewards for _, rewards, _ in scored)]).to(device),
-        attention=torch.cat([torch.zeros(0), *(attention for _, _, attention in scored)]).to(device),
+        weight=torch.cat([torch.zeros(0), *(weight for _, _, weight in scored)]).to(device),
         ends=torch.tensor([end for row in rows for end in (-1, *row.policy_ends)], dtype=torch.int64, device=device),
-        cu_sentences=counts.cumsum(0).to(device),
+        cu_boundaries=counts.cumsum(0).to(device),
         lengths=lengths,
         width=padded.shape[1],
     )
@@ -306,7 +306,7 @@ def _batches(rows: list[TokenRow], tokens_per_batch: int) -> Iterator[list[list[
 def run_rows(
     model: SentenceRewardModel, rows: list[TokenRow], tokens_per_batch: int, packing: PackingMode
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Reward [], sentence rewards [1 + n] and attention [1 + n] of every row, in order, on the CPU. Equal prompts run together."""
+    """Reward [], sentence rewards [1 + n] and weight [1 + n] of every row, in order, on the CPU. Equal prompts run together."""
     by_token = model.config.granularity == "token"
     results: list[tuple[Tensor, Tensor, Tensor] | None] = [None] * len(rows)
     was_training = model.training
@@ -321,7 +321,7 @@ def run_rows(
             packed = _without_text(pack(groups, mode=packing, pad_token_id=model.encoder.tokenizer.pad_token_id or 0), members)
             output = model(packed.to(model.device))
             cu = packed.cu_boundaries.tolist()
-            rewards, values, weights = output.reward.cpu(), output.sentence_reward.cpu(), output.attention.cpu()
+            rewards, values, weights = output.reward.cpu(), output.sentence_reward.cpu(), output.weight.cpu()
             for at, (index, row) in enumerate(zip([index for group in batch for index in group], members, strict=True)):
                 value, weight = values[cu[at] : cu[at + 1]], weights[cu[at] : cu[at + 1]]
                 if by_token and row.ids:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from srm.errors import UserError
-from srm.training.arguments import ModelArguments, RewardConfig
-from srm.training.parsing import parse_arguments, to_yaml
+from srm.runs.settings import to_yaml
+from srm.training.arguments import ModelArguments, RewardConfig, parse_arguments
 
 NEEDED = ["--model_name_or_path", "m", "--dataset_name", "d.jsonl", "--output_dir", "o"]
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from srm.training.health import CreditWatch
+from srm.training.credit_watch import CreditWatch
 
 
 @pytest.mark.parametrize(("mean_value_correct", "warnings"), [(40, 1), (100, 0)])

@@ -15,9 +15,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-import srm.evaluation.html as html
-from srm.evaluation.html import ReportPair, response_html, write_html
-from srm.modeling.scoring import ScoredResponse
+import srm.views.page as html
+from srm.scoring.text import ScoredResponse
+from srm.views.notebook import response_html
+from srm.views.page import ReportPair, write_html
 
 Scored = Callable[..., ScoredResponse]
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> \"'& \u2028 $title ${data} \U0001f40d"

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from srm.evaluation.html import ReportPair, write_html
-from srm.modeling.scoring import ScoredResponse
+from srm.scoring.text import ScoredResponse
+from srm.views.page import ReportPair, write_html
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed; it is in the extra `dev`")
 

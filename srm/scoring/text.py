@@ -19,6 +19,7 @@ from srm.data import EncodedComparison, EncodedResponse, OverlongPolicy
 from srm.data.overlong import ResponseArrays, shorten
 from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup, ResponseIds, pack
+from srm.views.notebook import response_html
 
 if TYPE_CHECKING:
     from srm.data import Prompt
@@ -34,7 +35,7 @@ class ScoredSentence:
     text: the sentence, trailing white space included, so that sentences join to the response.
     start, end: character offsets into the response.
     reward: `r_i`, what the sentence changed in the model's value.
-    attention: `w_i`, its weight in the response reward.
+    weight: `w_i`, its weight in the response reward.
     weighted_reward: `w_i * r_i`, its part of the response reward.
     """
 
@@ -42,7 +43,7 @@ class ScoredSentence:
     start: int
     end: int
     reward: float
-    attention: float
+    weight: float
     weighted_reward: float
 
 
@@ -66,9 +67,6 @@ class ScoredResponse:
 
     def _repr_html_(self) -> str:
         """What notebooks show: sentences coloured by reward, weights as bars."""
-        # Only notebooks need it, and evaluation stands above this package.
-        from srm.evaluation.html import response_html
-
         return response_html(self)
 
 
@@ -271,16 +269,16 @@ def _score_batch(model: SentenceRewardModel, groups: list[EncodedGroup], packing
     output = model(packed.to(model.device))
     cu = packed.cu_boundaries.tolist()
     reward_B = output.reward.tolist()
-    reward_N, attention_N = output.sentence_reward.cpu(), output.attention.cpu()
+    reward_N, weight_N = output.sentence_reward.cpu(), output.weight.cpu()
     index = 0
     for group in groups:
         scored = []
         for response in group.responses:
             rows = slice(cu[index], cu[index + 1])
-            rewards, attention = reward_N[rows], attention_N[rows]
+            rewards, weight = reward_N[rows], weight_N[rows]
             if by_token:
-                rewards, attention = sentence_means(rewards, attention, response.sentence_ends)
-            scored.append(read_off(response, reward_B[index], rewards.tolist(), attention.tolist()))
+                rewards, weight = sentence_means(rewards, weight, response.sentence_ends)
+            scored.append(read_off(response, reward_B[index], rewards.tolist(), weight.tolist()))
             index += 1
         yield scored
 
@@ -299,18 +297,18 @@ def sentence_means(value: Tensor, weight: Tensor, sentence_ends: Sequence[int]) 
     return total / lengths, share
 
 
-def read_off(response: EncodedResponse, reward: float, rewards: list[float], attention: list[float]) -> ScoredResponse:
-    """The score of `response` from what the head says: `rewards` and `attention` [1 + n], index 0 the prompt's."""
+def read_off(response: EncodedResponse, reward: float, rewards: list[float], weight: list[float]) -> ScoredResponse:
+    """The score of `response` from what the head says: `rewards` and `weight` [1 + n], index 0 the prompt's."""
     sentences = tuple(
         ScoredSentence(
             text=response.text[span.start : span.end],
             start=span.start,
             end=span.end,
             reward=r,
-            attention=a,
+            weight=a,
             weighted_reward=a * r,
         )
-        for span, r, a in zip(response.spans, rewards[1:], attention[1:], strict=True)
+        for span, r, a in zip(response.spans, rewards[1:], weight[1:], strict=True)
     )
     return ScoredResponse(reward=reward, prompt_reward=rewards[0], sentences=sentences)
 

@@ -11,7 +11,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModel, AutoTokenizer
 
 from srm import ScoredResponse, ScoredSentence, SentenceRewardModel, UserError
-from srm.modeling.streaming import RewardStream
+from srm.scoring.stream import RewardStream
 
 PROMPT = "Where does the cat sit?"
 TEXT = "The cat sat on the mat. It was warm there!\n\n- Bread, i.e. flour.\n- Salt é 🙂 and time.\nIs this right? No, it is wro"
@@ -38,7 +38,7 @@ def check_equal(scored: ScoredResponse, expected: ScoredResponse) -> None:
 
 
 def numbers(scored: ScoredResponse) -> list[float]:
-    return [scored.reward, scored.prompt_reward, *(x for one in scored.sentences for x in (one.reward, one.attention, one.weighted_reward))]
+    return [scored.reward, scored.prompt_reward, *(x for one in scored.sentences for x in (one.reward, one.weight, one.weighted_reward))]
 
 
 def follow(stream: RewardStream, text: str, size: int) -> list[ScoredSentence]:

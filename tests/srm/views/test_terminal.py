@@ -11,18 +11,17 @@ from rich.color import Color
 from rich.console import Console, RenderableType
 from rich.style import Style
 
-from srm.evaluation.terminal import render_pair, render_response, reward_style, save_svg
-from srm.modeling.scoring import ScoredResponse, ScoredSentence
+from srm.scoring.text import ScoredResponse, ScoredSentence
+from srm.views.scored import reward_colours
+from srm.views.terminal import render_pair, render_response, save_svg
 
 
 def _scored(reward: float, *sentences: tuple[str, float, float]) -> ScoredResponse:
     scored, start = [], 0
-    for text, sentence_reward, attention in sentences:
+    for text, sentence_reward, weight in sentences:
         end = start + len(text)
         scored.append(
-            ScoredSentence(
-                text=text, start=start, end=end, reward=sentence_reward, attention=attention, weighted_reward=attention * sentence_reward
-            )
+            ScoredSentence(text=text, start=start, end=end, reward=sentence_reward, weight=weight, weighted_reward=weight * sentence_reward)
         )
         start = end
     return ScoredResponse(reward=reward, prompt_reward=0.0, sentences=tuple(scored))
@@ -67,26 +66,32 @@ def test_attention_bars_are_proportional() -> None:
     assert first.count("█") == 1
 
 
+def _style(reward: float, scale: float) -> Style:
+    colours = reward_colours(reward, scale)
+    assert colours is not None
+    return Style(color=colours.foreground, bgcolor=colours.background)
+
+
 def test_colour_has_a_sign_and_grows_with_the_reward() -> None:
-    low, little, high = (reward_style(reward, 2.0) for reward in (-2.0, -1.0, 2.0))
+    low, little, high = (_style(reward, 2.0) for reward in (-2.0, -1.0, 2.0))
     red, _, blue = _rgb(low.bgcolor)
     assert red > blue
     red, _, blue = _rgb(high.bgcolor)
     assert blue > red
     assert sum(_rgb(little.bgcolor)) > sum(_rgb(low.bgcolor))
-    assert reward_style(0.1, 2.0) == Style()
-    assert reward_style(0.0, 0.0) == Style()
+    assert reward_colours(0.1, 2.0) is None
+    assert reward_colours(0.0, 0.0) is None
 
 
 @pytest.mark.parametrize("share", [-1, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1])
 def test_text_can_be_read_on_its_colour(share: float) -> None:
-    style = reward_style(share, 1.0)
+    style = _style(share, 1.0)
     # 4.5 : 1 is the contrast that WCAG AA asks of text.
     assert _contrast(style.color, style.bgcolor) >= 4.5
 
 
 def test_blue_and_orange_stay_apart_for_colour_blind_eyes() -> None:
-    low, high = (_rgb(reward_style(reward, 1.0).bgcolor) for reward in (-1.0, 1.0))
+    low, high = (_rgb(_style(reward, 1.0).bgcolor) for reward in (-1.0, 1.0))
     # Machado et al. 2009, severity 1.0: what protanopes and deuteranopes see.
     protan = ((0.152, 1.053, -0.205), (0.115, 0.786, 0.099), (-0.004, -0.048, 1.052))
     deutan = ((0.367, 0.861, -0.228), (0.280, 0.673, 0.047), (-0.012, 0.043, 0.969))

@@ -1,4 +1,4 @@
-"""Scored responses as HTML: a page of many pairs to read and search, and one response for a notebook.
+"""Scored responses as one HTML page, to read, sort and search.
 
 The page is one file that asks the network for nothing: report.html with report.css and report.js inside, and the data as JSON that
 report.js shows as text. A content security policy lets a browser run that one script and no other.
@@ -16,15 +16,13 @@ from html import escape
 from itertools import pairwise
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from srm.modeling.score_file import write_whole
-from srm.modeling.scoring import ScoredResponse, ScoredSentence
+from srm.data.schema import Prompt
+from srm.runs.folders import write_whole
+from srm.views.scored import Scored, Sentence
 
-if TYPE_CHECKING:
-    from srm.data import Prompt
-
-__all__ = ["Plot", "ReportPair", "Table", "response_html", "write_html"]
+__all__ = ["Plot", "ReportPair", "Table", "write_html"]
 
 # (title, column names, rows); cells are text or numbers.
 Table = tuple[str, Sequence[str], Sequence[Sequence[Any]]]
@@ -49,8 +47,8 @@ class ReportPair:
     section: str
     subset: str
     prompt: Prompt
-    chosen: ScoredResponse
-    rejected: ScoredResponse | None = None
+    chosen: Scored
+    rejected: Scored | None = None
     marked: Sequence[Mapping[str, Any]] = ()
 
 
@@ -83,44 +81,11 @@ def write_html(
     write_whole(path, page)
 
 
-def response_html(scored: ScoredResponse) -> str:
-    """One response as a fragment for a notebook: a row a sentence, with reward, weight and text.
-
-    Colours are written beside the text they colour, each background with a foreground that can be read on it, because a notebook's
-    light or dark theme is not the browser's.
-    """
-    from srm.evaluation.terminal import reward_style
-
-    scale = max((abs(sentence.reward) for sentence in scored.sentences), default=0.0)
-    most = max((sentence.attention for sentence in scored.sentences), default=0.0)
-    cell = "text-align: left; vertical-align: top; padding: 0.2em 0.6em;"
-    head = "".join(f'<th scope="col" style="{cell}">{name}</th>' for name in ("reward", "weight", "sentence"))
-    rows = []
-    for sentence in scored.sentences:
-        style = reward_style(sentence.reward, scale)
-        colours = f"background: {style.bgcolor.name}; color: {style.color.name};" if style.color and style.bgcolor else ""
-        width = 4 * sentence.attention / most if most > 0 else 0
-        bar = f'<span style="display: inline-block; width: {width:.2f}em; height: 0.6em; background: currentColor; opacity: 0.5;"></span>'
-        number = f"{cell} font-variant-numeric: tabular-nums; white-space: nowrap;"
-        rows.append(
-            f'<tr><td style="{number} text-align: right;">{sentence.reward:+.2f}</td>'
-            f'<td style="{number}"><span style="display: inline-block; width: 4.4em;">{bar}</span>{sentence.attention:.0%}</td>'
-            f'<td style="{cell} white-space: pre-wrap; {colours}">{escape(sentence.text.rstrip())}</td></tr>'
-        )
-    # Where a page has no doctype, a table would not take its surroundings' colour by itself.
-    return (
-        '<table style="border-collapse: collapse; color: inherit;">'
-        f'<caption style="caption-side: top; {cell}">response reward <b>{scored.reward:+.2f}</b>, '
-        f"of the prompt alone {scored.prompt_reward:+.2f}</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    )
-
-
 def _pair(pair: ReportPair) -> dict[str, Any]:
     """What report.js reads. Text is cut into parts here, because JavaScript counts characters beyond the basic plane as two."""
     responses = [("chosen", pair.chosen), ("rejected", pair.rejected)] if pair.rejected is not None else [("response", pair.chosen)]
     for name, scored in responses:
-        numbers = [scored.reward, scored.prompt_reward, *(value for s in scored.sentences for value in (s.reward, s.attention))]
+        numbers = [scored.reward, scored.prompt_reward, *(value for s in scored.sentences for value in (s.reward, s.weight))]
         if not all(math.isfinite(number) for number in numbers):
             raise ValueError(
                 f"write_html: the {name} of pair {pair.id!r} has a reward that is not finite. Score it again, or leave it out."
@@ -150,8 +115,8 @@ def _messages(prompt: Prompt) -> list[tuple[str, str]]:
     return [("", prompt)] if isinstance(prompt, str) else [(message["role"], message["content"]) for message in prompt]
 
 
-def _sentence(sentence: ScoredSentence, marked: Sequence[Mapping[str, Any]]) -> tuple[float, float, list[tuple[str, str]]]:
-    """Reward, attention, and the text without the white space behind it as (part, what is marked there or "")."""
+def _sentence(sentence: Sentence, marked: Sequence[Mapping[str, Any]]) -> tuple[float, float, list[tuple[str, str]]]:
+    """Reward, weight, and the text without the white space behind it as (part, what is marked there or "")."""
     start, end = sentence.start, sentence.start + len(sentence.text.rstrip())
     spans = [(max(span["start"], start), min(span["end"], end), str(span["kind"]).replace("_", " ")) for span in marked]
     spans = [span for span in spans if span[0] < span[1]]
@@ -161,7 +126,7 @@ def _sentence(sentence: ScoredSentence, marked: Sequence[Mapping[str, Any]]) -> 
         kinds = dict.fromkeys(kind for left, right, kind in spans if left <= a and b <= right)
         parts.append((sentence.text[a - start : b - start], ", ".join(kinds)))
     # Five digits are more than the page shows.
-    return float(f"{sentence.reward:.5g}"), float(f"{sentence.attention:.5g}"), parts
+    return float(f"{sentence.reward:.5g}"), float(f"{sentence.weight:.5g}"), parts
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:

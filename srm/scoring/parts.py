@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from srm.data import ResponseRow, read_responses
 from srm.errors import UserError
-from srm.modeling.score_file import (
+from srm.runs.folders import write_whole
+from srm.scoring.file import (
     RowSettings,
     ScoreFileSummary,
     append_scores,
@@ -27,7 +28,6 @@ from srm.modeling.score_file import (
     check_resumed,
     drop_unfinished_line,
     meta_path,
-    write_whole,
 )
 
 if TYPE_CHECKING:

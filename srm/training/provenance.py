@@ -8,10 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from srm.training.checkpoints import publish_text
-from srm.training.parsing import to_yaml
+from srm.runs.folders import write_whole
+from srm.runs.settings import settings_changes, to_yaml
 
 if TYPE_CHECKING:
     from srm.data import EncodedComparison
@@ -28,19 +26,14 @@ _NO_MATTER = ("output_dir", "disable_tqdm", "report_to", "run_name", "logging_st
 def write_record(settings: tuple[ModelArguments, DataArguments, RewardConfig], rows: Sequence[EncodedComparison]) -> None:
     """Write the settings, as a file for `--config`, and a fingerprint of the encoded training rows."""
     folder = Path(settings[-1].output_dir)
-    publish_text(folder / _SETTINGS, "# srm-train --config THIS_FILE repeats the run.\n" + to_yaml(*settings))
-    publish_text(folder / _ROWS, json.dumps(_fingerprint(rows)) + "\n")
+    write_whole(folder / _SETTINGS, "# srm-train --config THIS_FILE repeats the run.\n" + to_yaml(*settings))
+    write_whole(folder / _ROWS, json.dumps(_fingerprint(rows)) + "\n")
 
 
 def changes_since(settings: tuple[ModelArguments, DataArguments, RewardConfig], rows: Sequence[EncodedComparison]) -> Iterator[str]:
     """One line for each thing that differs from the record in the output directory; none where there is no record."""
     folder = Path(settings[-1].output_dir)
-    if (folder / _SETTINGS).is_file():
-        before = yaml.safe_load((folder / _SETTINGS).read_text(encoding="utf-8")) or {}
-        now = yaml.safe_load(to_yaml(*settings))
-        for name in sorted(before.keys() | now.keys()):
-            if name not in _NO_MATTER and before.get(name) != now.get(name):
-                yield f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+    yield from settings_changes(folder / _SETTINGS, *settings, ignored=_NO_MATTER)
     if (folder / _ROWS).is_file():
         was, is_now = json.loads((folder / _ROWS).read_text(encoding="utf-8")), _fingerprint(rows)
         if was != is_now:

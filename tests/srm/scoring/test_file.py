@@ -11,7 +11,7 @@ import pytest
 
 from srm import SentenceRewardModel, UserError
 from srm.cli.score import main
-from srm.modeling.score_file import RowSettings, meta_path, read_scores, score_file
+from srm.scoring.file import RowSettings, meta_path, read_scores, score_file
 
 IDENTITY = {"model": "m"}
 SETTINGS = RowSettings(overlong="error", max_length=None, packing="shared", tokens_per_batch=64)

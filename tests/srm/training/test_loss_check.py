@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from srm.errors import UserError
-from srm.training.guard import LossGuard
+from srm.training.loss_check import LossGuard
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -15,9 +15,9 @@ import pytest
 
 from srm import SentenceRewardModel, UserError
 from srm.cli.score import main
-from srm.modeling import score_parts as module
-from srm.modeling.score_file import RowSettings, ScoreFileSummary, meta_path, read_scores, score_file
-from srm.modeling.score_parts import parts_folder, score_parts
+from srm.scoring import parts as module
+from srm.scoring.file import RowSettings, ScoreFileSummary, meta_path, read_scores, score_file
+from srm.scoring.parts import parts_folder, score_parts
 
 IDENTITY = {"model": "m"}
 SETTINGS = RowSettings(overlong="error", max_length=None, packing="shared", tokens_per_batch=64)
