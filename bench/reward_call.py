@@ -31,7 +31,7 @@ from srm import ScoredResponse, SentenceRewardModel
 from srm.modeling import ScoredTokens
 from srm.modeling import model as model_module
 from srm.packing import PackedBatch, PromptGroup, ResponseIds, pack, run_backbone
-from srm.scoring import text as scoring
+from srm.scoring import run as run_module
 from srm.scoring import token_ids as tokens_module
 from srm.segmentation import ByteTable
 
@@ -226,7 +226,7 @@ def check(model: SentenceRewardModel, work: Work) -> dict[str, object]:
     """The boundaries of both ways, before anything is timed; ends the run where they do not agree."""
     texts = model.encoder.tokenizer.batch_decode(work.response_ids, skip_special_tokens=True)
     encoded = model.encoder.encode_responses(texts)
-    if [one.ids for one in encoded] != work.rows:
+    if [one.ids.tolist() for one in encoded] != work.rows:
         raise SystemExit("reward_call: the text way reads other ids than the policy wrote; nothing is timed.")
     found = tokens_module._sentence_ends(model, model.encoder.tokenizer, work.response_ids, work.lengths)
     both = [len({*one.sentence_ends} & {*ends}) for one, ends in zip(encoded, found, strict=True)]
@@ -271,8 +271,7 @@ def patched(model: SentenceRewardModel, clock: Clock, hidden: Tensor) -> Iterato
         patch.object(encoder, "encode_responses", around("retokenise", encoder.encode_responses)),
         patch.object(encoder, "_encode", around("segment", encoder._encode)),
         patch.object(tokens_module, "_sentence_ends", around("segment", tokens_module._sentence_ends)),
-        patch.object(tokens_module, "pack", around("pack", tokens_module.pack)),
-        patch.object(scoring, "pack", around("pack", scoring.pack)),
+        patch.object(run_module, "pack", around("pack", run_module.pack)),
         patch.object(model.head, "forward", around("head", model.head.forward)),
         patch.object(model_module, "run_backbone", no_forward),
     ):

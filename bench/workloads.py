@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from srm.data import EncodedComparison
-from srm.data.overlong import IntArray, ResponseArrays
+from srm.packing import ResponseIds
+from srm.packing.batch import IntArray
 
 if TYPE_CHECKING:
     from srm.data import ResponseEncoder
@@ -80,8 +81,8 @@ def _row(random: np.random.Generator, vocabulary: int, prompt: int, responses: S
         # The first ids are special tokens, among them what padding is told by.
         return random.integers(3, vocabulary, count, dtype=np.int32)
 
-    def response(count: int) -> ResponseArrays:
+    def response(count: int) -> ResponseIds:
         ends = np.append(np.arange(_SENTENCE_TOKENS - 1, count - 1, _SENTENCE_TOKENS), count - 1).astype(np.int32)
-        return ResponseArrays(ids=ids(count), sentence_ends=ends)
+        return ResponseIds(ids=ids(count), sentence_ends=ends)
 
     return EncodedComparison(prompt_ids=ids(prompt), responses=tuple(map(response, responses)), pairs=pairs, where="generated")

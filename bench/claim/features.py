@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,8 +16,9 @@ from torch import Tensor
 from srm import SentenceRewardModel
 from srm.data.encode import EncodedResponse
 from srm.evaluation.suites import SuiteRow
-from srm.packing import PromptGroup, ResponseIds, pack, run_backbone
-from srm.scoring.text import EncodedGroup, encode_groups
+from srm.packing import PromptGroup, pack, run_backbone
+from srm.scoring.batching import split_passes
+from srm.scoring.text import encode_groups
 
 __all__ = ["Features", "cached_features"]
 
@@ -61,14 +61,15 @@ def _features(model: SentenceRewardModel, rows: Sequence[SuiteRow], max_length: 
         )
     ]
     last, mean, tokens, done = [], [], [], 0
-    for batch in _batches(groups, 4096):
+    for parts in split_passes(groups, tokens_per_batch=4096, packing="shared"):
+        batch = [part.group for part in parts]
         responses = [response for group in batch for response in group.responses]
         for response, hidden in zip(responses, _hidden(model, batch), strict=True):
-            lengths = torch.tensor([1, response.sentence_ends[0] + 1, *(b - a for a, b in pairwise(response.sentence_ends))])
+            lengths = torch.tensor([-2, -1, *response.sentence_ends.tolist()]).diff()
             last.append(hidden[lengths.cumsum(0) - 1].half())
             mean.append(torch.segment_reduce(hidden.float(), "mean", lengths=lengths.to(hidden.device)).half())
             tokens.append(torch.cat([torch.zeros(1, dtype=torch.int64), lengths[1:]]))
-        done += len(batch)
+        done += sum(part.is_last for part in parts)
         print(f"\r{done} of {len(groups)} rows", end="" if done < len(groups) else "\n", file=sys.stderr, flush=True)
     cu = torch.tensor([0, *(len(part) for part in tokens)]).cumsum(0)
     return Features(
@@ -80,28 +81,9 @@ def _features(model: SentenceRewardModel, rows: Sequence[SuiteRow], max_length: 
     )
 
 
-def _hidden(model: SentenceRewardModel, groups: Sequence[EncodedGroup]) -> Iterator[Tensor]:
+def _hidden(model: SentenceRewardModel, groups: Sequence[PromptGroup]) -> Iterator[Tensor]:
     """[1 + tokens, D] of each response: the prompt's last token, then all of its own."""
-    prompts = [
-        PromptGroup(
-            prompt_ids=group.prompt_ids, responses=[ResponseIds(ids=r.ids, sentence_ends=range(len(r.ids))) for r in group.responses]
-        )
-        for group in groups
-    ]
-    packed = pack(prompts, mode="shared", pad_token_id=0).to(model.device)
+    every_token = [replace(group, responses=[response.every_token() for response in group.responses]) for group in groups]
+    packed = pack(every_token, mode="shared", pad_token_id=0).to(model.device)
     hidden = run_backbone(model.backbone, packed)[packed.boundaries]
     yield from hidden.split(packed.cu_boundaries.diff().tolist())
-
-
-def _batches(groups: Sequence[EncodedGroup], tokens: int) -> Iterator[list[EncodedGroup]]:
-    """Groups in order, in batches that end when they hold `tokens`."""
-    batch: list[EncodedGroup] = []
-    held = 0
-    for group in groups:
-        batch.append(group)
-        held += len(group.prompt_ids) + sum(len(response.ids) for response in group.responses)
-        if held >= tokens:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch

@@ -127,16 +127,14 @@ def _load(name: str, arguments: argparse.Namespace) -> SentenceRewardModel | Cla
 def _score(model_name: str, name: str, responses: Path, output: Path, total: int, arguments: argparse.Namespace, console: Console) -> None:
     from rich.progress import Progress
 
-    from srm.evaluation.classifier import ClassifierModel
     from srm.evaluation.score_suite import score_responses
     from srm.scoring.file import RowSettings
 
     model = _load(model_name, arguments)
-    own = "none" if isinstance(model, ClassifierModel) else model.config.packing
     settings = RowSettings(
         overlong=arguments.overlong,
         max_length=arguments.max_length,
-        packing=arguments.packing or own,
+        packing=arguments.packing,
         tokens_per_batch=arguments.tokens_per_batch,
     )
     digest = hashlib.sha256(responses.read_bytes()).hexdigest()

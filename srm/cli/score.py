@@ -72,7 +72,7 @@ def _score(argv: Sequence[str]) -> None:
     settings = RowSettings(
         overlong=arguments.overlong,
         max_length=arguments.max_length,
-        packing=arguments.packing or model.config.packing,
+        packing=arguments.packing,
         tokens_per_batch=arguments.tokens_per_batch,
     )
     identity = model_identity(arguments.model, arguments.input, arguments)
@@ -207,7 +207,7 @@ def _report_pairs(arguments: argparse.Namespace) -> Iterator[ReportPair]:
 
 
 def _report_pair(responses: list[tuple[ResponseRow, dict[str, Any]]]) -> ReportPair:
-    from srm.scoring.text import ScoredResponse
+    from srm.scoring.results import ScoredResponse
     from srm.views.page import ReportPair
 
     row = responses[0][0]

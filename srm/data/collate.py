@@ -6,17 +6,16 @@ Shape letters: `P` pairs, `B` responses.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import torch
 
-from srm.data.overlong import EncodedComparison, ResponseArrays
-from srm.packing import PackingMode, PromptGroup, ResponseIds, pack
+from srm.data.overlong import EncodedComparison
+from srm.data.schema import Granularity
+from srm.packing import PackingMode, PromptGroup, pack
 
 __all__ = ["PairCollator"]
-
-Granularity = Literal["sentence", "response", "token"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +57,9 @@ class PairCollator:
                 margins.append(margin)
                 weights.append(1 / len(comparison.pairs))
             first += len(comparison.responses)
-        groups = [
-            PromptGroup(prompt_ids=comparison.prompt_ids.tolist(), responses=[self._response(r) for r in comparison.responses])
-            for comparison in comparisons
-        ]
+        groups: Sequence[PromptGroup] = comparisons
+        if self.granularity == "token":
+            groups = [replace(group, responses=[response.every_token() for response in group.responses]) for group in groups]
         has_margin = any(margin is not None for margin in margins)
         return {
             "batch": pack(groups, mode=self.packing, pad_token_id=self.pad_token_id),
@@ -69,7 +67,3 @@ class PairCollator:
             "margin": torch.tensor([margin or 0.0 for margin in margins], dtype=torch.float32) if has_margin else None,
             "weight": torch.tensor(weights, dtype=torch.float32) if any(weight != 1 for weight in weights) else None,
         }
-
-    def _response(self, response: ResponseArrays) -> ResponseIds:
-        ends = range(len(response.ids)) if self.granularity == "token" else response.sentence_ends.tolist()
-        return ResponseIds(ids=response.ids.tolist(), sentence_ends=ends)

@@ -13,9 +13,11 @@ import numpy as np
 
 from srm.data.encode import ResponseEncoder
 from srm.data.messages import response_text
-from srm.data.overlong import EncodedComparison, IntArray, OverlongPolicy, OverlongReport, ResponseArrays, shorten
+from srm.data.overlong import EncodedComparison, OverlongPolicy, OverlongReport, shorten
 from srm.data.schema import Comparison, RowProblem
 from srm.errors import UserError
+from srm.packing import ResponseIds
+from srm.packing.batch import IntArray
 
 __all__ = ["encode_comparisons"]
 
@@ -81,7 +83,7 @@ class _Memory:
     def __init__(self, encoder: ResponseEncoder) -> None:
         self._encoder = encoder
         self._prompts: dict[str, IntArray] = {}
-        self._responses: dict[str, ResponseArrays] = {}
+        self._responses: dict[str, ResponseIds] = {}
 
     def encode(self, comparisons: Sequence[Comparison]) -> list[EncodedComparison]:
         """The comparisons as arrays; equal texts share theirs."""
@@ -105,7 +107,7 @@ class _Memory:
     def _add_prompts(self, rendered: list[str]) -> None:
         new = [prompt for prompt in dict.fromkeys(rendered) if prompt not in self._prompts]
         for prompt, ids in zip(new, self._encoder.encode_prompts(new), strict=True):
-            self._prompts[prompt] = _array(ids)
+            self._prompts[prompt] = _shared(np.array(ids, dtype=np.int32))
 
     def _add_responses(self, comparisons: Sequence[Comparison], texts: list[list[str]]) -> None:
         new = [text for text in dict.fromkeys(chain.from_iterable(texts)) if text not in self._responses]
@@ -118,12 +120,12 @@ class _Memory:
                     self._encoder.encode_responses(answers)
             raise
         for text, response in zip(new, encoded, strict=True):
-            self._responses[text] = ResponseArrays(ids=_array(response.ids), sentence_ends=_array(response.sentence_ends))
+            # Without its text, which nobody asks for again.
+            self._responses[text] = ResponseIds(ids=_shared(response.ids), sentence_ends=_shared(response.sentence_ends))
 
 
-def _array(values: list[int]) -> IntArray:
-    array = np.array(values, dtype=np.int32)
-    # Rows share it.
+def _shared(array: IntArray) -> IntArray:
+    """`array`, which several rows hold, so that none may write into it."""
     array.setflags(write=False)
     return array
 

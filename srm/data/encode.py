@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
+from typing_extensions import Self
 
 from srm.data.messages import response_text
 from srm.data.schema import Prompt, Response, RowProblem
 from srm.data.template import ChatFormat
 from srm.errors import UserError
+from srm.packing import ResponseIds
+from srm.packing.batch import IntArray
 from srm.segmentation import Segmenter, Span, sentence_ends_from_offsets
 
 if TYPE_CHECKING:
@@ -18,20 +23,23 @@ if TYPE_CHECKING:
 __all__ = ["EncodedResponse", "ResponseEncoder"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodedResponse:
-    """One response as tokens.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedResponse(ResponseIds):
+    """One response as tokens, with its text.
 
-    ids: the tokens, with the boundary token after each sentence where there is one.
-    sentence_ends: index into `ids` of each sentence's boundary, strictly increasing; the last one is `len(ids) - 1`.
-    spans: the sentences' characters in `text`, one for each end.
-    text: the response.
+    Args:
+        ids: int32 [tokens], with the boundary token after each sentence where there is one.
+        sentence_ends: int32 [sentences], index into `ids` of each sentence's boundary.
+        spans: the sentences' characters in `text`, one for each end.
+        text: the response.
     """
 
-    ids: list[int]
-    sentence_ends: list[int]
-    spans: list[Span]
+    spans: Sequence[Span]
     text: str
+
+    def cut(self, ids: IntArray, sentence_ends: IntArray) -> Self:
+        """The same response with only its first tokens and sentences; the text stays whole."""
+        return replace(super().cut(ids, sentence_ends), spans=self.spans[: len(sentence_ends)])
 
 
 class ResponseEncoder:
@@ -104,7 +112,7 @@ class ResponseEncoder:
         ends, spans = sentence_ends_from_offsets(self.segmenter.segment(text), offsets, text=text)
         if self.boundary_ids:
             ids, ends = _with_boundaries(ids, ends, self.boundary_ids)
-        return EncodedResponse(ids=ids, sentence_ends=ends, spans=spans, text=text)
+        return EncodedResponse(ids=np.array(ids, np.int32), sentence_ends=np.array(ends, np.int32), spans=spans, text=text)
 
 
 def _with_boundaries(ids: list[int], ends: list[int], boundary: list[int]) -> tuple[list[int], list[int]]:

@@ -6,34 +6,29 @@ Lengths are tokens of prompt + response; a row is as long as its longest respons
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from srm.data.schema import Pair
 from srm.errors import UserError
+from srm.packing import PromptGroup, ResponseIds
 
-__all__ = ["EncodedComparison", "IntArray", "OverlongPolicy", "OverlongReport", "ResponseArrays", "Shortened", "shorten"]
+__all__ = ["EncodedComparison", "OverlongPolicy", "OverlongReport", "Shortened", "cut_group", "shorten"]
 
 OverlongPolicy = Literal["drop", "truncate_prompt", "truncate_response", "error"]
-IntArray = NDArray[np.int32]
+Group = TypeVar("Group", bound=PromptGroup)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResponseArrays:
-    """`EncodedResponse` without its text, in little memory. ids: int32 [tokens]; sentence_ends: int32 [sentences]."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedComparison(PromptGroup):
+    """`Comparison` as tokens: a prompt and its responses, and which are better than which.
 
-    ids: IntArray
-    sentence_ends: IntArray
+    Args:
+        pairs: (better, worse, margin) as indices into `responses`.
+        where: file and row, for messages.
+    """
 
-
-@dataclass(frozen=True, kw_only=True)
-class EncodedComparison:
-    """`Comparison` as tokens. prompt_ids: int32 [tokens], at least one; `pairs` and `where` are the comparison's."""
-
-    prompt_ids: IntArray
-    responses: tuple[ResponseArrays, ...]
     pairs: tuple[Pair, ...]
     where: str
 
@@ -41,11 +36,6 @@ class EncodedComparison:
     def num_tokens(self) -> int:
         """Tokens with the prompt counted once, as `packing="shared"` runs them."""
         return len(self.prompt_ids) + sum(len(response.ids) for response in self.responses)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the prompt and the longest response."""
-        return len(self.prompt_ids) + max(len(response.ids) for response in self.responses)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,63 +86,75 @@ class Shortened:
 
 
 def shorten(row: EncodedComparison, *, max_length: int | None, policy: OverlongPolicy, num_closing: int = 0) -> Shortened:
-    """`row` made to fit `max_length`.
+    """`row` made to fit `max_length`, or dropped where the policy says so.
 
-    drop: the row goes.
-    truncate_prompt: the prompt loses tokens at its start, bos and system message first, until the longest response fits.
-    truncate_response: responses lose tokens at their end, like a policy that ran out of tokens. The cut sentence ends at the last token
-        kept. Pairs that are equal once cut go.
-    error: `UserError`.
-
-    num_closing: 1 if the last token of a response is a boundary token, which stays at the end of what is kept.
+    Args: as `cut_group`, with the policy `drop` beside the others. Pairs that are equal once cut go.
 
     Raises:
-        UserError: policy `error`; or no cut helps, because the part that is to stay whole fills the limit by itself.
+        UserError: as `cut_group`.
     """
     if max_length is None or row.longest <= max_length:
         return Shortened(row=row, reason="fits")
     if policy == "drop":
         return Shortened(row=None, reason="dropped")
+    cut = cut_group(row, max_length=max_length, policy=policy, num_closing=num_closing, where=row.where)
+    ids = [response.ids for response in cut.responses]
+    pairs = tuple(pair for pair in cut.pairs if not np.array_equal(ids[pair[0]], ids[pair[1]]))
+    return Shortened(row=replace(cut, pairs=pairs), reason="shortened") if pairs else Shortened(row=None, reason="indistinct")
+
+
+def cut_group(group: Group, *, max_length: int | None, policy: OverlongPolicy, num_closing: int, where: str) -> Group:
+    """`group` with its prompt and longest response at most `max_length` tokens.
+
+    Args:
+        max_length: None for no limit.
+        policy: `truncate_prompt`: the prompt loses tokens at its start, bos and system message first, until the longest response fits.
+            `truncate_response`: responses lose tokens at their end, like a policy that ran out of tokens; the cut sentence ends at the
+            last token kept. `error`: `UserError`.
+        num_closing: 1 if the last token of a response is a boundary token, which stays at the end of what is kept.
+        where: what a message calls it.
+
+    Raises:
+        UserError: policy `error`; or no cut helps, because the part that is to stay whole fills the limit by itself.
+    """
+    if max_length is None or group.longest <= max_length:
+        return group
     if policy == "truncate_prompt":
-        return Shortened(row=_cut_prompt(row, max_length), reason="shortened")
+        return _cut_prompt(group, max_length, where)
     if policy == "truncate_response":
-        cut = _cut_responses(row, max_length, num_closing)
-        return Shortened(row=cut, reason="shortened" if cut else "indistinct")
+        return _cut_responses(group, max_length, num_closing, where)
     raise UserError(
-        f"{row.where}: prompt and response are {row.longest} tokens, max_length is {max_length}. Raise --max_length, or choose "
+        f"{where}: prompt and response are {group.longest} tokens, max_length is {max_length}. Raise --max_length, or choose "
         "with --overlong what happens to such rows."
     )
 
 
-def _cut_prompt(row: EncodedComparison, max_length: int) -> EncodedComparison:
-    room = max_length - (row.longest - len(row.prompt_ids))
+def _cut_prompt(group: Group, max_length: int, where: str) -> Group:
+    room = max_length - (group.longest - len(group.prompt_ids))
     if room < 1:
         raise UserError(
-            f"{row.where}: the response alone is {max_length - room} tokens and max_length is {max_length}, so no prompt could stay. "
+            f"{where}: the response alone is {max_length - room} tokens and max_length is {max_length}, so no prompt could stay. "
             "Raise --max_length, delete the row, or choose another --overlong."
         )
-    return replace(row, prompt_ids=row.prompt_ids[-room:])
+    return replace(group, prompt_ids=group.prompt_ids[-room:])
 
 
-def _cut_responses(row: EncodedComparison, max_length: int, num_closing: int) -> EncodedComparison | None:
-    room = max_length - len(row.prompt_ids)
+def _cut_responses(group: Group, max_length: int, num_closing: int, where: str) -> Group:
+    room = max_length - len(group.prompt_ids)
     if room < 1 + num_closing:
         raise UserError(
-            f"{row.where}: the prompt alone is {len(row.prompt_ids)} tokens and max_length is {max_length}, so no response could stay. "
+            f"{where}: the prompt alone is {len(group.prompt_ids)} tokens and max_length is {max_length}, so no response could stay. "
             "Raise --max_length, delete the row, or choose another --overlong."
         )
-    responses = tuple(_cut_response(response, room, num_closing) for response in row.responses)
-    pairs = tuple(pair for pair in row.pairs if not np.array_equal(responses[pair[0]].ids, responses[pair[1]].ids))
-    # A row to be scored has no pairs to begin with.
-    return replace(row, responses=responses, pairs=pairs) if pairs or not row.pairs else None
+    return replace(group, responses=tuple(_cut_response(response, room, num_closing) for response in group.responses))
 
 
-def _cut_response(response: ResponseArrays, room: int, num_closing: int) -> ResponseArrays:
+def _cut_response(response: ResponseIds, room: int, num_closing: int) -> ResponseIds:
     if len(response.ids) <= room:
         return response
     body = room - num_closing
     ends = response.sentence_ends[response.sentence_ends < body]
     if len(ends) and ends[-1] == body - 1:
-        return ResponseArrays(ids=response.ids[:body], sentence_ends=ends)
+        return response.cut(response.ids[:body], ends)
     ids = np.concatenate([response.ids[:body], response.ids[len(response.ids) - num_closing :]])
-    return ResponseArrays(ids=ids, sentence_ends=np.append(ends, np.int32(room - 1)))
+    return response.cut(ids, np.append(ends, np.int32(room - 1)))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from srm.errors import UserError
 
-__all__ = ["BadRow", "Comparison", "Message", "Pair", "Prompt", "RawRow", "Response", "ResponseRow", "RowProblem"]
+__all__ = ["BadRow", "Comparison", "Granularity", "Message", "Pair", "Prompt", "RawRow", "Response", "ResponseRow", "RowProblem"]
 
 # {"role": ..., "content": ...}, with what else a chat template may read, such as `name` or `tool_calls`.
 Message = dict[str, Any]
 Prompt = str | list[Message]
 # A list holds one assistant message.
 Response = str | list[Message]
+# What the loss is trained on: the rewards of sentences, the value at the last token, or the mean over the values of all tokens.
+Granularity = Literal["sentence", "response", "token"]
 # Index of the better response, of the worse one, and by how much the first should win (None: no margin).
 Pair = tuple[int, int, float | None]
 

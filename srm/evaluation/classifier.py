@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from srm.data import OverlongPolicy, ResponseRow
+from srm.data import OverlongPolicy, Prompt, ResponseRow
 from srm.errors import UserError
-from srm.modeling.model import load_tokenizer
+from srm.modeling.loading import load_tokenizer
+from srm.packing import PromptGroup
+from srm.scoring.batching import split_passes
 from srm.scoring.file import RowSettings, check_resumed, write_scores
-from srm.scoring.text import ScoredResponse, ScoredSentence
-
-if TYPE_CHECKING:
-    from srm.data import Prompt
+from srm.scoring.results import ScoredResponse, ScoredSentence
+from srm.scoring.token_ids import NO_TEXT
 
 __all__ = ["ClassifierModel", "append_classifier_scores", "as_one_sentence", "is_classifier"]
 
@@ -98,7 +98,12 @@ class ClassifierModel:
                 place = where[index] if where else f"score: row {index}"
                 ids[index] = _shortened(row, limit, overlong, place)
         rewards = [0.0] * len(ids)
-        for batch in _batches([len(row) for row in ids], tokens_per_batch):
+        # Like lengths together, the longest first, so that a batch that does not fit into memory shows at once.
+        order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
+        rows = (PromptGroup(prompt_ids=np.asarray(ids[index], dtype=np.int32), responses=[NO_TEXT]) for index in order)
+        waiting = iter(order)
+        for parts in split_passes(rows, tokens_per_batch=tokens_per_batch, packing="none"):
+            batch = list(islice(waiting, len(parts)))
             for index, reward in zip(batch, self._run([ids[index] for index in batch]), strict=True):
                 rewards[index] = reward
         return rewards
@@ -158,15 +163,3 @@ def _shortened(ids: list[int], limit: int, overlong: OverlongPolicy, where: str)
         f"{where}: prompt and response are {len(ids)} tokens, the limit is {limit}. Pass --overlong truncate_prompt or truncate_response, "
         "or raise --max_length."
     )
-
-
-def _batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Indices of rows of like length, the longest first, so that a batch that does not fit into memory shows at once."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > tokens_per_batch:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from srm.errors import UserError
-from srm.scoring.token_ids import TokenRow, run_rows
-
-if TYPE_CHECKING:
-    from srm.modeling import SentenceRewardModel
+from srm.modeling import SentenceRewardModel
+from srm.packing import PromptGroup
+from srm.scoring.run import score_all
+from srm.scoring.token_ids import NO_TEXT
 
 __all__ = ["answer_request", "answer_rows", "encode_request"]
 
@@ -29,12 +31,12 @@ def answer_request(model: SentenceRewardModel, request: Mapping[str, Any], *, to
         UserError: a field that is missing or of another type, lists of different lengths, or a query that does not begin with its prompt.
     """
     rows = encode_request(model, request)
-    scored = run_rows(model, rows, tokens_per_batch, model.config.packing)
-    return answer_rows(rows, [reward.item() for reward, _, _ in scored])
+    scored = score_all(model, rows, tokens_per_batch=tokens_per_batch, packing=None)
+    return answer_rows(rows, [score.reward for (score,) in scored])
 
 
-def encode_request(model: SentenceRewardModel, request: Mapping[str, Any]) -> list[TokenRow]:
-    """The samples of a request as rows for `run_rows`; see `answer_request` for what is read and refused."""
+def encode_request(model: SentenceRewardModel, request: Mapping[str, Any]) -> list[PromptGroup]:
+    """The samples of a request as prompts with one response each; see `answer_request` for what is read and refused."""
     queries, prompts = _texts(request, "query"), _texts(request, "prompts")
     if len(queries) != len(prompts):
         raise UserError(f"request: `query` has {len(queries)} entries and `prompts` {len(prompts)}; each query needs its prompt.")
@@ -44,18 +46,17 @@ def encode_request(model: SentenceRewardModel, request: Mapping[str, Any]) -> li
     responses = [_without_end(model, query[len(prompt) :]) for query, prompt in zip(queries, prompts, strict=True)]
     encoded = iter(model.encoder.encode_responses([response for response in responses if response.strip()]))
     distinct = list(dict.fromkeys(prompts))
-    prompt_ids = dict(zip(distinct, map(tuple, model.encoder.encode_prompts(distinct)), strict=True))
-    rows = []
-    for prompt, response in zip(prompts, responses, strict=True):
-        one = next(encoded) if response.strip() else None
-        ids, ends = (one.ids, one.sentence_ends) if one else ([], [])
-        rows.append(TokenRow(prompt=prompt_ids[prompt], ids=ids, model_ends=ends, policy_ends=ends))
-    return rows
+    ids = dict(zip(distinct, (np.array(ids, dtype=np.int32) for ids in model.encoder.encode_prompts(distinct)), strict=True))
+    return [
+        PromptGroup(prompt_ids=ids[prompt], responses=[next(encoded) if response.strip() else NO_TEXT])
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
 
 
-def answer_rows(rows: Sequence[TokenRow], rewards: Sequence[float]) -> dict[str, Any]:
+def answer_rows(rows: Sequence[PromptGroup], rewards: Sequence[float]) -> dict[str, Any]:
     """The answer to the request that `rows` came from."""
-    return {"rewards": list(rewards), "scores": list(rewards), "extra_logs": {"num_sentences": [len(row.policy_ends) for row in rows]}}
+    num_sentences = [len(row.responses[0].sentence_ends) for row in rows]
+    return {"rewards": list(rewards), "scores": list(rewards), "extra_logs": {"num_sentences": num_sentences}}
 
 
 def _texts(request: Mapping[str, Any], name: str) -> list[str]:

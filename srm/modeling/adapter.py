@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import AutoConfig
 
 from srm.errors import UserError
 from srm.modeling.config import SentenceRewardConfig
-
-if TYPE_CHECKING:
-    from srm.modeling.model import SentenceRewardModel
+from srm.modeling.loading import load_tokenizer
 
 __all__ = ["load_adapter"]
 
 
-def load_adapter(
-    cls: type[SentenceRewardModel], path: Path, *, dtype: torch.dtype | str = torch.float32, **model_kwargs: Any
-) -> SentenceRewardModel:
-    """The reward model whose LoRA adapter lies in `path`.
+def load_adapter(cls: Any, path: Path, *, dtype: torch.dtype | str = torch.float32, **model_kwargs: Any) -> Any:
+    """The reward model whose LoRA adapter lies in `path`; `cls` is its class, which stands above this file.
 
     The folder holds the adapter with the head (`modules_to_save`), our `config.json` and the tokenizer. The backbone is loaded from
     where the adapter says it was trained, and the adapter is merged into it.
@@ -32,8 +28,6 @@ def load_adapter(
         from peft import PeftConfig, PeftModel
     except ImportError as error:
         raise UserError(f"{path}: holds a LoRA adapter, and the package `peft` is not installed. Run: pip install peft") from error
-
-    from srm.modeling.model import load_tokenizer
 
     adapter = PeftConfig.from_pretrained(str(path))
     if "head" not in (getattr(adapter, "modules_to_save", None) or []):
@@ -47,9 +41,7 @@ def load_adapter(
     return merged.eval()
 
 
-def _load_base(
-    cls: type[SentenceRewardModel], base: str, path: Path, *, dtype: Any, tokenizer: Any, model_kwargs: dict[str, Any]
-) -> SentenceRewardModel:
+def _load_base(cls: Any, base: str, path: Path, *, dtype: Any, tokenizer: Any, model_kwargs: dict[str, Any]) -> Any:
     """The model as it was before the adapter was trained: a plain backbone with a fresh head, or a trained reward model."""
     if Path(base).is_dir() and AutoConfig.from_pretrained(base).model_type == SentenceRewardConfig.model_type:
         return cls.from_pretrained(base, dtype=dtype, **model_kwargs)

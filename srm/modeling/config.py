@@ -7,9 +7,11 @@ from typing import Any, Literal, get_args
 
 from transformers import AutoConfig, PretrainedConfig
 
-__all__ = ["Granularity", "Pooling", "SentenceRewardConfig"]
+from srm.data.schema import Granularity
+from srm.packing import PackingMode
 
-Granularity = Literal["sentence", "response", "token"]
+__all__ = ["Pooling", "SentenceRewardConfig"]
+
 Pooling = Literal["attention", "value_attention", "mean", "sum", "last"]
 
 # What `granularity` decides by itself, so that sum(weight * sentence_reward) is the response reward in each of the three.
@@ -48,7 +50,7 @@ class SentenceRewardConfig(PretrainedConfig):
             as the policy produced them, and a boundary is the last token of its sentence.
         attention_size: width of the query and the key.
         segmenter: `{"name": "punkt" | "punkt_tab" | "sat" | "newline", ...}`, the arguments of `srm.segmentation.make_segmenter`.
-        packing: `shared`, `packed` or `none`; how `score` runs responses unless told otherwise.
+        packing: `shared`, `packed` or `none`; how `score` runs responses unless told otherwise, where the backbone can.
 
     Raises:
         ValueError: an unknown value, or a pooling option set where the granularity leaves none.
@@ -67,7 +69,7 @@ class SentenceRewardConfig(PretrainedConfig):
         boundary_token: str | None = None,
         attention_size: int = 256,
         segmenter: dict[str, Any] | None = None,
-        packing: Literal["shared", "packed", "none"] = "shared",
+        packing: PackingMode = "shared",
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -92,6 +94,13 @@ class SentenceRewardConfig(PretrainedConfig):
         if self.backbone_config is None:
             raise AttributeError("SentenceRewardConfig.hidden_size: there is no `backbone_config` to take it from.")
         return self.backbone_config.get_text_config().hidden_size
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence that the backbone's positions reach, in tokens; None where it states none."""
+        if self.backbone_config is None:
+            return None
+        return getattr(self.backbone_config.get_text_config(), "max_position_embeddings", None)
 
     def own_fields(self) -> dict[str, Any]:
         """The fields that describe the reward model apart from its backbone: `from_backbone(name, **config.own_fields())`."""

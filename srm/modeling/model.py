@@ -5,34 +5,36 @@ Shape letters: `T` tokens run, `N` boundaries, `B` responses, `D` hidden size.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, cached_file
 
+from srm.data import Prompt, ResponseEncoder
 from srm.errors import UserError
+from srm.modeling.adapter import load_adapter
 from srm.modeling.alias import resolve_model_name
 from srm.modeling.config import SentenceRewardConfig
-from srm.packing import PackedBatch, run_backbone
+from srm.modeling.loading import add_boundary_token, check_is_reward_model, hub_arguments, load_backbone, load_tokenizer
+from srm.packing import PackedBatch, PackingMode, UnsupportedBackboneError, check_decoder, probe, run_backbone
+from srm.scoring.results import ScoredResponse
+from srm.scoring.stream import RewardStream
+from srm.scoring.text import score
+from srm.scoring.token_ids import ScoredTokens, score_tokens
+from srm.segmentation import make_segmenter
 from srm_kernels import SentenceLayout, SentenceRewardHead
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from srm.data import Prompt, ResponseEncoder
-    from srm.packing import PackingMode
-    from srm.scoring.stream import RewardStream
-    from srm.scoring.text import ScoredResponse
-    from srm.scoring.token_ids import ScoredTokens
-
 __all__ = ["SentenceRewardModel", "SentenceRewardOutput"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -81,6 +83,9 @@ class SentenceRewardModel(PreTrainedModel):
         self.backbone = backbone
         self.head = SentenceRewardHead(config.hidden_size, **config.head_arguments())
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        # What has been proved of the backbone; see `packing_mode`.
+        self._is_decoder = self._is_probed = self._has_said_padded = False
+        self._packing_refusal: UnsupportedBackboneError | None = None
         self.post_init()
 
     @classmethod
@@ -105,11 +110,11 @@ class SentenceRewardModel(PreTrainedModel):
             **config: fields of `SentenceRewardConfig`.
         """
         path = resolve_model_name(str(model_name_or_path))
-        tokenizer = tokenizer or load_tokenizer(path, **_hub_arguments(model_kwargs))
-        backbone = _load_backbone(path, dtype=dtype, **(model_kwargs or {}))
+        tokenizer = tokenizer or load_tokenizer(path, **hub_arguments(model_kwargs))
+        backbone = load_backbone(path, dtype=dtype, **(model_kwargs or {}))
         boundary_token = config.get("boundary_token")
         if boundary_token is not None:
-            _add_boundary_token(boundary_token, tokenizer, backbone)
+            add_boundary_token(boundary_token, tokenizer, backbone)
         model = cls(SentenceRewardConfig(backbone_config=backbone.config, **config), backbone=backbone)
         model.tokenizer = tokenizer
         # The name as given, alias included: a LoRA adapter records it as the model it belongs to.
@@ -124,17 +129,15 @@ class SentenceRewardModel(PreTrainedModel):
         """
         path = Path(str(pretrained_model_name_or_path))
         if (path / "adapter_config.json").is_file():
-            from srm.modeling.adapter import load_adapter
-
             return load_adapter(cls, path, **kwargs)
         if kwargs.get("config") is None:
-            _check_is_reward_model(str(pretrained_model_name_or_path), **_hub_arguments(kwargs))
+            check_is_reward_model(str(pretrained_model_name_or_path), **hub_arguments(kwargs))
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, info = loaded if isinstance(loaded, tuple) else (loaded, None)
-        name, hub_arguments = str(pretrained_model_name_or_path), _hub_arguments(kwargs)
+        name, hub = str(pretrained_model_name_or_path), hub_arguments(kwargs)
         # A folder without one still loads, for callers who bring ids; `encoder` says what is missing when text comes.
-        if cached_file(name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **hub_arguments):
-            model.tokenizer = load_tokenizer(name, **hub_arguments)
+        if cached_file(name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **hub):
+            model.tokenizer = load_tokenizer(name, **hub)
         return model if info is None else (model, info)  # type: ignore[return-value]  # as PreTrainedModel with output_loading_info
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -145,8 +148,44 @@ class SentenceRewardModel(PreTrainedModel):
 
     def forward(self, batch: PackedBatch) -> SentenceRewardOutput:
         """Rewards of every response and sentence in `batch`."""
+        if batch.cu_seqlens is not None:
+            self.packing_mode("packed")
         hidden_TD = run_backbone(self.backbone, batch)
         return SentenceRewardOutput(*self.head(hidden_TD, SentenceLayout(batch.boundaries, batch.cu_boundaries)))
+
+    def packing_mode(self, asked: PackingMode | None = None) -> PackingMode:
+        """How batches run on this backbone; every packed call asks here.
+
+        That packing changes nothing is proved once on the loaded model, with a few passes of about twenty tokens; the answer is kept.
+
+        Args:
+            asked: what was asked for by name. None: the config's mode where the backbone can run it, else `none`, with one line in the log.
+
+        Raises:
+            UserError: the backbone is no causal decoder. Then no mode is right.
+            UnsupportedBackboneError: `asked` is a packed mode, and this backbone cannot run packed.
+        """
+        wanted = asked or self.config.packing
+        if not self._is_decoder:
+            check_decoder(self.backbone)
+            self._is_decoder = True
+        if wanted == "none":
+            return wanted
+        if not self._is_probed:
+            try:
+                probe(self.backbone)
+            except UnsupportedBackboneError as error:
+                self._packing_refusal = error
+            self._is_probed = True
+        refusal = self._packing_refusal
+        if refusal is None:
+            return wanted
+        if asked is not None:
+            raise UnsupportedBackboneError(refusal.backbone, refusal.reason)
+        if not self._has_said_padded:
+            logger.warning("%s cannot run packed (%s), so it runs padded: packing none", refusal.backbone, refusal.reason)
+            self._has_said_padded = True
+        return "none"
 
     def score(
         self,
@@ -165,7 +204,7 @@ class SentenceRewardModel(PreTrainedModel):
             responses: for each prompt a response, or a list of responses; those share one pass over their prompt.
             tokens_per_batch: upper bound on the tokens of one forward pass; a single longer response still runs, alone.
             max_length: longest prompt + response in tokens; the backbone's own limit where None.
-            packing: `shared`, `packed` or `none`; the config's where None.
+            packing: `shared`, `packed` or `none`; where None, see `packing_mode`.
             show_progress: draw a progress bar on stderr.
 
         Returns:
@@ -176,15 +215,13 @@ class SentenceRewardModel(PreTrainedModel):
 
         A score does not depend on what else is in the batch, up to the rounding of the matrix products.
         """
-        from srm.scoring.text import score
-
         return score(
             self,
             prompts,
             responses,
             tokens_per_batch=tokens_per_batch,
             max_length=max_length,
-            packing=packing or self.config.packing,
+            packing=packing,
             show_progress=show_progress,
         )
 
@@ -203,7 +240,7 @@ class SentenceRewardModel(PreTrainedModel):
         """Rewards on a policy's own token ids, which are never retokenised or changed.
 
         A response's text ends before its first eos or pad id; ids from there on belong to no sentence. A response without text has the
-        prompt's share of the reward and no sentence. Equal prompts run once for up to 64 of their responses.
+        prompt's share of the reward and no sentence. Equal prompts run once in a pass.
 
         Args:
             prompt_ids: the prompts as the policy read them: lists, or [B, P] with `prompt_mask`, padded on either side.
@@ -214,13 +251,11 @@ class SentenceRewardModel(PreTrainedModel):
             prompts: the prompts as strings or messages, where `tokenizer` has another vocabulary: then the reward model reads the text
                 in its own tokens, and sentences are found again on the policy's through characters.
             tokens_per_batch: bound on the tokens of one forward pass.
-            packing: `shared`, `packed` or `none`; the config's where None.
+            packing: `shared`, `packed` or `none`; where None, see `packing_mode`.
 
         Raises:
             ValueError: shapes that do not match, an empty prompt, or more tokens than the reward model reads. IndexError: an unknown id.
         """
-        from srm.scoring.token_ids import score_tokens
-
         return score_tokens(
             self,
             prompt_ids,
@@ -245,16 +280,11 @@ class SentenceRewardModel(PreTrainedModel):
         Raises:
             UserError: a prompt that is too long, or a backbone without a cache of keys and values.
         """
-        from srm.scoring.stream import RewardStream
-
         return RewardStream(self, prompt, max_length=max_length)
 
     @cached_property
     def encoder(self) -> ResponseEncoder:
         """Turns prompts and responses into ids and boundaries, exactly as in training."""
-        from srm.data import ResponseEncoder
-        from srm.segmentation import make_segmenter
-
         if self.tokenizer is None:
             raise UserError(
                 f"{self.name_or_path or 'this model'}: no tokenizer was found beside the weights. "
@@ -268,51 +298,3 @@ class SentenceRewardModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, SentenceRewardHead):
             module.reset_parameters()
-
-
-def load_tokenizer(path: str, **hub_arguments: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer at `path`, or a `UserError` that names what was tried."""
-    try:
-        return AutoTokenizer.from_pretrained(path, **hub_arguments)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no tokenizer could be loaded ({_first_line(error)}). Save one beside the weights.") from error
-
-
-def _load_backbone(path: str, **kwargs: Any) -> PreTrainedModel:
-    try:
-        backbone = AutoModel.from_pretrained(path, **kwargs)
-    except OSError as error:
-        raise UserError(f"{path}: no model could be loaded ({_first_line(error)}). Give a folder with config.json and weights.") from error
-    if isinstance(backbone, SentenceRewardModel):
-        raise UserError(f"{path}: is a trained reward model already. Load it with `SentenceRewardModel.from_pretrained`.")
-    return backbone
-
-
-def _check_is_reward_model(path: str, **hub_arguments: Any) -> None:
-    try:
-        found = AutoConfig.from_pretrained(path, **hub_arguments).model_type
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: no model could be loaded ({_first_line(error)}). Give the folder that srm-train saved, or a hub name."
-        ) from error
-    if found != SentenceRewardConfig.model_type:
-        raise UserError(
-            f"{path}: is a plain {found} model, not a trained reward model. Train one on it: srm-train --model_name_or_path {path}"
-        )
-
-
-def _add_boundary_token(token: str, tokenizer: PreTrainedTokenizerBase, backbone: PreTrainedModel) -> None:
-    tokenizer.add_special_tokens({"additional_special_tokens": [token]}, replace_extra_special_tokens=False)
-    embeddings = backbone.get_input_embeddings()
-    assert isinstance(embeddings.weight, Tensor)
-    if len(tokenizer) > embeddings.weight.shape[0]:
-        backbone.resize_token_embeddings(len(tokenizer))
-
-
-def _hub_arguments(kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "trust_remote_code", "subfolder")
-    return {name: value for name, value in (kwargs or {}).items() if name in names}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

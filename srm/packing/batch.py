@@ -9,30 +9,73 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Self
 
 PackingMode = Literal["shared", "packed", "none"]
+IntArray = NDArray[np.int32]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ResponseIds:
-    """One response as token ids.
+    """One response as token ids, with the last token of each sentence.
 
-    ids: token ids of the response.
-    sentence_ends: index into `ids` of the last token of each sentence, strictly increasing; the last one is `len(ids) - 1`.
+    Args:
+        ids: int [tokens], any sequence; kept as an int32 array. Empty for a response without text.
+        sentence_ends: int [sentences], index into `ids` of the last token of each sentence, strictly increasing; the last one is
+            `len(ids) - 1`.
     """
 
-    ids: Sequence[int]
-    sentence_ends: Sequence[int]
+    ids: IntArray
+    sentence_ends: IntArray
+
+    def __post_init__(self) -> None:
+        _keep_as_arrays(self, "ids", "sentence_ends")
+
+    def cut(self, ids: IntArray, sentence_ends: IntArray) -> Self:
+        """The same response with only its first tokens and sentences."""
+        return replace(self, ids=ids, sentence_ends=sentence_ends)
+
+    def every_token(self) -> ResponseIds:
+        """The ids with a boundary at each of them, as models of `granularity="token"` read a response."""
+        return ResponseIds(ids=self.ids, sentence_ends=np.arange(len(self.ids), dtype=np.int32))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PromptGroup:
-    """One prompt and the responses that answer it: chosen and rejected, or a group of samples."""
+    """One prompt and the responses that answer it: chosen and rejected, a group of samples, or one response.
 
-    prompt_ids: Sequence[int]
+    Args:
+        prompt_ids: int [tokens], any sequence; kept as an int32 array. At least one: its last token carries the first boundary.
+        responses: at least one.
+    """
+
+    prompt_ids: IntArray
     responses: Sequence[ResponseIds]
+
+    def __post_init__(self) -> None:
+        _keep_as_arrays(self, "prompt_ids")
+
+    @property
+    def prompt_key(self) -> bytes:
+        """Equal for equal prompts."""
+        return self.prompt_ids.tobytes()
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and its longest response."""
+        return len(self.prompt_ids) + max(len(response.ids) for response in self.responses)
+
+
+def _keep_as_arrays(of: object, *names: str) -> None:
+    for name in names:
+        value = getattr(of, name)
+        if not (isinstance(value, np.ndarray) and value.dtype == np.int32):
+            # Frozen, so that nobody else can: the same values in one form, small and quick to compare.
+            object.__setattr__(of, name, np.asarray(value, dtype=np.int32))
 
 
 @dataclass(frozen=True, kw_only=True)

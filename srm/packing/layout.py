@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, get_args
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from srm.packing.batch import PackedBatch, PackingMode, PromptGroup, ResponseIds
+from srm.packing.batch import IntArray, PackedBatch, PackingMode, PromptGroup, ResponseIds
 
 __all__ = ["pack"]
 
@@ -16,32 +18,37 @@ __all__ = ["pack"]
 def pack(groups: Sequence[PromptGroup], *, mode: PackingMode = "shared", pad_token_id: int) -> PackedBatch:
     """Lay `groups` out as one batch; responses keep their order, group by group.
 
-    mode: `shared` runs each prompt once for all of its responses, also where several groups have the same one; `packed` repeats it
-        before each response without padding; `none` gives each response a row of its own, padded on the right with `pad_token_id`.
+    A response without ids has one boundary, its prompt's.
 
-    Raises ValueError for an unknown mode, for no groups, a group without responses, an empty prompt or response, and sentence
-    ends that do not rise strictly to the response's last token. The message names the group and the response.
+    Args:
+        groups: prompts with their responses.
+        mode: `shared` runs each prompt once for all of its responses, also where several groups have the same one; `packed` repeats it
+            before each response without padding; `none` gives each response a row of its own, padded on the right.
+        pad_token_id: what rows are padded with in the mode `none`.
+
+    Returns:
+        The batch, on the CPU.
+
+    Raises:
+        ValueError: an unknown mode, no groups, a group without responses, an empty prompt, or sentence ends that do not rise strictly to
+            the response's last token. The message names the group and the response.
     """
     if mode not in get_args(PackingMode):
         raise ValueError(f"pack: `mode` must be one of {', '.join(get_args(PackingMode))}, got {mode!r}.")
     _validate(groups)
     lengths = [len(group.prompt_ids) + len(response.ids) for group, response in _responses(groups)]
     if mode == "none":
-        rows = [[*group.prompt_ids, *response.ids] for group, response in _responses(groups)]
-        layout = _pad(rows, pad_token_id)
-        prompt_starts = [row * max(lengths) for row in range(len(rows))]
-        response_starts = [start + len(group.prompt_ids) for start, (group, _) in zip(prompt_starts, _responses(groups), strict=True)]
+        layout, prompt_starts = _padded(groups, lengths, pad_token_id)
+        response_starts = _behind_prompts(groups, prompt_starts)
     else:
-        layout, response_starts, prompt_starts = _shared(groups) if mode == "shared" else _packed(groups)
-    boundaries = [
-        position
-        for (group, response), prompt_start, response_start in zip(_responses(groups), prompt_starts, response_starts, strict=True)
-        for position in (prompt_start + len(group.prompt_ids) - 1, *(response_start + end for end in response.sentence_ends))
-    ]
+        layout, prompt_starts, response_starts = _shared(groups) if mode == "shared" else _packed(groups, lengths)
+    boundaries: list[Any] = []
+    for (group, response), prompt_start, response_start in zip(_responses(groups), prompt_starts, response_starts, strict=True):
+        boundaries += [[prompt_start + len(group.prompt_ids) - 1], response_start + response.sentence_ends]
     counts = [1 + len(response.sentence_ends) for _, response in _responses(groups)]
     return PackedBatch(
         **layout,
-        boundaries=torch.tensor(boundaries, dtype=torch.int64),
+        boundaries=_tensor(np.concatenate(boundaries)),
         cu_boundaries=torch.tensor([0, *accumulate(counts)], dtype=torch.int32),
         num_padded_tokens=len(lengths) * max(lengths),
         num_packed_tokens=sum(lengths),
@@ -61,11 +68,10 @@ def _validate(groups: Sequence[PromptGroup]) -> None:
         if not group.responses:
             raise ValueError(f"pack: group {g} has no responses; drop the group.")
         for r, response in enumerate(group.responses):
-            if not len(response.ids):
-                raise ValueError(f"pack: group {g}, response {r} is empty; drop it, or give it the end-of-turn token.")
-            ends = list(response.sentence_ends)
+            # In Python: a response has a dozen sentences, and a call of numpy costs more than all of them.
+            ends = response.sentence_ends.tolist()
             rising = all(a < b for a, b in zip([-1, *ends], ends, strict=False))
-            if not ends or not rising or ends[-1] != len(response.ids) - 1:
+            if not rising or (ends[-1] if ends else -1) != len(response.ids) - 1:
                 raise ValueError(
                     f"pack: group {g}, response {r}: `sentence_ends` must rise strictly from 0 or more to the last token, "
                     f"{len(response.ids) - 1}, got {ends}."
@@ -74,65 +80,72 @@ def _validate(groups: Sequence[PromptGroup]) -> None:
 
 def _shared(groups: Sequence[PromptGroup]) -> tuple[dict[str, Any], list[int], list[int]]:
     """One segment a prompt, then one a response, whose positions go on from the prompt's. Equal prompts are one."""
-    ids: list[int] = []
-    positions: list[int] = []
-    lengths: list[int] = []
+    segments: list[IntArray] = []
+    first_positions: list[int] = []
     parents: list[int] = []
     prompt_starts: list[int] = []
     response_starts: list[int] = []
     # Where a prompt lies in the row, and which segment it is.
-    places: dict[tuple[int, ...], tuple[int, int]] = {}
+    places: dict[bytes, tuple[int, int]] = {}
+    total = 0
     for group in groups:
-        prompt = tuple(group.prompt_ids)
-        if prompt not in places:
-            places[prompt] = len(ids), len(lengths)
-            ids.extend(prompt)
-            positions.extend(range(len(prompt)))
-            lengths.append(len(prompt))
+        if group.prompt_key not in places:
+            places[group.prompt_key] = total, len(segments)
+            segments.append(group.prompt_ids)
+            first_positions.append(0)
             parents.append(-1)
-        prompt_start, prompt_index = places[prompt]
+            total += len(group.prompt_ids)
+        prompt_start, prompt_segment = places[group.prompt_key]
         for response in group.responses:
             prompt_starts.append(prompt_start)
-            response_starts.append(len(ids))
-            ids.extend(response.ids)
-            positions.extend(range(len(prompt), len(prompt) + len(response.ids)))
-            lengths.append(len(response.ids))
-            parents.append(prompt_index)
-    return _row(ids, positions, lengths, parents), response_starts, prompt_starts
+            response_starts.append(total)
+            if not len(response.ids):
+                continue
+            segments.append(response.ids)
+            first_positions.append(len(group.prompt_ids))
+            parents.append(prompt_segment)
+            total += len(response.ids)
+    return _row(segments, first_positions, [len(segment) for segment in segments], parents), prompt_starts, response_starts
 
 
-def _packed(groups: Sequence[PromptGroup]) -> tuple[dict[str, Any], list[int], list[int]]:
+def _packed(groups: Sequence[PromptGroup], lengths: list[int]) -> tuple[dict[str, Any], list[int], list[int]]:
     """One segment a response, with the prompt repeated before it."""
-    ids: list[int] = []
-    positions: list[int] = []
-    lengths: list[int] = []
-    prompt_starts: list[int] = []
-    for group, response in _responses(groups):
-        prompt_starts.append(len(ids))
-        lengths.append(len(group.prompt_ids) + len(response.ids))
-        ids.extend([*group.prompt_ids, *response.ids])
-        positions.extend(range(lengths[-1]))
-    response_starts = [start + len(group.prompt_ids) for start, (group, _) in zip(prompt_starts, _responses(groups), strict=True)]
-    return _row(ids, positions, lengths, [-1] * len(lengths)), response_starts, prompt_starts
+    parts = [part for group, response in _responses(groups) for part in (group.prompt_ids, response.ids)]
+    prompt_starts = [0, *accumulate(lengths)][:-1]
+    return _row(parts, [0] * len(lengths), lengths, [-1] * len(lengths)), prompt_starts, _behind_prompts(groups, prompt_starts)
 
 
-def _row(ids: list[int], positions: list[int], lengths: list[int], parents: list[int]) -> dict[str, Any]:
+def _behind_prompts(groups: Sequence[PromptGroup], prompt_starts: Sequence[int]) -> list[int]:
+    return [start + len(group.prompt_ids) for start, (group, _) in zip(prompt_starts, _responses(groups), strict=True)]
+
+
+def _row(parts: list[IntArray], first_positions: list[int], lengths: list[int], parents: list[int]) -> dict[str, Any]:
+    positions = np.concatenate([np.arange(first, first + length) for first, length in zip(first_positions, lengths, strict=True)])
     return {
-        "input_ids": torch.tensor([ids], dtype=torch.int64),
-        "position_ids": torch.tensor([positions], dtype=torch.int64),
+        "input_ids": _tensor(np.concatenate(parts))[None],
+        "position_ids": _tensor(positions)[None],
         "cu_seqlens": torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         "parent": torch.tensor(parents, dtype=torch.int32),
         "segments": (tuple(lengths), tuple(parents)),
     }
 
 
-def _pad(rows: list[list[int]], pad_token_id: int) -> dict[str, Any]:
-    longest = max(map(len, rows))
-    lengths = torch.tensor([len(row) for row in rows])
+def _padded(groups: Sequence[PromptGroup], lengths: list[int], pad_token_id: int) -> tuple[dict[str, Any], list[int]]:
+    longest = max(lengths)
+    ids = np.full((len(lengths), longest), pad_token_id, dtype=np.int64)
+    for row, (group, response) in zip(ids, _responses(groups), strict=True):
+        prompt_length = len(group.prompt_ids)
+        row[:prompt_length] = group.prompt_ids
+        row[prompt_length : prompt_length + len(response.ids)] = response.ids
     column = torch.arange(longest)
-    return {
-        "input_ids": torch.tensor([row + [pad_token_id] * (longest - len(row)) for row in rows], dtype=torch.int64),
+    layout = {
+        "input_ids": torch.from_numpy(ids),
         # Padding sits on the right, so it only ever continues the count and no real token sees it.
-        "position_ids": column.expand(len(rows), longest).contiguous(),
-        "attention_mask": column < lengths[:, None],
+        "position_ids": column.expand(len(lengths), longest).contiguous(),
+        "attention_mask": column < torch.tensor(lengths)[:, None],
     }
+    return layout, [row * longest for row in range(len(lengths))]
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    return torch.from_numpy(array.astype(np.int64))

@@ -12,10 +12,8 @@ from srm.data.template import ChatFormat
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
 from srm.modeling.alias import raise_load_error, resolve_model_name
-from srm.packing import probe
 from srm.rl.arguments import RLConfig
 from srm.rl.trainer import RLTrainer
-from srm.scoring.text import max_positions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,8 +67,6 @@ def build_trainer(
         policy = _load_policy(checkpoint or name)
         tokenizer = AutoTokenizer.from_pretrained(name)
         prompts = _encode_prompts(config, tokenizer, say)
-    if config.packing != "none":
-        probe(policy.base_model)
     _check_lengths(config, policy, reward_model, max(len(ids) for _, ids in prompts))
     say(
         f"{len(prompts):,} prompts; a step: {config.rollout_size // config.num_generations * accelerator.num_processes} of them, "
@@ -120,7 +116,7 @@ def _check_lengths(config: RLConfig, policy: PreTrainedModel, reward_model: Sent
     wanted = longest + config.max_completion_length
     limits = {
         "the policy": getattr(policy.config.get_text_config(), "max_position_embeddings", None),
-        "the reward model": max_positions(reward_model),
+        "the reward model": reward_model.config.max_positions,
     }
     for who, limit in limits.items():
         if limit is not None and wanted > limit:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from srm.packing import PackingMode, PromptGroup, ResponseIds, enable, pack
+from srm.packing import PackingMode, PromptGroup, ResponseIds, enable, pack, probe
 from srm.packing.attention import PLAN
 from srm.packing.backbone import restore
 from srm.packing.plan import AttentionPlan
@@ -60,13 +61,19 @@ class Policy(nn.Module):
 
     The head starts at zero: until it has learned something, every advantage is the reward to go.
 
-    packing: `shared` runs a prompt once for all of its responses, `packed` with each of them but without padding, `none` padded.
+    Args:
+        packing: `shared` runs a prompt once for all of its responses, `packed` with each of them but without padding, `none` padded.
+
+    Raises:
+        UnsupportedBackboneError: a packed mode, and the model cannot run packed.
     """
 
     def __init__(self, model: PreTrainedModel, *, value_head: bool = False, packing: PackingMode = "shared") -> None:
         super().__init__()
         self.model = model
         self.packing = packing
+        if packing != "none":
+            probe(model.base_model)
         self.value_head: nn.Linear | None = None
         if value_head:
             self.value_head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=model.device)
@@ -94,8 +101,9 @@ class Policy(nn.Module):
         width = responses.mask.shape[1]
         groups = []
         for ids, kept in zip(responses.ids, responses.attention_mask.bool(), strict=True):
-            prompt, response = ids[:-width][kept[:-width]].tolist(), ids[-width:][kept[-width:]].tolist()
-            groups.append(PromptGroup(prompt_ids=prompt, responses=[ResponseIds(ids=response, sentence_ends=range(len(response)))]))
+            prompt, response = (part.cpu().numpy() for part in (ids[:-width][kept[:-width]], ids[-width:][kept[-width:]]))
+            every_token = ResponseIds(ids=response, sentence_ends=np.arange(len(response), dtype=np.int32))
+            groups.append(PromptGroup(prompt_ids=prompt, responses=[every_token]))
         batch = pack(groups, mode=self.packing, pad_token_id=0).to(responses.ids.device)
         # Every token is a boundary, and so is the prompt's last one. Each says what comes next; behind the last one nothing does.
         has_next = torch.ones_like(batch.boundaries, dtype=torch.bool)

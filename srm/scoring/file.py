@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from srm.data import OverlongPolicy, ResponseRow, read_responses
 from srm.errors import UserError
+from srm.packing import PackingMode, PromptGroup
 from srm.runs.folders import write_whole
-from srm.scoring.text import EncodedGroup, ScoredResponse, encode_groups, score_groups
-
-if TYPE_CHECKING:
-    from srm.modeling.model import SentenceRewardModel
-    from srm.packing import PackingMode
+from srm.scoring.protocol import RewardModel
+from srm.scoring.results import ScoredResponse
+from srm.scoring.run import score_groups
+from srm.scoring.text import encode_groups, read_off_group
 
 __all__ = [
     "RowSettings",
@@ -48,7 +48,7 @@ class RowSettings:
 
     overlong: OverlongPolicy
     max_length: int | None
-    packing: PackingMode
+    packing: PackingMode | None
     tokens_per_batch: int
 
 
@@ -61,7 +61,7 @@ class ScoreFileSummary:
 
 
 def score_file(
-    model: SentenceRewardModel,
+    model: RewardModel,
     source: str,
     output: Path,
     *,
@@ -89,7 +89,7 @@ def score_file(
 
 
 def append_scores(
-    model: SentenceRewardModel,
+    model: RewardModel,
     rows: Iterator[ResponseRow],
     output: Path,
     num_resumed: int,
@@ -104,24 +104,24 @@ def append_scores(
     check_resumed(output, rows, num_resumed)
     on_scored(num_resumed)
     num_scored = 0
-    waiting: deque[list[ResponseRow]] = deque()
+    waiting: deque[tuple[list[ResponseRow], PromptGroup]] = deque()
 
-    def encoded() -> Iterator[EncodedGroup]:
+    def encoded() -> Iterator[PromptGroup]:
         for same_prompt in _by_prompt(rows):
             pending = iter(same_prompt)
             texts, where = [row.response for row in same_prompt], [row.where for row in same_prompt]
             for group in encode_groups(
                 model, same_prompt[0].prompt, texts, where=where, max_length=settings.max_length, overlong=settings.overlong
             ):
-                waiting.append(list(islice(pending, len(group.responses))))
+                waiting.append((list(islice(pending, len(group.responses))), group))
                 yield group
 
     with output.open("a", encoding="utf-8") as file:
-        for scored in score_groups(model, encoded(), tokens_per_batch=settings.tokens_per_batch, packing=settings.packing):
-            group = waiting.popleft()
-            write_scores(file, zip(group, scored, strict=True))
-            num_scored += len(group)
-            on_scored(len(group))
+        for scores in score_groups(model, encoded(), tokens_per_batch=settings.tokens_per_batch, packing=settings.packing):
+            same_prompt, group = waiting.popleft()
+            write_scores(file, zip(same_prompt, read_off_group(group, scores), strict=True))
+            num_scored += len(same_prompt)
+            on_scored(len(same_prompt))
     return num_scored
 
 

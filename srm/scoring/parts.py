@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from srm.data import ResponseRow, read_responses
 from srm.errors import UserError
@@ -29,9 +29,7 @@ from srm.scoring.file import (
     drop_unfinished_line,
     meta_path,
 )
-
-if TYPE_CHECKING:
-    from srm.modeling.model import SentenceRewardModel
+from srm.scoring.protocol import RewardModel
 
 __all__ = ["parts_folder", "score_parts"]
 
@@ -68,7 +66,7 @@ def parts_folder(output: Path) -> Path:
 
 
 def score_parts(
-    model: SentenceRewardModel,
+    model: RewardModel,
     source: str,
     output: Path,
     *,
@@ -144,7 +142,7 @@ def _agree(output: Path, identity: dict[str, Any], num_rows: int, num_processes:
 
 
 def _score_part(
-    model: SentenceRewardModel,
+    model: RewardModel,
     rows: Iterator[ResponseRow],
     num_rows: int,
     path: Path,

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import replace
 from itertools import takewhile
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from srm.data import EncodedResponse, Prompt
 from srm.errors import UserError
 from srm.packing.backbone import restore, unwrap
-from srm.scoring.text import ScoredResponse, ScoredSentence, max_positions, read_off, sentence_means
+from srm.scoring.protocol import RewardModel
+from srm.scoring.results import ScoredResponse, ScoredSentence
+from srm.scoring.run import sentence_score
+from srm.scoring.text import read_off
+from srm.scoring.token_ids import NO_TEXT
 from srm_kernels import SentenceLayout
-
-if TYPE_CHECKING:
-    from srm.data import EncodedResponse, Prompt
-    from srm.modeling.model import SentenceRewardModel
 
 __all__ = ["RewardStream"]
 
@@ -45,7 +44,7 @@ class RewardStream:
     what is still true.
     """
 
-    def __init__(self, model: SentenceRewardModel, prompt: Prompt, *, max_length: int | None = None) -> None:
+    def __init__(self, model: RewardModel, prompt: Prompt, *, max_length: int | None = None) -> None:
         if unwrap(model.backbone)._is_stateful:
             raise UserError(
                 f"stream: {type(unwrap(model.backbone)).__name__} keeps a running state, which cannot be taken back when a token changes. "
@@ -53,7 +52,7 @@ class RewardStream:
             )
         self._model = model
         self._segmenter = model.encoder.segmenter.without_limits()
-        self._limit = max_positions(model) if max_length is None else max_length
+        self._limit = model.config.max_positions if max_length is None else max_length
         self._prompt_length = 0
         self._ids: list[int] = []
         self._closed = False
@@ -100,7 +99,7 @@ class RewardStream:
             return []
         known = self._known(response)
         if not known == len(response.spans) == len(self.sentences):
-            self._advance(response.ids)
+            self._advance(response.ids.tolist())
             self._scored = self._score(response)
         self.text = whole
         return list(self.sentences[known:])
@@ -116,7 +115,7 @@ class RewardStream:
         if not self.text.strip():
             raise UserError("stream: the response is empty. A reward needs at least one sentence: feed some text before closing.")
         response = self._model.encoder.encode_responses([self.text])[0]
-        self._advance(response.ids)
+        self._advance(response.ids.tolist())
         self._scored = self._score(response)
         self._free()
         return self._scored
@@ -153,11 +152,11 @@ class RewardStream:
         if not count:
             return None
         stop = response.sentence_ends[count - 1] + 1
-        return replace(response, ids=response.ids[:stop], sentence_ends=response.sentence_ends[:count], spans=response.spans[:count])
+        return response.cut(response.ids[:stop], response.sentence_ends[:count])
 
     def _known(self, response: EncodedResponse) -> int:
         """How many sentences of `response` were known before and have not changed."""
-        same = _common(self._ids, response.ids)
+        same = _common(self._ids, response.ids.tolist())
         pairs = zip(self.sentences, response.spans, response.sentence_ends, strict=False)
         return sum(1 for _ in takewhile(lambda pair: (pair[0].start, pair[0].end) == pair[1] and pair[2] < same, pairs))
 
@@ -198,17 +197,16 @@ class RewardStream:
     @torch.no_grad()
     def _score(self, response: EncodedResponse | None) -> ScoredResponse:
         """What the head says about the tokens run, which are those of `response`, or of the prompt alone where None."""
-        by_token = self._model.config.granularity == "token"
-        ends = [] if response is None else range(len(response.ids)) if by_token else response.sentence_ends
+        read = NO_TEXT if response is None else response
+        ends = (read.every_token() if self._model.config.granularity == "token" else read).sentence_ends
         device = self._hidden_TD.device
-        rows_N = torch.tensor([0, *(end + 1 for end in ends)], device=device)
+        rows_N = torch.tensor([0, *(ends + 1).tolist()], device=device)
         layout = SentenceLayout(rows_N, torch.tensor([0, rows_N.numel()], device=device))
         reward, rewards, weight, _ = (tensor.cpu() for tensor in self._model.head(self._hidden_TD, layout))
+        score = sentence_score(self._model, read, float(reward), rewards, weight)
         if response is None:
-            return ScoredResponse(reward=float(reward), prompt_reward=float(rewards[0]), sentences=())
-        if by_token:
-            rewards, weight = sentence_means(rewards, weight, response.sentence_ends)
-        return read_off(response, float(reward), rewards.tolist(), weight.tolist())
+            return ScoredResponse(reward=score.reward, prompt_reward=score.sentence_reward[0], sentences=())
+        return read_off(response, score)
 
     def _check_length(self, length: int) -> None:
         if self._limit is not None and length > self._limit:

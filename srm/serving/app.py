@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
@@ -15,17 +15,16 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 
 from srm.integrations.openrlhf import answer_rows
+from srm.modeling import SentenceRewardModel
+from srm.packing import PackingMode, PromptGroup
+from srm.scoring.run import ResponseScore, score_all
 from srm.serving.batcher import Batcher, QueueFull, ScoringFailed
 from srm.serving.gate import Gate
 from srm.serving.metrics import CONTENT_TYPE_LATEST, Metrics
-from srm.serving.rows import BadField, RowScore, encode_openrlhf, encode_rows, reward_of, run_batch
+from srm.serving.rows import BadField, encode_openrlhf, encode_rows, reward_of
 from srm.serving.schema import OpenRLHFAnswer, OpenRLHFRequest, RewardAnswer, RewardRequest
 from srm.serving.settings import ServerSettings
 from srm_kernels import __version__
-
-if TYPE_CHECKING:
-    from srm.modeling import SentenceRewardModel
-    from srm.packing import PackingMode
 
 __all__ = ["create_app"]
 
@@ -39,12 +38,22 @@ _CLIENT_GONE = 499
 
 
 def create_app(model: SentenceRewardModel, settings: ServerSettings | None = None, *, packing: PackingMode | None = None) -> FastAPI:
-    """The server's ASGI application. packing: `shared`, `packed` or `none`; the model's own where None."""
+    """The server's ASGI application.
+
+    Args:
+        packing: `shared`, `packed` or `none` by name, or None; see `SentenceRewardModel.packing_mode`.
+
+    Raises:
+        UnsupportedBackboneError: packing was asked for by name, and the backbone cannot run packed.
+    """
     settings = settings or ServerSettings()
     metrics = Metrics()
-    packing = packing or model.config.packing
-    run = partial(run_batch, model, tokens_per_batch=settings.tokens_per_batch, packing=packing)
-    batcher = Batcher(run, settings, metrics, shares_prompts=packing == "shared")
+    mode = model.packing_mode(packing)
+
+    def run(rows: Sequence[PromptGroup]) -> list[ResponseScore]:
+        return [score for (score,) in score_all(model, rows, tokens_per_batch=settings.tokens_per_batch, packing=mode)]
+
+    batcher = Batcher(run, settings, metrics, packing=mode)
     metrics.watch_queue(lambda: batcher.num_waiting)
 
     @asynccontextmanager
@@ -92,7 +101,7 @@ def _add_reward_routes(app: FastAPI, model: SentenceRewardModel, settings: Serve
 
         async def answer() -> Response:
             encoded = await batcher.encode(len(body.rows), encode)
-            scores = _finite(await batcher.score([one.row for one in encoded]))
+            scores = _finite(await batcher.score(encoded))
             return JSONResponse({"rewards": [reward_of(one, score) for one, score in zip(encoded, scores, strict=True)]})
 
         return await _unless_gone(request, answer)
@@ -134,7 +143,7 @@ def _check_count(count: int, field: str, settings: ServerSettings) -> None:
         raise BadField((field,), f"{count} rows in a request, and this server queues at most {settings.max_queue}. Send fewer at a time.")
 
 
-def _finite(scores: list[RowScore]) -> list[RowScore]:
+def _finite(scores: list[ResponseScore]) -> list[ResponseScore]:
     """`scores`, unless there is one that JSON has no word for."""
     for score in scores:
         if not math.isfinite(score.reward):

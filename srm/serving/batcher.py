@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from srm.scoring.token_ids import TokenRow
-from srm.serving.rows import RowScore
+from srm.packing import PackingMode, PromptGroup
+from srm.scoring.batching import PassCost
+from srm.scoring.run import ResponseScore
 
 if TYPE_CHECKING:
     from srm.serving.metrics import Metrics
@@ -32,7 +33,7 @@ _WAIT_SHARE = 0.05
 _LULL_SHARE = 0.1
 
 Encoded = TypeVar("Encoded")
-Run = Callable[[list[TokenRow]], list[RowScore]]
+Run = Callable[[list[PromptGroup]], list[ResponseScore]]
 
 
 class QueueFull(RuntimeError):
@@ -49,32 +50,35 @@ class ScoringFailed(RuntimeError):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Waiting:
-    """A row in the queue and who waits for its score."""
+    """A prompt with one response, in the queue, and who waits for its score."""
 
-    row: TokenRow
-    score: asyncio.Future[RowScore]
+    row: PromptGroup
+    score: asyncio.Future[ResponseScore]
 
 
 class Batcher:
     """Collects rows of many requests into batches.
 
-    run: scores a batch; called in a thread of its own, one batch at a time.
-    shares_prompts: whether a prompt runs once for all of its rows in a batch.
+    Args:
+        run: scores a batch; called in a thread of its own, one batch at a time.
+        packing: how a batch is run, and so what it costs.
 
     All methods belong to one event loop.
     """
 
-    def __init__(self, run: Run, settings: ServerSettings, metrics: Metrics, *, shares_prompts: bool = True) -> None:
+    def __init__(self, run: Run, settings: ServerSettings, metrics: Metrics, *, packing: PackingMode) -> None:
         self._run = run
-        self._shares_prompts = shares_prompts
+        self._packing: PackingMode = packing
         self._settings = settings
         self._metrics = metrics
         # Fast tokenizers change their own settings between calls, so one thread encodes for all requests.
         self._encoding_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="srm-encode")
         self._model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="srm-model")
         # By prompt, in the order in which the prompts came; rows are dict keys for their order and for cheap removal.
-        self._queue: dict[tuple[int, ...], dict[_Waiting, None]] = {}
-        self._num_waiting = self._num_tokens = self._num_encoding = self._last_rows = 0
+        self._queue: dict[bytes, dict[_Waiting, None]] = {}
+        self._num_waiting = self._num_encoding = self._last_rows = 0
+        # Of all that waits, as one batch; None where something has left since, and it must be counted anew.
+        self._cost: PassCost | None = PassCost(packing)
         self._last_seconds = 0.0
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -114,7 +118,7 @@ class Batcher:
             self._num_encoding -= num_rows
             self._changed.set()
 
-    async def score(self, rows: Sequence[TokenRow]) -> list[RowScore]:
+    async def score(self, rows: Sequence[PromptGroup]) -> list[ResponseScore]:
         """Scores of `rows`, in order. Cancelled, it takes those that have not run yet out of the queue.
 
         Raises:
@@ -130,27 +134,32 @@ class Batcher:
             self._metrics.dropped.inc(sum(self._remove(one) for one in waiting))
 
     def _add(self, one: _Waiting) -> None:
-        rows = self._queue.setdefault(one.row.prompt, {})
-        self._num_tokens += self._cost(one.row, is_first=not rows)
+        self._queue.setdefault(one.row.prompt_key, {})[one] = None
+        if self._cost is not None:
+            self._cost.add(one.row)
         self._num_waiting += 1
-        rows[one] = None
         self._changed.set()
 
     def _remove(self, one: _Waiting) -> bool:
         """Whether `one` was still in the queue."""
-        rows = self._queue.get(one.row.prompt, {})
+        rows = self._queue.get(one.row.prompt_key, {})
         if one not in rows:
             return False
         del rows[one]
         if not rows:
-            del self._queue[one.row.prompt]
-        self._num_tokens -= self._cost(one.row, is_first=not rows)
+            del self._queue[one.row.prompt_key]
+        self._cost = None
         self._num_waiting -= 1
         return True
 
-    def _cost(self, row: TokenRow, *, is_first: bool) -> int:
-        """Tokens that `row` adds to others. is_first: none of them has its prompt."""
-        return len(row.ids) + (len(row.prompt) if is_first or not self._shares_prompts else 0)
+    def _waiting_tokens(self) -> int:
+        """Tokens of all that waits, run as one batch."""
+        if self._cost is None:
+            self._cost = PassCost(self._packing)
+            for rows in self._queue.values():
+                for one in rows:
+                    self._cost.add(one.row)
+        return self._cost.tokens
 
     async def _serve(self) -> None:
         while True:
@@ -167,7 +176,7 @@ class Batcher:
         patience = max(self._settings.max_wait_ms / 1000, _WAIT_SHARE * self._last_seconds)
         deadline = time.perf_counter() + patience
         lull = 0.0
-        while self._settings.batching and self._num_tokens < self._settings.tokens_per_batch:
+        while self._settings.batching and self._waiting_tokens() < self._settings.tokens_per_batch:
             is_expecting = self._num_encoding > 0 or self._num_waiting < self._last_rows
             left = deadline - time.perf_counter()
             wait = left if is_expecting else min(left, lull)
@@ -184,20 +193,19 @@ class Batcher:
     def _take(self) -> tuple[list[_Waiting], int]:
         """The next batch, out of the queue, and its tokens: the prompt that waits longest with its rows, then the next, while they fit."""
         batch: list[_Waiting] = []
-        tokens = 0
+        cost = PassCost(self._packing)
         for prompt, rows in list(self._queue.items()):
             for one in list(rows):
-                is_first = not batch or batch[-1].row.prompt != prompt
-                cost = self._cost(one.row, is_first=is_first)
-                if batch and (tokens + cost > self._settings.tokens_per_batch or not self._settings.batching):
-                    if not is_first:
+                is_full = cost.after(one.row) > self._settings.tokens_per_batch or not self._settings.batching
+                if batch and is_full:
+                    if batch[-1].row.prompt_key == prompt:
                         # Its other rows wait behind the other prompts, or a popular prompt would keep them waiting for ever.
                         self._queue[prompt] = self._queue.pop(prompt)
-                    return batch, tokens
-                tokens += cost
+                    return batch, cost.tokens
+                cost.add(one.row)
                 batch.append(one)
                 self._remove(one)
-        return batch, tokens
+        return batch, cost.tokens
 
     async def _run_batch(self, batch: list[_Waiting], tokens: int) -> None:
         rows = [one.row for one in batch]
@@ -215,7 +223,7 @@ class Batcher:
         self._answer(batch, scores)
 
     @staticmethod
-    def _answer(batch: list[_Waiting], scores: Sequence[RowScore] | Exception) -> None:
+    def _answer(batch: list[_Waiting], scores: Sequence[ResponseScore] | Exception) -> None:
         for index, one in enumerate(batch):
             # Whoever has gone has cancelled it.
             if one.score.done():

@@ -212,8 +212,6 @@ class RewardConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} must be at least 1, got {value}.")
-        if self.tokens_per_batch is not None and self.packing == "none":
-            raise UserError("--tokens_per_batch cannot count the padding of --packing none. Use another packing, or a smaller batch size.")
         for name in ("center_rewards_coefficient", "mean_value_coefficient", "sentence_reward_l2"):
             value = getattr(self, name)
             if value is not None and value < 0:

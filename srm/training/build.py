@@ -30,18 +30,13 @@ def build_model(arguments: ModelArguments, config: RewardConfig) -> SentenceRewa
     model.config.packing = config.packing
     if arguments.chat_template_path is not None:
         _set_chat_template(model, arguments.chat_template_path)
-    if config.packing != "none":
-        from srm.packing import probe
-
-        probe(model.backbone)
+    model.packing_mode(config.packing)
     return add_adapters(model, arguments) if arguments.use_peft else model
 
 
 def positions_limit(model: SentenceRewardModel, max_length: int | None) -> int | None:
     """`max_length`, lowered to what the backbone's positions reach; None where neither sets a limit."""
-    from srm.scoring.text import max_positions
-
-    limits = [limit for limit in (max_length, max_positions(model)) if limit is not None]
+    limits = [limit for limit in (max_length, model.config.max_positions) if limit is not None]
     return min(limits) if limits else None
 
 

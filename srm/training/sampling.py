@@ -19,15 +19,10 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from srm.data import EncodedComparison
-from srm.packing import PackingMode
+from srm.packing import PackingMode, PromptGroup
+from srm.scoring.batching import pass_cost
 
-__all__ = ["GlobalBatchSampler", "RowDataset", "row_cost"]
-
-
-def row_cost(row: EncodedComparison, packing: PackingMode) -> int:
-    """Tokens that a row runs, padding aside."""
-    return row.num_tokens if packing == "shared" else row.num_tokens + (len(row.responses) - 1) * len(row.prompt_ids)
+__all__ = ["GlobalBatchSampler", "RowDataset"]
 
 
 class GlobalBatchSampler(Sampler[list[list[int]]]):
@@ -40,18 +35,20 @@ class GlobalBatchSampler(Sampler[list[list[int]]]):
     no process waits for another, and counts nothing.
 
     Args:
-        lengths: [rows] token counts, what a row costs; their number is the number of rows.
+        rows: what is trained on.
+        packing: how a pass is run, and so what it costs.
         batch_size: rows of one slot.
         num_processes, accumulation_steps: how many slots make a global batch.
-        max_tokens: upper bound on the cost of a pass; a single longer row still runs, alone. None: a slot is one pass.
+        max_tokens: upper bound on the tokens of a pass, padding included; a single longer row still runs, alone. None: a slot is one pass.
         order: `random`, `sequential`, or `group_by_length`: random, rows of similar length near each other.
         drop_last: leave out the last global batch where it is short.
     """
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        rows: Sequence[PromptGroup],
         *,
+        packing: PackingMode,
         batch_size: int,
         num_processes: int = 1,
         accumulation_steps: int = 1,
@@ -60,7 +57,9 @@ class GlobalBatchSampler(Sampler[list[list[int]]]):
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        self.lengths = lengths
+        self.rows = rows
+        self.packing = packing
+        self.lengths = [pass_cost([row], packing) for row in rows]
         self.slot_size = batch_size
         self.num_processes = num_processes
         self.global_size = batch_size * num_processes * accumulation_steps
@@ -87,16 +86,14 @@ class GlobalBatchSampler(Sampler[list[list[int]]]):
     def _deal(self, rows: Sequence[int]) -> list[list[list[int]]]:
         """The rows of one global batch by slot and pass, in as few passes as keep each within `max_tokens`."""
         num_slots = self._slots_of(len(rows))
-        limit = self.max_tokens
-        # No fewer than would hold all tokens. As many as there are rows always do, because a row alone may be longer.
-        fewest = 1 if limit is None else math.ceil(sum(min(self.lengths[row], limit) for row in rows) / (num_slots * limit))
-        passes = next(passes for count in itertools.count(fewest) if self._fit(passes := self._spread(rows, num_slots * count)))
+        # As many passes as there are rows always do, because a row alone may be longer.
+        passes = next(passes for count in itertools.count(1) if self._fit(passes := self._spread(rows, num_slots * count)))
         filler = [~min(rows, key=lambda row: self.lengths[row])]
         return [[part or filler for part in passes[slot::num_slots]] for slot in range(num_slots)]
 
     def _fit(self, passes: list[list[int]]) -> bool:
         limit = self.max_tokens
-        return limit is None or all(len(part) <= 1 or sum(self.lengths[row] for row in part) <= limit for part in passes)
+        return limit is None or all(len(part) <= 1 or pass_cost((self.rows[row] for row in part), self.packing) <= limit for part in passes)
 
     def _spread(self, rows: Sequence[int], num_passes: int) -> list[list[int]]:
         """The rows by pass: the longest first, each to the pass with the fewest tokens among those with room."""

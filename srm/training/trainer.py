@@ -24,7 +24,7 @@ from srm.training.credit_watch import CreditWatch
 from srm.training.loss_check import LossGuard
 from srm.training.losses import reward_loss
 from srm.training.metrics import RewardMetrics
-from srm.training.sampling import GlobalBatchSampler, RowDataset, row_cost
+from srm.training.sampling import GlobalBatchSampler, RowDataset
 from srm.training.saving import AtomicSavingTrainer
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         self.reward_model = reward_model_of(model)
+        # Before anything is sharded or compiled: the proof runs the model.
+        self.reward_model.packing_mode(args.packing)
         if args.n_gpu > 1:
             # Trainer would use DataParallel, which cannot split a packed batch.
             args._n_gpu = 1
@@ -111,7 +113,8 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         if not rows:
             raise UserError("there is no row to train on.")
         self.train_sampler = GlobalBatchSampler(
-            [row_cost(row, self.args.packing) for row in rows],
+            rows,
+            packing=self.args.packing,
             batch_size=self._train_batch_size,
             num_processes=self.accelerator.num_processes,
             accumulation_steps=self.args.gradient_accumulation_steps,
@@ -140,7 +143,8 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         if not test_dataset:
             raise UserError("there is no row to evaluate on.")
         sampler = GlobalBatchSampler(
-            [row_cost(row, self.args.packing) for row in test_dataset],
+            test_dataset,
+            packing=self.args.packing,
             batch_size=self.args.eval_batch_size,
             num_processes=self.accelerator.num_processes,
             max_tokens=self.args.tokens_per_batch,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from srm.data import EncodedComparison, PairCollator
-from srm.data.overlong import ResponseArrays
+from srm.packing import ResponseIds
 from srm.packing.gather import key_rows
 from srm.packing.plan import AttentionPlan
 from srm.segmentation import make_segmenter
@@ -23,9 +23,9 @@ def rows() -> list[EncodedComparison]:
     """64 pairs of 87 + 235 + 197 tokens."""
     random = np.random.default_rng(0)
 
-    def response(count: int) -> ResponseArrays:
+    def response(count: int) -> ResponseIds:
         ends = np.append(np.arange(26, count - 1, 27), count - 1).astype(np.int32)
-        return ResponseArrays(ids=random.integers(3, 1000, count, dtype=np.int32), sentence_ends=ends)
+        return ResponseIds(ids=random.integers(3, 1000, count, dtype=np.int32), sentence_ends=ends)
 
     return [
         EncodedComparison(

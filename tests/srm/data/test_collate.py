@@ -10,16 +10,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from srm.data import EncodedComparison, PairCollator
-from srm.data.overlong import ResponseArrays
 from srm.data.schema import Pair
-from srm.packing import PackedBatch
+from srm.packing import PackedBatch, ResponseIds
 
 
-def response(length: int, ends: list[int]) -> ResponseArrays:
-    return ResponseArrays(ids=np.arange(10, 10 + length, dtype=np.int32), sentence_ends=np.array(ends, dtype=np.int32))
+def response(length: int, ends: list[int]) -> ResponseIds:
+    return ResponseIds(ids=np.arange(10, 10 + length, dtype=np.int32), sentence_ends=np.array(ends, dtype=np.int32))
 
 
-def comparison(prompt: int, *responses: ResponseArrays, pairs: tuple[Pair, ...] = ((0, 1, None),)) -> EncodedComparison:
+def comparison(prompt: int, *responses: ResponseIds, pairs: tuple[Pair, ...] = ((0, 1, None),)) -> EncodedComparison:
     return EncodedComparison(prompt_ids=np.arange(prompt, dtype=np.int32), responses=responses, pairs=pairs, where="here")
 
 

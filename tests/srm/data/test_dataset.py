@@ -39,7 +39,7 @@ def test_rows_are_what_the_encoder_says(encoder: ResponseEncoder) -> None:
         assert row.prompt_ids.dtype == np.int32
         for arrays, text in zip(row.responses, before.responses, strict=True):
             expected = encoder.encode_response(before.prompt, text)
-            assert (arrays.ids.tolist(), arrays.sentence_ends.tolist()) == (expected.ids, expected.sentence_ends)
+            assert (arrays.ids.tolist(), arrays.sentence_ends.tolist()) == (expected.ids.tolist(), expected.sentence_ends.tolist())
             assert arrays.ids.dtype == arrays.sentence_ends.dtype == np.int32
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from srm.data import EncodedResponse, ResponseEncoder
 from srm.errors import UserError
-from srm.segmentation import make_segmenter
+from srm.segmentation import Span, make_segmenter
 
 Make = Callable[..., PreTrainedTokenizerFast]
 
@@ -25,6 +25,10 @@ def pieces(encoder: ResponseEncoder, response: EncodedResponse) -> list[str]:
     ]
 
 
+def parts(response: EncodedResponse) -> tuple[list[int], list[int], list[Span], str]:
+    return response.ids.tolist(), response.sentence_ends.tolist(), list(response.spans), response.text
+
+
 def test_sentences_end_at_their_last_token(encoder: ResponseEncoder) -> None:
     response = encoder.encode_response("Why?", "It is blue. Is it? Yes!\n\n- one\n- two")
     assert pieces(encoder, response) == ["It is blue.", " Is it?", " Yes!\n\n", "- one\n", "- two"]
@@ -36,7 +40,7 @@ def test_the_tokens_are_the_policys(encoder: ResponseEncoder, chatml: PreTrained
     text = "The sky is blue. Snow is white."
     conversation = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]
     whole = chatml(chatml.apply_chat_template(conversation, tokenize=False), add_special_tokens=False)["input_ids"]
-    ids = encoder.encode_prompt("Why?") + encoder.encode_response("Why?", text).ids
+    ids = [*encoder.encode_prompt("Why?"), *encoder.encode_response("Why?", text).ids]
     assert ids == whole[: len(ids)]
     assert chatml.decode(whole[len(ids) :]) == "<|im_end|>\n"
 
@@ -49,7 +53,7 @@ def test_the_space_a_template_writes_before_an_answer(byte_level: bool, make_tok
     conversation = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}]
     whole = tokenizer(tokenizer.apply_chat_template(conversation, tokenize=False), add_special_tokens=False)["input_ids"]
     response = encoder.encode_response("Why?", text)
-    ids = encoder.encode_prompt("Why?") + response.ids
+    ids = [*encoder.encode_prompt("Why?"), *response.ids]
     assert ids == whole[: len(ids)]
     assert tokenizer.decode(whole[len(ids) :]).strip() == "</s>"
     assert [response.text[span.start : span.end] for span in response.spans] == ["The sky is blue. ", "Snow is white."]
@@ -64,7 +68,8 @@ def test_a_response_is_not_stripped(make_tokenizer: Make) -> None:
 
 
 def test_a_message_is_its_content(encoder: ResponseEncoder) -> None:
-    assert encoder.encode_response("Why?", [{"role": "assistant", "content": "Yes."}]) == encoder.encode_response("Why?", "Yes.")
+    message = [{"role": "assistant", "content": "Yes."}]
+    assert parts(encoder.encode_response("Why?", message)) == parts(encoder.encode_response("Why?", "Yes."))
 
 
 def test_the_last_boundary_is_a_token_of_the_text(encoder: ResponseEncoder) -> None:
@@ -76,7 +81,7 @@ def test_boundary_tokens(marked_encoder: ResponseEncoder, chatml: PreTrainedToke
     response = marked_encoder.encode_response("Why?", "Yes. No way.")
     assert pieces(marked_encoder, response) == ["Yes.<END>", " No way.<END>"]
     mark = chatml.convert_tokens_to_ids("<END>")
-    assert [index for index, token in enumerate(response.ids) if token == mark] == response.sentence_ends
+    assert [index for index, token in enumerate(response.ids) if token == mark] == response.sentence_ends.tolist()
     prompt = marked_encoder.encode_prompt("Why?")
     assert prompt.index(mark) == len(prompt) - 1
 
@@ -102,7 +107,7 @@ def test_bad_responses(response: str, message: str, encoder: ResponseEncoder) ->
 
 def test_a_batch_is_its_parts(encoder: ResponseEncoder) -> None:
     texts = ["Yes. No.", "A long answer. With more.\n\nAnd more!", "x"]
-    assert encoder.encode_responses(texts) == [encoder.encode_response("Why?", text) for text in texts]
+    assert list(map(parts, encoder.encode_responses(texts))) == [parts(encoder.encode_response("Why?", text)) for text in texts]
     assert encoder.encode_responses([]) == []
     assert encoder.encode_prompts([]) == []
 

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srm.data import EncodedComparison, OverlongReport
-from srm.data.overlong import IntArray, ResponseArrays, Shortened, shorten
+from srm.data import EncodedComparison, EncodedResponse, OverlongReport
+from srm.data.overlong import Shortened, cut_group, shorten
 from srm.errors import UserError
+from srm.packing import PromptGroup, ResponseIds
+from srm.packing.batch import IntArray
+from srm.segmentation import Span
 
 MARK = 99
 
@@ -18,11 +21,11 @@ def array(values: object) -> IntArray:
     return np.array(values, dtype=np.int32)
 
 
-def response(ids: list[int], ends: list[int]) -> ResponseArrays:
-    return ResponseArrays(ids=array(ids), sentence_ends=array(ends))
+def response(ids: list[int], ends: list[int]) -> ResponseIds:
+    return ResponseIds(ids=array(ids), sentence_ends=array(ends))
 
 
-def row(prompt: int, *responses: ResponseArrays, pairs: tuple[tuple[int, int, None], ...] = ((0, 1, None),)) -> EncodedComparison:
+def row(prompt: int, *responses: ResponseIds, pairs: tuple[tuple[int, int, None], ...] = ((0, 1, None),)) -> EncodedComparison:
     return EncodedComparison(prompt_ids=array(range(prompt)), responses=responses, pairs=pairs, where="p.jsonl line 3")
 
 
@@ -127,9 +130,16 @@ def test_pairs_that_are_equal_once_cut_go() -> None:
     assert result.row.pairs == ((0, 2, None), (1, 2, None))
 
 
-def test_a_row_without_pairs_is_cut_all_the_same() -> None:
-    """As in scoring, where nothing is compared."""
-    assert lists(shorten(row(2, CHOSEN, pairs=()), max_length=4, policy="truncate_response")) == [([10, 11], [1])]
+def test_a_group_is_cut_with_its_text() -> None:
+    """As in scoring, where nothing is compared: the text stays whole, its spans are those of the sentences that are left."""
+    encoded = EncodedResponse(ids=CHOSEN.ids, sentence_ends=CHOSEN.sentence_ends, spans=[Span(0, 3), Span(3, 6)], text="A. B. ")
+    group = PromptGroup(prompt_ids=[1, 2], responses=[encoded])
+    (cut,) = cut_group(group, max_length=4, policy="truncate_response", num_closing=0, where="here").responses
+    assert isinstance(cut, EncodedResponse)
+    assert (cut.ids.tolist(), cut.sentence_ends.tolist(), cut.spans, cut.text) == ([10, 11], [1], [Span(0, 3)], "A. B. ")
+    assert cut_group(group, max_length=8, policy="error", num_closing=0, where="here") is group
+    with pytest.raises(UserError, match="here: prompt and response are 8 tokens, max_length is 7"):
+        cut_group(group, max_length=7, policy="error", num_closing=0, where="here")
 
 
 @st.composite

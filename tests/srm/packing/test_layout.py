@@ -106,7 +106,7 @@ def response(ids: list[int], ends: list[int]) -> ResponseIds:
         ([], "at least one group, got none"),
         ([PromptGroup(prompt_ids=[], responses=[response([1], [0])])], "group 0 has an empty prompt"),
         ([GROUPS[0], PromptGroup(prompt_ids=[1], responses=[])], "group 1 has no responses"),
-        ([PromptGroup(prompt_ids=[1], responses=[response([1], [0]), response([], [])])], "group 0, response 1 is empty"),
+        ([PromptGroup(prompt_ids=[1], responses=[response([1], [0]), response([], [0])])], "group 0, response 1: .* last token, -1, got"),
         ([PromptGroup(prompt_ids=[1], responses=[response([1, 2], [])])], r"`sentence_ends` must rise .* 1, got \[\]"),
         ([PromptGroup(prompt_ids=[1], responses=[response([1, 2], [0])])], r"to the last token, 1, got \[0\]"),
         ([PromptGroup(prompt_ids=[1], responses=[response([1, 2], [1, 1])])], r"rise strictly .* got \[1, 1\]"),
@@ -117,6 +117,19 @@ def response(ids: list[int], ends: list[int]) -> ResponseIds:
 def test_bad_groups(groups: list[PromptGroup], message: str, mode: str) -> None:
     with pytest.raises(ValueError, match=message):
         pack(groups, mode=mode, pad_token_id=0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "boundaries", "segments"),
+    [("shared", [1, 1, 2, 3], ((2, 1, 1), (-1, 0, -1))), ("packed", [1, 3, 4, 5], ((2, 3, 1), (-1, -1, -1))), ("none", [1, 4, 5, 6], None)],
+)
+def test_a_response_without_ids_has_its_prompts_boundary(mode: str, boundaries: list[int], segments: Any) -> None:
+    empty = response([], [])
+    groups = [PromptGroup(prompt_ids=[1, 2], responses=[empty, response([3], [0])]), PromptGroup(prompt_ids=[4], responses=[empty])]
+    batch = pack(groups, mode=mode, pad_token_id=0)
+    assert batch.boundaries.tolist() == boundaries
+    assert batch.cu_boundaries.tolist() == [0, 1, 3, 4]
+    assert batch.segments == segments
 
 
 def test_unknown_mode() -> None:

@@ -84,7 +84,6 @@ def test_everything_may_come_from_the_file(config):
         (["--label_smoothing_factor", "0.5"], "--label_smoothing_factor must be at least 0 and below 0.5, got 0.5"),
         (["--max_length", "0"], "--max_length must be at least 1, got 0"),
         (["--tokens_per_batch", "0"], "--tokens_per_batch must be at least 1, got 0"),
-        (["--tokens_per_batch", "4096", "--packing", "none"], "--tokens_per_batch cannot count the padding of --packing none"),
         (["--max_pairs", "0"], "--max_pairs must be at least 1, got 0"),
         (["--center_rewards_coefficient", "-1"], "must not be negative"),
         (["--sentence_reward_l2", "-1"], "must not be negative"),

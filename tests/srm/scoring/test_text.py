@@ -110,7 +110,8 @@ def test_max_length_is_a_limit(model: SentenceRewardModel) -> None:
 
 
 def run_tokens(model: SentenceRewardModel, call: Callable[[], object]) -> list[int]:
-    """Tokens of each forward pass of the backbone."""
+    """Tokens of each forward pass of the backbone, padding included."""
+    model.packing_mode("shared")  # proved before, so that the proof's passes are not counted
     seen: list[int] = []
     hook = model.backbone.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True)
     call()
@@ -124,8 +125,8 @@ def test_repeated_prompts_are_run_once(model: SentenceRewardModel) -> None:
     assert apart == together
     # Also where other prompts come between them and batches are small: what is equal is run together.
     prompts, responses = [PROMPTS[0], PROMPTS[1], PROMPTS[0]], [RESPONSES[0], RESPONSES[2], RESPONSES[1]]
-    alone = [model.score([prompt], [response])[0] for prompt, response in zip(prompts, responses, strict=True)]
-    torch.testing.assert_close(rewards(model.score(prompts, responses, tokens_per_batch=70)), rewards(alone), atol=1e-5, rtol=1e-5)
+    nested = run_tokens(model, lambda: model.score(PROMPTS[:2], [[responses[0], responses[2]], [responses[1]]], tokens_per_batch=70))
+    assert sum(run_tokens(model, lambda: model.score(prompts, responses, tokens_per_batch=70))) == sum(nested)
 
 
 @pytest.mark.parametrize("packing", ["shared", "packed", "none"])

@@ -10,7 +10,6 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from srm import SentenceRewardModel
-from srm.scoring import token_ids as module
 from srm.scoring.token_ids import ScoredTokens
 
 PROMPTS = ["Why is bread salty?", "Where does the cat sit?"]
@@ -18,7 +17,7 @@ RESPONSES = ["It needs salt. Flour alone is dull.", "The cat sat on the mat. It 
 
 
 def ids_of(model: SentenceRewardModel, prompts: list[str], responses: list[str]) -> tuple[list[list[int]], list[list[int]]]:
-    return [model.encoder.encode_prompt(prompt) for prompt in prompts], [r.ids for r in model.encoder.encode_responses(responses)]
+    return [model.encoder.encode_prompt(prompt) for prompt in prompts], [r.ids.tolist() for r in model.encoder.encode_responses(responses)]
 
 
 def check_against_text(model: SentenceRewardModel, scored: ScoredTokens, prompts: list[str], responses: list[str]) -> None:
@@ -51,18 +50,36 @@ def test_does_not_depend_on_the_batch(model: SentenceRewardModel, tokens_per_bat
     check_against_text(model, model.score_tokens(prompt_ids, response_ids, tokens_per_batch=tokens_per_batch), prompts, RESPONSES * 2)
 
 
-def test_equal_prompts_run_once_for_up_to_64_responses(model: SentenceRewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[list[int]] = []
-    real: Callable[..., object] = module.pack
+def tokens_run(model: SentenceRewardModel, call: Callable[[], object]) -> list[int]:
+    """Tokens of each forward pass of the backbone, padding included."""
+    model.packing_mode("shared")  # proved before, so that the proof's passes are not counted
+    seen: list[int] = []
+    hook = model.backbone.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True)
+    call()
+    hook.remove()
+    return seen
 
-    def spy(groups: list[module.PromptGroup], **kwargs: object) -> object:
-        sizes.append([len(group.responses) for group in groups])
-        return real(groups, **kwargs)
 
-    monkeypatch.setattr(module, "pack", spy)
-    prompt_ids, response_ids = ids_of(model, [PROMPTS[0]], RESPONSES[2:])
-    model.score_tokens(prompt_ids * 70, response_ids * 70, tokens_per_batch=100_000)
-    assert sizes == [[64, 6]]
+def test_equal_prompts_run_once(model: SentenceRewardModel) -> None:
+    (prompt, *_), responses = ids_of(model, PROMPTS, RESPONSES)
+    prompts = [prompt, [*prompt, prompt[0]], prompt] * 30
+    once = len(prompt) + len(prompt) + 1 + 30 * sum(map(len, responses))
+    assert tokens_run(model, lambda: model.score_tokens(prompts, responses * 30, tokens_per_batch=100_000)) == [once]
+
+
+@pytest.mark.parametrize("packing", ["shared", "packed", "none"])
+@pytest.mark.parametrize("limit", [142, 300])
+def test_no_pass_has_more_tokens_than_allowed(model: SentenceRewardModel, packing: str, limit: int) -> None:
+    """As in `score`: a prompt of 55 tokens, 24 responses of many lengths."""
+    (word, *_), (answer, *_) = ids_of(model, PROMPTS, ["It needs salt. Flour alone is dull. " * 3])
+    prompts, responses = [(word * 9)[:55]] * 24, [answer[: 2 + index] for index in range(24)]
+    whole = model.score_tokens(prompts, responses, packing=packing)
+    seen = tokens_run(model, lambda: model.score_tokens(prompts, responses, packing=packing, tokens_per_batch=limit))
+    assert max(seen) <= limit
+    # Small pieces are put together as far as they fit.
+    assert max(seen) > limit / 2
+    parts = model.score_tokens(prompts, responses, packing=packing, tokens_per_batch=limit)
+    torch.testing.assert_close(parts.sentence_reward, whole.sentence_reward, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("with_eos", [True, False])

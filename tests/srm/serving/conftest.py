@@ -54,17 +54,17 @@ def _serving(model: SentenceRewardModel, settings: dict[str, Any]) -> Iterator[s
 
 
 class HeldModel:
-    """Stands in for `run_batch`: keeps the model's thread waiting until `release` is set, and remembers what ran."""
+    """Stands in for `score_all`: keeps the model's thread waiting until `release` is set, and remembers what ran."""
 
-    def __init__(self, run_batch: Callable[..., Any]) -> None:
-        self._run_batch = run_batch
+    def __init__(self, score_all: Callable[..., Any]) -> None:
+        self._score_all = score_all
         self.release = threading.Event()
         self.batches: list[list[Any]] = []
 
     def __call__(self, model: SentenceRewardModel, rows: list[Any], **arguments: Any) -> Any:
         self.batches.append(rows)
         assert self.release.wait(60), "the test forgot to release the model"
-        return self._run_batch(model, rows, **arguments)
+        return self._score_all(model, rows, **arguments)
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldModel]:
     """Servers made after this run nothing until `held.release` is set."""
     from srm.serving import app
 
-    held = HeldModel(app.run_batch)
-    monkeypatch.setattr(app, "run_batch", held)
+    held = HeldModel(app.score_all)
+    monkeypatch.setattr(app, "score_all", held)
     yield held
     held.release.set()
 

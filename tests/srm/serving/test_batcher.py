@@ -14,16 +14,20 @@ import pytest
 pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
 pytest.importorskip("prometheus_client", reason="the server needs the extra `serve`")
 
-from srm.scoring.token_ids import TokenRow
+from srm.packing import PackingMode, PromptGroup, ResponseIds
+from srm.scoring.run import ResponseScore
 from srm.serving.batcher import Batcher, QueueFull, ScoringFailed
 from srm.serving.metrics import Metrics
-from srm.serving.rows import RowScore
 from srm.serving.settings import ServerSettings
 
 
-def row(prompt: int, number: int, length: int = 10) -> TokenRow:
+def row(prompt: int, number: int, length: int = 10) -> PromptGroup:
     """Prompts of 100 tokens."""
-    return TokenRow(prompt=(prompt,) * 100, ids=[number] * length, model_ends=[length - 1], policy_ends=[length - 1])
+    return PromptGroup(prompt_ids=[prompt] * 100, responses=[ResponseIds(ids=[number] * length, sentence_ends=[length - 1])])
+
+
+def number_of(row: PromptGroup) -> int:
+    return int(row.responses[0].ids[0])
 
 
 class Recorder:
@@ -35,17 +39,17 @@ class Recorder:
         if not is_held:
             self.release.set()
 
-    def __call__(self, rows: list[TokenRow]) -> list[RowScore]:
-        self.batches.append([(row.prompt[0], row.ids[0]) for row in rows])
+    def __call__(self, rows: list[PromptGroup]) -> list[ResponseScore]:
+        self.batches.append([(int(row.prompt_ids[0]), number_of(row)) for row in rows])
         assert self.release.wait(30)
-        return [RowScore(reward=float(row.ids[0]), sentence_rewards=[], weight=[]) for row in rows]
+        return [ResponseScore(reward=float(number_of(row)), sentence_reward=[], weight=[]) for row in rows]
 
 
 def run(
-    recorder: Callable[..., Any], work: Callable[[Batcher], Coroutine[Any, Any, Any]], *, shares_prompts: bool = True, **settings: Any
+    recorder: Callable[..., Any], work: Callable[[Batcher], Coroutine[Any, Any, Any]], *, packing: PackingMode = "shared", **settings: Any
 ) -> Any:
     async def main() -> Any:
-        batcher = Batcher(recorder, ServerSettings(**settings), Metrics(), shares_prompts=shares_prompts)
+        batcher = Batcher(recorder, ServerSettings(**settings), Metrics(), packing=packing)
         batcher.start()
         try:
             return await work(batcher)
@@ -55,7 +59,7 @@ def run(
     return asyncio.run(main())
 
 
-async def while_first_runs(batcher: Batcher, recorder: Recorder, rows: list[TokenRow]) -> list[float]:
+async def while_first_runs(batcher: Batcher, recorder: Recorder, rows: list[PromptGroup]) -> list[float]:
     """Rewards of `rows`, which come one by one while the model is busy with a row of prompt 0."""
     first = asyncio.create_task(batcher.score([row(0, 0)]))
     while not recorder.batches:
@@ -76,12 +80,21 @@ def test_equal_prompts_run_together_within_the_budget():
     assert recorder.batches == [[(0, 0)], [(2, 1), (2, 3), (2, 5), (2, 7), (1, 2)], [(1, 4), (1, 6), (1, 8)]]
 
 
-def test_prompts_that_are_not_shared_count_for_every_row():
+@pytest.mark.parametrize("packing", ["packed", "none"])
+def test_prompts_that_are_not_shared_count_for_every_row(packing: PackingMode):
     recorder = Recorder(is_held=True)
     rows = [row(1, number) for number in range(1, 6)]
-    rewards = run(recorder, lambda batcher: while_first_runs(batcher, recorder, rows), tokens_per_batch=250, shares_prompts=False)
+    rewards = run(recorder, lambda batcher: while_first_runs(batcher, recorder, rows), tokens_per_batch=250, packing=packing)
     assert rewards == [1, 2, 3, 4, 5]
     assert [len(batch) for batch in recorder.batches] == [1, 2, 2, 1]
+
+
+def test_padding_counts():
+    recorder = Recorder(is_held=True)
+    rows = [row(1, 1), row(1, 2, length=40), row(1, 3), row(1, 4)]
+    # Padded, the second row makes the first one cost 140 as well.
+    assert run(recorder, lambda batcher: while_first_runs(batcher, recorder, rows), tokens_per_batch=250, packing="none") == [1, 2, 3, 4]
+    assert [len(batch) for batch in recorder.batches] == [1, 1, 1, 2]
 
 
 def test_a_popular_prompt_does_not_hold_up_the_others():
@@ -204,10 +217,10 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
 
 
 def test_a_batch_that_fails_fails_alone(caplog):
-    def fails_on_seven(rows: list[TokenRow]) -> list[RowScore]:
-        if any(row.ids[0] == 7 for row in rows):
+    def fails_on_seven(rows: list[PromptGroup]) -> list[ResponseScore]:
+        if any(number_of(row) == 7 for row in rows):
             raise RuntimeError("no memory left")
-        return [RowScore(reward=float(row.ids[0]), sentence_rewards=[], weight=[]) for row in rows]
+        return [ResponseScore(reward=float(number_of(row)), sentence_reward=[], weight=[]) for row in rows]
 
     async def work(batcher: Batcher) -> list[float]:
         with pytest.raises(ScoringFailed, match="in the server's log"):
@@ -231,13 +244,13 @@ def test_random_traffic_gets_its_own_scores_and_leaves_nothing_behind():
             await asyncio.sleep(chance.random() / 100)
             if task.cancel():
                 return False
-        assert [score.reward for score in await task] == [float(one.ids[0]) for one in rows]
+        assert [score.reward for score in await task] == [float(number_of(one)) for one in rows]
         return True
 
     async def work(batcher: Batcher) -> list[bool]:
         answered = await asyncio.gather(*(client(batcher, number, random.Random(number)) for number in range(4000)))
         await asyncio.sleep(0.05)
-        assert (batcher.num_waiting, batcher._num_tokens, batcher._queue) == (0, 0, {})
+        assert (batcher.num_waiting, batcher._waiting_tokens(), batcher._queue) == (0, 0, {})
         return answered
 
     answered = run(recorder, work, tokens_per_batch=2000, max_queue=100_000)

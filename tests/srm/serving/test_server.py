@@ -231,7 +231,7 @@ def test_errors_of_the_model_are_500_and_counted(serve, monkeypatch):
     def fails(*arguments: Any, **more: Any) -> Any:
         raise RuntimeError("no memory left")
 
-    monkeypatch.setattr("srm.serving.app.run_batch", fails)
+    monkeypatch.setattr("srm.serving.app.score_all", fails)
     url = serve()
     for _ in range(2):
         answer = post(url, {"rows": [TEXT]})

@@ -1,0 +1,76 @@
+"""What scoring asks of a model. `srm.modeling.SentenceRewardModel` is one."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from srm.data import ResponseEncoder
+from srm.data.schema import Granularity
+from srm.packing import PackedBatch, PackingMode
+
+__all__ = ["HeadOutput", "RewardModel", "RewardModelConfig"]
+
+
+class HeadOutput(Protocol):
+    """What a forward pass returns: reward [B], sentence_reward [N] and weight [N], fp32."""
+
+    @property
+    def reward(self) -> Tensor | None: ...
+
+    @property
+    def sentence_reward(self) -> Tensor | None: ...
+
+    @property
+    def weight(self) -> Tensor | None: ...
+
+
+class RewardModelConfig(Protocol):
+    """The settings that scores depend on; see `srm.modeling.SentenceRewardConfig`."""
+
+    @property
+    def granularity(self) -> Granularity: ...
+
+    @property
+    def segmenter(self) -> dict[str, Any]: ...
+
+    @property
+    def max_positions(self) -> int | None: ...
+
+
+class RewardModel(Protocol):
+    """A backbone with a sentence reward head."""
+
+    @property
+    def config(self) -> RewardModelConfig: ...
+
+    @property
+    def backbone(self) -> nn.Module: ...
+
+    @property
+    def head(self) -> nn.Module: ...
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None: ...
+
+    @property
+    def encoder(self) -> ResponseEncoder: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def training(self) -> bool: ...
+
+    def packing_mode(self, asked: PackingMode | None = None) -> PackingMode:
+        """The mode that runs where `asked` was asked for by name, or nothing was (None)."""
+        ...
+
+    def eval(self) -> Any: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def __call__(self, batch: PackedBatch) -> HeadOutput: ...

@@ -1,0 +1,125 @@
+"""Run a model on groups of ids, pass by pass, and read off what its head says about each response.
+
+Shape letters: `B` responses, `N` boundaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from srm.packing import PackingMode, PromptGroup, ResponseIds, pack
+from srm.scoring.batching import frugal_order, split_passes
+from srm.scoring.protocol import HeadOutput, RewardModel
+
+__all__ = ["ResponseScore", "score_all", "score_groups", "sentence_score"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseScore:
+    """What the head says about one response.
+
+    Args:
+        reward: of the response.
+        sentence_reward, weight: [1 + sentences], `r_i` and `w_i`; index 0 is the prompt's.
+    """
+
+    reward: float
+    sentence_reward: list[float]
+    weight: list[float]
+
+
+def score_groups(
+    model: RewardModel, groups: Iterable[PromptGroup], *, tokens_per_batch: int, packing: PackingMode | None
+) -> Iterator[list[ResponseScore]]:
+    """Scores of each group's responses, in order.
+
+    Args:
+        tokens_per_batch: upper bound on the tokens of a pass, padding included; a single longer response still runs, alone.
+        packing: `shared`, `packed` or `none` by name, or None; see `SentenceRewardModel.packing_mode`.
+
+    Raises:
+        UnsupportedBackboneError: packing was asked for by name, and the backbone cannot run packed.
+    """
+    mode = model.packing_mode(packing)
+    was_training = model.training
+    model.eval()
+    waiting: list[ResponseScore] = []
+    try:
+        for parts in split_passes(groups, tokens_per_batch=tokens_per_batch, packing=mode):
+            scores = iter(_run_pass(model, [part.group for part in parts], mode))
+            for part in parts:
+                waiting += islice(scores, len(part.group.responses))
+                if part.is_last:
+                    yield waiting
+                    waiting = []
+    finally:
+        model.train(was_training)
+
+
+def score_all(
+    model: RewardModel,
+    groups: Sequence[PromptGroup],
+    *,
+    tokens_per_batch: int,
+    packing: PackingMode | None,
+    show_progress: bool = False,
+) -> list[list[ResponseScore]]:
+    """`score_groups` of groups that are all there: they run in the order that costs the fewest tokens, and come back in their own.
+
+    Args:
+        show_progress: draw a progress bar on stderr.
+    """
+    mode = model.packing_mode(packing)
+    order = frugal_order(groups, mode)
+    scored: Iterable[list[ResponseScore]] = score_groups(
+        model, (groups[index] for index in order), tokens_per_batch=tokens_per_batch, packing=mode
+    )
+    by_group = dict(zip(order, _progress(scored, total=len(groups)) if show_progress else scored, strict=True))
+    return [by_group[index] for index in range(len(groups))]
+
+
+def _progress(scored: Iterable[list[ResponseScore]], total: int) -> Iterable[list[ResponseScore]]:
+    # Late, because a caller without a terminal needs no rich.
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(scored, description="Scoring", total=total, console=Console(stderr=True))
+
+
+@torch.no_grad()
+def _run_pass(model: RewardModel, groups: Sequence[PromptGroup], mode: PackingMode) -> list[ResponseScore]:
+    """Scores of the groups' responses, group by group."""
+    responses = [response for group in groups for response in group.responses]
+    if model.config.granularity == "token":
+        groups = [replace(group, responses=[response.every_token() for response in group.responses]) for group in groups]
+    batch = pack(groups, mode=mode, pad_token_id=model.encoder.tokenizer.pad_token_id or 0)
+    reward_B, sentence_reward_N, weight_N = _on_cpu(model(batch.to(model.device)))
+    counts = batch.cu_boundaries.diff().tolist()
+    rows = zip(responses, reward_B.tolist(), sentence_reward_N.split(counts), weight_N.split(counts), strict=True)
+    return [sentence_score(model, *row) for row in rows]
+
+
+def _on_cpu(output: HeadOutput) -> tuple[Tensor, Tensor, Tensor]:
+    assert output.reward is not None
+    assert output.sentence_reward is not None
+    assert output.weight is not None
+    return output.reward.cpu(), output.sentence_reward.cpu(), output.weight.cpu()
+
+
+def sentence_score(model: RewardModel, response: ResponseIds, reward: float, value: Tensor, weight: Tensor) -> ResponseScore:
+    """A response's score from what the head says at its boundaries, `value` and `weight` [1 + boundaries] on the CPU.
+
+    A token-level model has a boundary at every token: a sentence gets the mean of its tokens' values and the sum of their weights.
+    """
+    if model.config.granularity == "token":
+        edges = torch.tensor([-2, -1, *response.sentence_ends.tolist()])
+        lengths = edges.diff()
+        segment = torch.repeat_interleave(lengths)
+        value = value.new_zeros(len(lengths)).scatter_add(0, segment, value) / lengths
+        weight = weight.new_zeros(len(lengths)).scatter_add(0, segment, weight)
+    return ResponseScore(reward=reward, sentence_reward=value.tolist(), weight=weight.tolist())
