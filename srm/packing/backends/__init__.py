@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class AttentionBackend(Protocol):
-    """What the modules of this folder offer."""
+    """What the modules of this folder offer: a name, how it computes, why it cannot do a call, and the call itself."""
 
     @property
     def NAME(self) -> str: ...
@@ -41,7 +41,12 @@ class AttentionBackend(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """backend: the one that runs. passed_over: those before it, with why they cannot."""
+    """What runs, and what does not. `str()` of it is one line for a log.
+
+    Args:
+        backend: the one that runs.
+        passed_over: those before it, with why they cannot.
+    """
 
     backend: AttentionBackend
     passed_over: tuple[str, ...]
@@ -63,6 +68,13 @@ BACKENDS: tuple[AttentionBackend, ...] = (FLASH_4, FLASH_3, varlen, FLASH_2, fle
 @lru_cache(maxsize=256)
 def choose(need: Need, backends: tuple[AttentionBackend, ...] = BACKENDS) -> Choice:
     """The first backend that can do `need`. Each new choice is logged once, with what was passed over.
+
+    Args:
+        need: what the call needs.
+        backends: in the order of preference.
+
+    Returns:
+        The backend, and why none of those before it.
 
     Raises:
         NoBackendError: none can.

@@ -26,7 +26,14 @@ _WIDEST = 256
 
 
 def refuse(need: Need) -> str | None:
-    """Why this backend cannot do `need`, or None."""
+    """Why this backend cannot do a call.
+
+    Args:
+        need: what the call needs.
+
+    Returns:
+        The reason, or None where it can.
+    """
     reason = hardware_refuses(need)
     if reason is not None:
         return reason
@@ -38,7 +45,14 @@ def refuse(need: Need) -> str | None:
 
 
 def hardware_refuses(need: Need) -> str | None:
-    """Why no flash attention kernel runs this, or None."""
+    """Why no flash attention kernel runs a call.
+
+    Args:
+        need: what the call needs.
+
+    Returns:
+        The reason, or None where the hardware and the widths are no hindrance.
+    """
     if need.device.type != "cuda":
         return f"it runs on CUDA, not on {need.device.type}"
     if need.dtype not in (torch.bfloat16, torch.float16):
@@ -65,7 +79,21 @@ def attend(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """query [1, H, T, E], key and value [1, G, T, E] -> [1, T, H, E]."""
+    """Packed attention in one call, after a gather of keys and values.
+
+    Args:
+        query: [1, H, T, E].
+        key: [1, G, T, E].
+        value: [1, G, T, E].
+        plan: the segments of the row, T tokens.
+        scaling: what scores are multiplied with; None for `E ** -0.5`.
+        dropout: 0, see `refuse`.
+        window: how many tokens a query sees, itself included; None for all.
+        softcap: None, see `refuse`.
+
+    Returns:
+        [1, T, H, E].
+    """
     assert not dropout
     assert softcap is None
     rows = plan.key_rows(query.device)
@@ -83,7 +111,17 @@ def attend(
 
 
 def rows_of(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [T, H, E], keys and values [K, G, E], each segment's keys behind its parent's, in one dtype."""
+    """What variable-length attention reads, in one dtype: autocast's where that is on, else the query's.
+
+    Args:
+        query: [1, H, T, E].
+        key: [1, G, T, E].
+        value: [1, G, T, E].
+        plan: the segments of the row, T tokens.
+
+    Returns:
+        Queries [T, H, E], keys [K, G, E] and values [K, G, E], each segment's keys behind its parent's.
+    """
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
     q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
