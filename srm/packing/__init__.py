@@ -7,7 +7,7 @@ from srm.packing.backbone import PackingReport, enable, report, run_backbone
 from srm.packing.batch import PackedBatch, PackingMode, PromptGroup, ResponseIds
 from srm.packing.errors import UnsupportedBackboneError
 from srm.packing.layout import pack
-from srm.packing.probing import probe
+from srm.packing.probing import check_decoder, probe
 
 __all__ = [
     "PackedBatch",
@@ -16,6 +16,7 @@ __all__ = [
     "PromptGroup",
     "ResponseIds",
     "UnsupportedBackboneError",
+    "check_decoder",
     "enable",
     "pack",
     "probe",

@@ -29,7 +29,16 @@ _UNSUPPORTED = {
 
 
 def check_arguments(module: nn.Module, attention_mask: Tensor | None, arguments: dict[str, Any]) -> None:
-    """Raise UnsupportedBackboneError for what a layer asks of its attention and packing cannot give."""
+    """Refuse what a layer asks of its attention and packing cannot give.
+
+    Args:
+        module: the attention layer that calls.
+        attention_mask: what it passes as a mask. The plan holds the whole layout, so only None will do.
+        arguments: its further keyword arguments.
+
+    Raises:
+        UnsupportedBackboneError: sinks, a bias, picked keys, no causality, or a mask.
+    """
     name = type(module).__name__
     for argument, reason in _UNSUPPORTED.items():
         if arguments.get(argument) is not None:
@@ -55,10 +64,25 @@ def packed_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, H, T, E], key and value [1, G, T, E] -> ([1, T, H, E], None), after the plan in the keyword argument `srm_plan`.
+    """Attention of one layer over a packed row, as transformers calls it.
 
-    sliding_window: how many tokens a query sees, itself included; None for all.
-    softcap: what the scores are capped at; None for no cap.
+    Args:
+        module: the attention layer that calls.
+        query: [1, H, T, E].
+        key: [1, G, T, E].
+        value: [1, G, T, E], which may have another width.
+        attention_mask: None.
+        scaling: what scores are multiplied with; None for `E ** -0.5`.
+        dropout: share of the weights to drop.
+        sliding_window: how many tokens a query sees, itself included; None for all.
+        softcap: what the scores are capped at; None for no cap.
+        **kwargs: `srm_plan`, the AttentionPlan, and what else the layer passes.
+
+    Returns:
+        [1, T, H, E], and None in place of the weights.
+
+    Raises:
+        UnsupportedBackboneError: no plan arrived, tokens were added on the way, or the layer asks for what no backend has.
     """
     plan: AttentionPlan | None = kwargs.get(PLAN)
     if plan is None:
@@ -80,7 +104,18 @@ def packed_attention(
 
 
 def choose_for(module: nn.Module, need: backends.Need) -> backends.Choice:
-    """The backend for a layer's attention, or UnsupportedBackboneError with what it asks for and why no backend has it."""
+    """The backend for a layer's attention.
+
+    Args:
+        module: the attention layer that calls.
+        need: what its call needs.
+
+    Returns:
+        The first backend that can do it, and why none before.
+
+    Raises:
+        UnsupportedBackboneError: no backend can.
+    """
     try:
         return backends.choose(need)
     except backends.NoBackendError as error:

@@ -24,11 +24,15 @@ _OWN = "_srm_own_attention"
 
 @dataclass(frozen=True, kw_only=True)
 class PackingReport:
-    """Which attention runs, and why.
+    """Which attention runs, and why. `str()` of it is one line for a log.
 
-    attention: the backbone's current attention implementation; own_attention: the one it was loaded with.
-    backend: what computes packed attention on `device` in `dtype`; `reason`, how, and why none of those before it. `none` where no
-        backend can.
+    Args:
+        attention: the backbone's current attention implementation.
+        own_attention: the one it was loaded with.
+        backend: what computes packed attention; `none` where no backend can.
+        reason: how it does, and why none of those before it.
+        device: where.
+        dtype: in what.
     """
 
     attention: str
@@ -47,7 +51,17 @@ class PackingReport:
 
 
 def unwrap(backbone: torch.nn.Module) -> PreTrainedModel:
-    """The transformers model inside `torch.compile` and peft wrappers."""
+    """The transformers model inside `torch.compile` and peft wrappers.
+
+    Args:
+        backbone: a transformers model, bare or wrapped.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        TypeError: there is none inside.
+    """
     model = getattr(backbone, "_orig_mod", backbone)
     base = getattr(model, "get_base_model", None)
     if callable(base):
@@ -60,7 +74,12 @@ def unwrap(backbone: torch.nn.Module) -> PreTrainedModel:
 def enable(backbone: torch.nn.Module) -> None:
     """Switch `backbone` to the packed attention. Does nothing where that is on already.
 
-    Raises UnsupportedBackboneError where the model does not take its attention from transformers' AttentionInterface.
+    Args:
+        backbone: a transformers model, bare or wrapped by peft or torch.compile.
+
+    Raises:
+        UnsupportedBackboneError: the model does not take its attention from transformers' AttentionInterface.
+        TypeError: no transformers model.
     """
     model = unwrap(backbone)
     current = model.config._attn_implementation
@@ -73,14 +92,31 @@ def enable(backbone: torch.nn.Module) -> None:
 
 
 def restore(backbone: torch.nn.Module) -> None:
-    """Switch `backbone` back to the attention it was loaded with."""
+    """Switch `backbone` back to the attention it was loaded with.
+
+    Args:
+        backbone: a transformers model, bare or wrapped by peft or torch.compile.
+
+    Raises:
+        TypeError: no transformers model.
+    """
     model = unwrap(backbone)
     if model.config._attn_implementation == NAME:
         model.set_attn_implementation(own_attention(model))
 
 
 def own_attention(backbone: torch.nn.Module) -> str:
-    """The attention the backbone was loaded with; for one built from a packed model's config, transformers' default."""
+    """The attention a backbone was loaded with.
+
+    Args:
+        backbone: a transformers model, bare or wrapped by peft or torch.compile.
+
+    Returns:
+        Its name; for a model built from a packed model's config, transformers' default.
+
+    Raises:
+        TypeError: no transformers model.
+    """
     model = unwrap(backbone)
     if model.config._attn_implementation != NAME:
         return model.config._attn_implementation
@@ -88,10 +124,21 @@ def own_attention(backbone: torch.nn.Module) -> str:
 
 
 def run_backbone(backbone: torch.nn.Module, batch: PackedBatch) -> Tensor:
-    """Final hidden states [T, D] of every token of `batch`, row-major, padding included, in the model's output dtype.
+    """The final hidden states of every token of a batch.
 
     A packed batch runs with the packed attention, a padded one with the attention the backbone was loaded with; the backbone
     stays switched afterwards. No key-value cache is kept. Gradients, checkpointing, peft and autocast are as in any forward call.
+
+    Args:
+        backbone: a transformers model, bare or wrapped by peft or torch.compile.
+        batch: what `pack` made, on the backbone's device.
+
+    Returns:
+        [T, D], row-major, padding included, in the model's output dtype.
+
+    Raises:
+        UnsupportedBackboneError: the batch is packed, and the backbone cannot run packed. `probe` finds more reasons than a run does.
+        TypeError: no transformers model.
     """
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
     if batch.cu_seqlens is None:
@@ -111,9 +158,18 @@ def run_backbone(backbone: torch.nn.Module, batch: PackedBatch) -> Tensor:
 
 
 def report(backbone: torch.nn.Module, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> PackingReport:
-    """What runs on `backbone` and why; `str()` of it is one line for a log.
+    """What runs on `backbone` and why.
 
-    device, dtype: where and in what training will run, if not as the backbone is now: autocast computes in another dtype.
+    Args:
+        backbone: a transformers model, bare or wrapped by peft or torch.compile.
+        device: where it will run, if not where it is now.
+        dtype: in what it will run, if not as it is now: autocast computes in another dtype.
+
+    Returns:
+        The attention it has, and the backend that packed attention takes.
+
+    Raises:
+        TypeError: no transformers model.
     """
     model = unwrap(backbone)
     need = backends.Need.of_model(model, device=device, dtype=dtype)

@@ -6,7 +6,12 @@ __all__ = ["UnsupportedBackboneError"]
 
 
 class UnsupportedBackboneError(UserError):
-    """The backbone cannot run packed. The message names the reason and the way out, which is the padded mode."""
+    """The backbone cannot run packed. The message names the reason and the way out, which is the padded mode.
+
+    Args:
+        backbone: the name of the model's class, or of its layer's.
+        reason: why, as the end of a sentence.
+    """
 
     def __init__(self, backbone: str, reason: str) -> None:
         super().__init__(f"{backbone} cannot run packed: {reason}. Use --packing none (one padded row per response).")

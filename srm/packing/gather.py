@@ -18,9 +18,12 @@ __all__ = ["KeyRows", "gather_rows", "key_rows"]
 class KeyRows:
     """Which rows each segment's keys are, on one device.
 
-    cu_queries: int32 [S + 1], the segments' offsets into the tokens. cu_keys: int32 [S + 1], their offsets into the gathered rows.
-    index: int64 [K], the token of each gathered row; None where no segment has a parent, and the tokens serve as they are.
-    order: int64 [K], the gathered rows sorted by token, earlier rows first. copies: int64 [T], how many rows each token has.
+    Args:
+        cu_queries: int32 [S + 1], the segments' offsets into the tokens.
+        cu_keys: int32 [S + 1], their offsets into the gathered rows.
+        index: int64 [K], the token of each gathered row; None where no segment has a parent, and the tokens serve as they are.
+        order: int64 [K], the gathered rows sorted by token, earlier rows first; None where `index` is.
+        copies: int64 [T], how many rows each token has; None where `index` is.
     """
 
     cu_queries: Tensor
@@ -31,9 +34,17 @@ class KeyRows:
 
 
 def key_rows(lengths: Tensor, parents: Tensor, *, num_tokens: int, num_keys: int, has_parents: bool) -> KeyRows:
-    """The rows of segments with `lengths` [S] and `parents` [S] (-1 for none), int64, without waiting for the device.
+    """Where each segment's keys are, its parent's before its own, worked out without waiting for the device.
 
-    num_tokens: T, the sum of the lengths. num_keys: K, the sum over segments of their own length and their parent's.
+    Args:
+        lengths: int64 [S], tokens of each segment.
+        parents: int64 [S], the segment whose keys come first; -1 for none.
+        num_tokens: T, the sum of the lengths.
+        num_keys: K, the sum over segments of their own length and their parent's.
+        has_parents: whether any segment has one.
+
+    Returns:
+        The rows, on the device of `lengths`.
     """
     cu_queries = _offsets(lengths)
     if not has_parents:
@@ -58,7 +69,15 @@ def key_rows(lengths: Tensor, parents: Tensor, *, num_tokens: int, num_keys: int
 
 
 def gather_rows(rows: Tensor, key_rows: KeyRows) -> Tensor:
-    """`rows` [T, ...] -> [K, ...]. The gradient sums each token's copies in float32, in one order every time."""
+    """Keys or values, once for each segment that sees them. The gradient sums a token's copies in float32, in one order every time.
+
+    Args:
+        rows: [T, ...].
+        key_rows: which of them each segment sees.
+
+    Returns:
+        [K, ...] in the dtype of `rows`; `rows` itself where no segment has a parent.
+    """
     return rows if key_rows.index is None else _Gather.apply(rows, key_rows)
 
 

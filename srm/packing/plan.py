@@ -24,11 +24,12 @@ QUERY_BLOCK = 1024
 class AttentionPlan:
     """The segments of one packed row.
 
-    lengths: tokens of each segment, in row order [S].
-    parents: index of the segment whose keys come first, or -1 [S]. A parent has no parent itself and precedes its children.
-
     No dataclass: FSDP2 copies every dataclass among a layer's arguments where it rounds them, and what one layer built, the next would
     build anew.
+
+    Args:
+        lengths: tokens of each segment, in row order [S].
+        parents: index of the segment whose keys come first, or -1 [S]. A parent has no parent itself and precedes its children.
     """
 
     def __init__(self, *, lengths: tuple[int, ...], parents: tuple[int, ...]) -> None:
@@ -43,7 +44,17 @@ class AttentionPlan:
 
     @classmethod
     def from_batch(cls, batch: PackedBatch) -> AttentionPlan:
-        """From the layout's copy on the host; a batch made without one is read back, which waits for the device once."""
+        """The plan of a batch, from the layout's copy on the host; without one it is read back, which waits for the device once.
+
+        Args:
+            batch: a packed one.
+
+        Returns:
+            A new plan, with nothing built yet.
+
+        Raises:
+            ValueError: the batch is padded.
+        """
         if batch.cu_seqlens is None or batch.parent is None:
             raise ValueError("AttentionPlan.from_batch: the batch is padded (mode `none`), so it has no segments.")
         if batch.segments is not None:
@@ -53,6 +64,7 @@ class AttentionPlan:
 
     @cached_property
     def num_tokens(self) -> int:
+        """Tokens of the row."""
         return sum(self.lengths)
 
     @cached_property
@@ -62,14 +74,23 @@ class AttentionPlan:
 
     @cached_property
     def max_queries(self) -> int:
+        """Tokens of the longest segment."""
         return max(self.lengths)
 
     @cached_property
     def max_keys(self) -> int:
+        """Keys that the segment with the most of them sees."""
         return max(self.prefix(segment) + length for segment, length in enumerate(self.lengths))
 
     def key_rows(self, device: torch.device) -> KeyRows:
-        """Where each segment's keys are, for variable-length attention; built once a batch and device."""
+        """Where each segment's keys are, for variable-length attention; built once a batch and device.
+
+        Args:
+            device: where they are wanted.
+
+        Returns:
+            The same object at every call.
+        """
         if device not in self._key_rows:
             # Pinned and not waited for: the copy overlaps with what the device still has to do.
             host = torch.tensor([self.lengths, self.parents], dtype=torch.int64)
@@ -90,14 +111,31 @@ class AttentionPlan:
         return tuple(slice(end - length, end) for end, length in zip(ends, self.lengths, strict=True))
 
     def prefix(self, segment: int) -> int:
-        """Keys that precede the segment's own: the length of its parent."""
+        """Keys that precede a segment's own.
+
+        Args:
+            segment: its index.
+
+        Returns:
+            The length of its parent, 0 without one.
+        """
         parent = self.parents[segment]
         return self.lengths[parent] if parent >= 0 else 0
 
     def mask(self, rows: int, prefix: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Additive mask [rows, prefix + rows] in `dtype`: row `i` sees the columns up to `prefix + i`, the last `window` of them.
+        """An additive mask: row `i` sees the columns up to `prefix + i`, the last `window` of them.
 
         All masks are views into one matrix per window and dtype, because a mask depends on the distance `prefix + row - column` alone.
+
+        Args:
+            rows: how many queries, at most `QUERY_BLOCK`.
+            prefix: how many keys precede the first query's own.
+            window: how many keys a query sees, its own included; None for all.
+            dtype: the mask's.
+            device: the mask's.
+
+        Returns:
+            [rows, prefix + rows] of 0 and -inf.
         """
         key = (window, dtype, device)
         if key not in self._masks:

@@ -1,6 +1,7 @@
-"""Proof, on the loaded model, that packing changes nothing.
+"""Proof, on the loaded model, that it is a decoder, and that packing changes nothing.
 
-Three checks over a handful of tokens:
+`check_decoder` changes later tokens of an ordinary row: the hidden states before them must not move. `probe` does that, and makes
+three checks more over a handful of tokens:
 
 1. Each attention call of an ordinary forward: what the layer asks of its attention, how far its mask reaches, and whether packed
    attention gives the layer's own result, with the queries also scaled up so far that a cap on the scores shows; in fp32, and on a
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from srm.errors import UserError
 from srm.packing import backends
 from srm.packing.attention import check_arguments, choose_for
 from srm.packing.backbone import own_attention, restore, run_backbone, unwrap
@@ -31,14 +33,19 @@ from srm.packing.errors import UnsupportedBackboneError
 from srm.packing.layout import pack
 from srm.packing.plan import AttentionPlan
 
-__all__ = ["probe"]
+__all__ = ["check_decoder", "probe"]
 
 _NAME = "srm_probe"
-_CALLS = "srm_probe_calls"
+_CHECKED = "srm_probe_checked"
 _MASK_FUNCTION = "srm_mask_function"
 
+# Tokens whose hidden states must not move when as many behind them change.
+_KEPT = 8
 # Prompt length and response lengths of the probe's groups: siblings, one-token segments, a second prompt.
 _LENGTHS = ((5, (3, 6, 1)), (1, (4, 2)))
+# Masks are looked at over all distances up to this one, and at a few beyond, up to `_FAR`.
+_DENSE = 1 << 16
+_FAR = 1 << 20
 # Scores this large are far past any cap in use and still exact in fp32.
 _LARGE_SCORE = 300.0
 # Attention alone. In fp32 there is no noise but the order of a few sums; in half precision the weights are rounded.
@@ -49,29 +56,100 @@ _MODEL_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.
 _LEAK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
-def probe(backbone: nn.Module) -> None:
-    """Raise UnsupportedBackboneError, with the reason and the way out, unless `backbone` can run packed.
+def check_decoder(backbone: nn.Module) -> None:
+    """Refuse a backbone in which a token sees later ones, whatever the packing.
 
-    Runs a few forward passes of about twenty tokens in eval mode without gradients, on the model's device and in its dtype. The
-    model's weights, training flags and attention are afterwards as they were before.
+    Runs two forward passes of sixteen tokens, padded, with the backbone's own attention, in eval mode, on the model's device and in
+    its dtype, and a backward pass into the embeddings only where states moved. The model is afterwards as it was before, also where
+    it is refused.
+
+    Args:
+        backbone: a transformers model, bare or wrapped by peft or torch.compile.
+
+    Raises:
+        UserError: an encoder-decoder, or a model whose hidden states depend on later tokens.
+        TypeError: no transformers model.
     """
     backbone = getattr(backbone, "_orig_mod", backbone)  # a compiled backbone would compile for the probe's shapes
+    model = unwrap(backbone)
+    if model.config.is_encoder_decoder:
+        raise _not_a_decoder(model, "it is an encoder-decoder model")
+    ids = _draw(model, 2 * _KEPT, seed=3)
+    later = [(token + 1) % _vocabulary(model) for token in ids[_KEPT:]]
+    with _undisturbed(backbone, model):
+        first, second = (_run_padded(backbone, model, row)[:_KEPT] for row in (ids, ids[:_KEPT] + later))
+        # Equal shapes give equal bits, except in mixtures of experts, whose matrix shapes depend on all tokens.
+        if not torch.equal(first, second) and _sees_ahead(backbone, model, ids):
+            moved = _distance(first, second)
+            raise _not_a_decoder(model, f"its attention is bidirectional (other tokens behind a text move its states by {moved:.2g})")
+
+
+def probe(backbone: nn.Module) -> None:
+    """Refuse a backbone that cannot run packed.
+
+    Runs a few forward passes of about twenty tokens in eval mode without gradients, on the model's device and in its dtype: call it
+    once a model. The model's weights, training flags and attention are afterwards as they were before, also where it is refused.
+
+    Args:
+        backbone: a transformers model, bare or wrapped by peft or torch.compile.
+
+    Raises:
+        UserError: it is no decoder, see `check_decoder`.
+        UnsupportedBackboneError: it is one, and cannot run packed. The message says why, and the way out.
+        TypeError: no transformers model.
+    """
+    check_decoder(backbone)
+    backbone = getattr(backbone, "_orig_mod", backbone)
     model = unwrap(backbone)
     _check_signature(model)
     with _undisturbed(backbone, model):
         _check_attention_calls(backbone, model)
         groups = _groups(model)
         shared = run_backbone(backbone, pack(groups, pad_token_id=0).to(model.device))
-        # Norms and adapters may be kept in fp32 while the rest rounds in half precision.
-        dtype = max(model.dtype, shared.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+        dtype = _coarser(model.dtype, shared.dtype)
         _check_leaks(backbone, model, groups, shared, _LEAK_TOLERANCE[dtype])
         _check_one_by_one(backbone, model, groups, shared, _MODEL_TOLERANCE[dtype])
 
 
+def _not_a_decoder(model: PreTrainedModel, reason: str) -> UserError:
+    return UserError(
+        f"{type(model).__name__} cannot be the backbone of a reward model: {reason}, and a sentence's reward must not depend on what "
+        "follows. Use a causal decoder."
+    )
+
+
+def _sees_ahead(backbone: nn.Module, model: PreTrainedModel, ids: list[int]) -> bool:
+    """Whether a gradient flows from the first `_KEPT` hidden states into later embeddings. In a decoder it is zero in every dtype."""
+    embedded: list[Tensor] = []
+
+    def follow(module: nn.Module, arguments: object, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    hook = model.get_input_embeddings().register_forward_hook(follow)
+    try:
+        with torch.enable_grad():
+            hidden = _run_padded(backbone, model, ids)[:_KEPT]
+    finally:
+        hook.remove()
+    # No plain sum: behind a norm it is the same whatever the states are.
+    weight = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(4)).to(hidden)
+    return any(bool(gradient[:, _KEPT:].any()) for gradient in torch.autograd.grad(hidden, embedded, weight))
+
+
+def _run_padded(backbone: nn.Module, model: PreTrainedModel, ids: list[int]) -> Tensor:
+    """Hidden states [len(ids), D] with the backbone's own attention."""
+    group = PromptGroup(prompt_ids=ids[:-1], responses=[ResponseIds(ids=ids[-1:], sentence_ends=[0])])
+    return run_backbone(backbone, pack([group], mode="none", pad_token_id=0).to(model.device))
+
+
+def _coarser(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """Norms and adapters may be kept in fp32 while the rest rounds in half precision."""
+    return max(one, other, key=lambda dtype: torch.finfo(dtype).eps)
+
+
 def _check_signature(model: PreTrainedModel) -> None:
     name = type(model).__name__
-    if model.config.is_encoder_decoder:
-        raise UnsupportedBackboneError(name, "it is an encoder-decoder model, and packing needs a decoder")
     parameters = inspect.signature(model.forward).parameters
     if "position_ids" not in parameters:
         raise UnsupportedBackboneError(name, "its forward takes no `position_ids`, so a response cannot go on from its prompt's positions")
@@ -100,7 +178,8 @@ def _check_attention_calls(backbone: nn.Module, model: PreTrainedModel) -> None:
     own = own_attention(model)
     if not model._can_set_attn_implementation():
         raise UnsupportedBackboneError(type(model).__name__, "it does not take its attention from transformers' AttentionInterface")
-    calls: list[str] = []
+    # The masks looked at and the windows asked of them: layers share a mask.
+    checked: set[tuple[int, int | None]] = set()
     ids = torch.tensor([_draw(model, 8, seed=0)], device=model.device)
     model.set_attn_implementation(_NAME)
     backbone(
@@ -108,10 +187,10 @@ def _check_attention_calls(backbone: nn.Module, model: PreTrainedModel) -> None:
         position_ids=torch.arange(ids.shape[1], device=model.device)[None],
         attention_mask=None,
         use_cache=False,
-        **{_CALLS: (own, calls)},
+        **{_CHECKED: (own, checked)},
     )
     model.set_attn_implementation(own)
-    if not calls:
+    if not checked:
         raise UnsupportedBackboneError(type(model).__name__, "no attention call passes through transformers' AttentionInterface")
 
 
@@ -154,10 +233,14 @@ def _distance(expected: Tensor, actual: Tensor) -> float:
     return float((expected - actual).norm(dim=1).max() / spread)
 
 
-def _draw(model: PreTrainedModel, count: int, *, seed: int) -> list[int]:
+def _vocabulary(model: PreTrainedModel) -> int:
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
-    return torch.randint(weight.shape[0], (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return weight.shape[0]
+
+
+def _draw(model: PreTrainedModel, count: int, *, seed: int) -> list[int]:
+    return torch.randint(_vocabulary(model), (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def _groups(model: PreTrainedModel) -> list[PromptGroup]:
@@ -175,12 +258,14 @@ def _probe_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """The layer's own attention, after comparing packed attention with it."""
-    if _CALLS not in kwargs:
+    if _CHECKED not in kwargs:
         raise UnsupportedBackboneError(type(module).__name__, "the model drops keyword arguments, so no plan can reach its attention")
-    own, calls = kwargs.pop(_CALLS)
-    calls.append(type(module).__name__)
+    own, checked = kwargs.pop(_CHECKED)
     check_arguments(module, None, kwargs)
-    _check_reach(module, attention_mask, kwargs.get("sliding_window"))
+    mask = id(attention_mask), kwargs.get("sliding_window")
+    if mask not in checked:
+        _check_reach(module, attention_mask, mask[1])
+        checked.add(mask)
     attention = _own_function(module, own)
     for dtype in (torch.float32, torch.bfloat16) if query.is_cuda else (torch.float32,):
         _compare(module, attention, [x.to(dtype) for x in (query, key, value)], attention_mask, kwargs)
@@ -241,23 +326,31 @@ def _check_reach(module: nn.Module, mask: Tensor | None, window: int | None) -> 
     function = getattr(mask, _MASK_FUNCTION, None)
     if function is None:
         raise UnsupportedBackboneError(name, "the model builds an attention mask of its own, past transformers' mask interface")
-    device = mask.device  # type: ignore[union-attr]  # None has no mask function
-    reach = [-1, 0, 1, *(2**i + offset for i in range(1, 20) for offset in (-1, 0, 1))]
-    if window is not None:
-        reach += [window - 1, window, window + 1]
-    distance = torch.tensor(reach, device=device)
-    row = torch.full_like(distance, 2**20 + 3)
-    zero = torch.zeros_like(distance)
+    rows, columns = (x.to(mask.device) for x in _places(window))  # type: ignore[union-attr]  # None has no mask function
+    zero = torch.zeros_like(rows)
     try:
-        seen = function(zero, zero, row, row - distance)
+        seen = function(zero, zero, rows, columns)
     except IndexError:
         raise UnsupportedBackboneError(name, "its attention mask depends on more than the distance between tokens") from None
+    distance = rows - columns
     expected = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-    if not torch.equal(torch.as_tensor(seen, device=device).expand_as(expected), expected):
+    if not torch.equal(torch.as_tensor(seen, device=rows.device).expand_as(expected), expected):
         asked = "causal attention" if window is None else f"causal attention within {window} tokens"
         raise UnsupportedBackboneError(
             name, f"its mask is not the {asked} that it asks of its attention (chunks, or a window it does not pass on)"
         )
+
+
+def _places(window: int | None) -> tuple[Tensor, Tensor]:
+    """Rows and columns of a mask to look at: all distances up to `_DENSE` to both sides, and beyond it powers of two and the window."""
+    beyond = [2**i + offset for i in range(_DENSE.bit_length(), _FAR.bit_length()) for offset in (-1, 0, 1)]
+    beyond += [] if window is None else [window - 1, window, window + 1]
+    distance = torch.cat([torch.arange(-_DENSE, _DENSE + 1), torch.tensor(beyond)])
+    # From the first rows the first columns are seen. Two rows side by side, because from the last of a chunk it looks like a window.
+    rows = torch.tensor([_DENSE, _DENSE + 1, _FAR, _FAR + 1])[:, None].expand(-1, len(distance))
+    columns = rows - distance
+    inside = columns >= 0
+    return rows[inside], columns[inside]
 
 
 AttentionInterface.register(_NAME, _probe_attention)

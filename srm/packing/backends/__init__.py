@@ -18,13 +18,13 @@ from srm.packing.backends import flex, sdpa, varlen
 from srm.packing.backends.flash import FLASH_2, FLASH_3, FLASH_4
 from srm.packing.backends.need import Need
 
-__all__ = ["BACKENDS", "Backend", "Choice", "Need", "NoBackendError", "choose"]
+__all__ = ["BACKENDS", "AttentionBackend", "Choice", "Need", "NoBackendError", "choose"]
 
 logger = logging.getLogger(__name__)
 
 
-class Backend(Protocol):
-    """What the modules of this folder offer."""
+class AttentionBackend(Protocol):
+    """What the modules of this folder offer: a name, how it computes, why it cannot do a call, and the call itself."""
 
     @property
     def NAME(self) -> str: ...
@@ -41,9 +41,14 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """backend: the one that runs. passed_over: those before it, with why they cannot."""
+    """What runs, and what does not. `str()` of it is one line for a log.
 
-    backend: Backend
+    Args:
+        backend: the one that runs.
+        passed_over: those before it, with why they cannot.
+    """
+
+    backend: AttentionBackend
     passed_over: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -57,12 +62,19 @@ class NoBackendError(Exception):
 
 # What should be fastest first, not measured on a GPU yet: who installs a flash_attn made for the GPU at hand wants it.
 # SDPA per segment runs everywhere and in every dtype.
-BACKENDS: tuple[Backend, ...] = (FLASH_4, FLASH_3, varlen, FLASH_2, flex, sdpa)
+BACKENDS: tuple[AttentionBackend, ...] = (FLASH_4, FLASH_3, varlen, FLASH_2, flex, sdpa)
 
 
 @lru_cache(maxsize=256)
-def choose(need: Need, backends: tuple[Backend, ...] = BACKENDS) -> Choice:
+def choose(need: Need, backends: tuple[AttentionBackend, ...] = BACKENDS) -> Choice:
     """The first backend that can do `need`. Each new choice is logged once, with what was passed over.
+
+    Args:
+        need: what the call needs.
+        backends: in the order of preference.
+
+    Returns:
+        The backend, and why none of those before it.
 
     Raises:
         NoBackendError: none can.

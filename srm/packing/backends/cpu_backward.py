@@ -24,7 +24,17 @@ BLOCK = 128
 
 
 def is_worth_it(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
-    """Whether a call will be differentiated, on a CPU and in 16 bits."""
+    """Whether a call will be differentiated, on a CPU and in 16 bits.
+
+    Args:
+        query: [1, H, T, E].
+        key: [1, G, T, E].
+        value: [1, G, T, E].
+        dropout: share of the weights to drop, which `gradients` cannot.
+
+    Returns:
+        True where `gradients` should take the place of torch's own.
+    """
     if query.device.type != "cpu" or query.dtype not in (torch.bfloat16, torch.float16) or dropout:
         return False
     return torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
@@ -33,10 +43,23 @@ def is_worth_it(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bo
 def gradients(
     query: Tensor, key: Tensor, value: Tensor, output: Tensor, grad: Tensor, plan: AttentionPlan, *, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of query [1, H, T, E], key and value [1, G, T, E], where output and grad are [1, T, H, E].
+    """The gradients of packed attention.
 
     After Dao et al., FlashAttention (arXiv 2205.14135), appendix B.2, with the query heads of a key head side by side. Scores are computed
     in fp32, whatever autocast would have: the forward kernel adds them up in fp32 too.
+
+    Args:
+        query: [1, H, T, E].
+        key: [1, G, T, E].
+        value: [1, G, T, E], which may have another width.
+        output: [1, T, H, E], what the forward pass gave.
+        grad: [1, T, H, E], the gradient of `output`.
+        plan: the segments of the row, T tokens.
+        scale: what scores are multiplied with.
+        window: how many tokens a query sees, itself included; None for all.
+
+    Returns:
+        The gradients of query, key and value, each in its shape and dtype.
     """
     groups = key.shape[1]
     delta = (grad.float() * output.float()).sum(-1, keepdim=True)

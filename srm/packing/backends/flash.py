@@ -27,9 +27,13 @@ __all__ = ["FLASH_2", "FLASH_3", "FLASH_4", "FlashAttention", "adapt"]
 class FlashAttention:
     """One of the packages as a backend.
 
-    distribution, module: what is installed, and where `flash_attn_varlen_func` is. generations: major compute capabilities it is for.
-    widths: head widths it has kernels for; None for every multiple of 8 up to 256.
-    caps: whether it has a backward pass for capped scores.
+    Args:
+        NAME: what it is called in logs.
+        distribution: what is installed.
+        module: where `flash_attn_varlen_func` is.
+        generations: major compute capabilities it is for.
+        widths: head widths it has kernels for; None for every multiple of 8 up to 256.
+        caps: whether it has a backward pass for capped scores.
     """
 
     NAME: str
@@ -41,10 +45,18 @@ class FlashAttention:
 
     @property
     def REASON(self) -> str:
+        """How it computes."""
         return f"{self.module}.flash_attn_varlen_func, one call a layer"
 
     def refuse(self, need: Need) -> str | None:
-        """Why this backend cannot do `need`, or None."""
+        """Why this backend cannot do a call.
+
+        Args:
+            need: what the call needs.
+
+        Returns:
+            The reason, or None where it can.
+        """
         reason = hardware_refuses(need)
         if reason is not None:
             return reason
@@ -80,7 +92,21 @@ class FlashAttention:
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """query [1, H, T, E], key and value [1, G, T, E] -> [1, T, H, E]."""
+        """Packed attention in one call, after a gather of keys and values.
+
+        Args:
+            query: [1, H, T, E].
+            key: [1, G, T, E].
+            value: [1, G, T, E].
+            plan: the segments of the row, T tokens.
+            scaling: what scores are multiplied with; None for `E ** -0.5`.
+            dropout: share of the weights to drop.
+            window: how many tokens a query sees, itself included; None for all.
+            softcap: what the scores are capped at; None for no cap.
+
+        Returns:
+            [1, T, H, E].
+        """
         function = _function(self.distribution, self.module)
         assert function is not None, "`refuse` looked"
         rows = plan.key_rows(query.device)
@@ -100,7 +126,19 @@ def adapt(
     window: int | None,
     softcap: float | None,
 ) -> dict[str, Any]:
-    """The keyword arguments that this release of `flash_attn_varlen_func` knows for such a call."""
+    """How one release of `flash_attn_varlen_func` wants to be called.
+
+    Args:
+        function: that release's.
+        plan: the segments of the row.
+        scaling: what scores are multiplied with; None for the package's own, `E ** -0.5`.
+        dropout: share of the weights to drop.
+        window: how many tokens a query sees, itself included; None for all.
+        softcap: what the scores are capped at; None for no cap.
+
+    Returns:
+        The keyword arguments beside the tensors and their offsets.
+    """
     parameters = inspect.signature(function).parameters
     settings: dict[str, Any] = {"softmax_scale": scaling, "causal": True}
     # The newest release works the longest segments out by itself.

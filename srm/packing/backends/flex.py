@@ -28,7 +28,14 @@ _ANY_DISTANCE = 1 << 40
 
 
 def refuse(need: Need) -> str | None:
-    """Why this backend cannot do `need`, or None."""
+    """Why this backend cannot do a call.
+
+    Args:
+        need: what the call needs.
+
+    Returns:
+        The reason, or None where it can.
+    """
     if need.device.type != "cuda":
         return f"it runs on CUDA, not on {need.device.type}"
     if need.dtype not in (torch.bfloat16, torch.float16):
@@ -53,7 +60,21 @@ def attend(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """query [1, H, T, E], key and value [1, G, T, E] -> [1, T, H, E]. Keys are read where they lie: nothing is gathered."""
+    """Packed attention in one call. Keys are read where they lie: nothing is gathered.
+
+    Args:
+        query: [1, H, T, E].
+        key: [1, G, T, E].
+        value: [1, G, T, E], which may have another width.
+        plan: the segments of the row, T tokens.
+        scaling: what scores are multiplied with; None for `E ** -0.5`.
+        dropout: 0, see `refuse`.
+        window: how many tokens a query sees, itself included; None for all.
+        softcap: what the scores are capped at; None for no cap.
+
+    Returns:
+        [1, T, H, E].
+    """
     assert not dropout
     kind = query.device.type
     if torch.is_autocast_enabled(kind):

@@ -18,8 +18,14 @@ __all__ = ["Need"]
 class Need:
     """One attention call, without its lengths.
 
-    dtype: of the computation; autocast's where that is on. width, value_width: of one head's query and key, and of its value.
-    window: how many tokens a query sees, itself included; None for all. softcap: scores become `softcap * tanh(score / softcap)`.
+    Args:
+        device: where it runs.
+        dtype: of the computation; autocast's where that is on.
+        width: of one head's query and key.
+        value_width: of one head's value.
+        window: how many tokens a query sees, itself included; None for all.
+        softcap: scores become `softcap * tanh(score / softcap)`; None for no cap.
+        dropout: share of the weights to drop.
     """
 
     device: torch.device
@@ -32,7 +38,19 @@ class Need:
 
     @classmethod
     def of_call(cls, query: Tensor, key: Tensor, value: Tensor, *, window: int | None, softcap: float | None, dropout: float) -> Need:
-        """Of tensors [1, heads, T, width]."""
+        """What a call with these tensors needs.
+
+        Args:
+            query: [1, H, T, E].
+            key: [1, G, T, E].
+            value: [1, G, T, E], which may have another width.
+            window: how many tokens a query sees, itself included; None for all.
+            softcap: what the scores are capped at; None for no cap.
+            dropout: share of the weights to drop.
+
+        Returns:
+            The need, in autocast's dtype where that is on.
+        """
         kind = query.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
         return cls(
@@ -47,7 +65,16 @@ class Need:
 
     @classmethod
     def of_model(cls, model: PreTrainedModel, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Need:
-        """Of the attention that the config describes; its layers may need less."""
+        """What the attention that a config describes needs; a model's layers may need less.
+
+        Args:
+            model: the model, whose weights are not looked at.
+            device: where it will run, if not where it is now.
+            dtype: in what it will run, if not as it is now.
+
+        Returns:
+            The need, without dropout.
+        """
         config = model.config.get_text_config()
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(

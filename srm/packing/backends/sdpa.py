@@ -23,7 +23,14 @@ REASON = "one scaled_dot_product_attention call per segment"
 
 
 def refuse(need: Need) -> str | None:
-    """Why this backend cannot do `need`, or None."""
+    """Why this backend cannot do a call.
+
+    Args:
+        need: what the call needs.
+
+    Returns:
+        The reason, or None where it can.
+    """
     return None if need.softcap is None else "it caps no scores (`softcap`)"
 
 
@@ -38,10 +45,23 @@ def attend(
     window: int | None,
     softcap: float | None = None,
 ) -> Tensor:
-    """query [1, H, T, E], key and value [1, G, T, E] -> [1, T, H, E] in the dtype SDPA returns.
+    """Packed attention, a call per segment.
 
     A segment without a parent and within the window is plain causal attention. All others join the parent's keys to their own;
     autograd sums the children's gradients into the parent.
+
+    Args:
+        query: [1, H, T, E].
+        key: [1, G, T, E].
+        value: [1, G, T, E], which may have another width.
+        plan: the segments of the row, T tokens.
+        scaling: what scores are multiplied with; None for `E ** -0.5`.
+        dropout: share of the weights to drop.
+        window: how many tokens a query sees, itself included; None for all.
+        softcap: None, see `refuse`.
+
+    Returns:
+        [1, T, H, E] in the dtype SDPA returns, as wide as values are.
     """
     assert softcap is None
     if query.is_cuda:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -33,12 +34,6 @@ def loops(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, scale: fl
         hidden = (distance < 0) if left < 0 else (distance < 0) | (distance > left)
         outputs.append(torch.einsum("hqk,khe->qhe", score.masked_fill(hidden, -torch.inf).softmax(-1), vs))
     return torch.cat(outputs)
-
-
-def torch_210(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
-    assert is_causal
-    assert query.shape[1] == key.shape[1]
-    return loops(query, key, value, cu_seq_q, cu_seq_k, query.shape[-1] ** -0.5, -1)
 
 
 def torch_211(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)):
@@ -102,15 +97,16 @@ def assert_same(attend: Callable[..., Tensor], *, scaling: float | None, window:
 
 @pytest.mark.parametrize("groups", [4, 2])
 @pytest.mark.parametrize("scaling", [None, 0.3])
-@pytest.mark.parametrize(("function", "windows"), [(torch_210, (None,)), (torch_211, (None, 1, 4)), (torch_212, (None, 1, 4))])
-def test_varlen_signatures(function: Any, windows: tuple, scaling: float | None, groups: int) -> None:
-    for window in windows:
-        assert_same(
-            lambda q, k, v, window=window: varlen.call(function, q, k, v, PLAN, scaling=scaling, window=window),
-            scaling=scaling,
-            window=window,
-            groups=groups,
-        )
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("function", [torch_211, torch_212])
+def test_varlen_signatures(function: Any, window: int | None, scaling: float | None, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "varlen_attn", function)
+    assert_same(
+        lambda q, k, v: varlen.attend(q, k, v, PLAN, scaling=scaling, dropout=0.0, window=window, softcap=None),
+        scaling=scaling,
+        window=window,
+        groups=groups,
+    )
 
 
 @pytest.mark.parametrize("window", [None, 1, 4])
@@ -162,12 +158,11 @@ def test_autocast_decides_the_dtype() -> None:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """machine(generation, varlen=function, installed=()): what the backends find."""
+    """machine(generation, installed={}): what the backends find."""
 
-    def make(generation: int, function: Any = torch_212, installed: dict[str, Any] | None = None) -> None:
+    def make(generation: int, installed: dict[str, Any] | None = None) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (generation, 0))
         monkeypatch.setattr(torch.version, "hip", None)
-        monkeypatch.setattr(varlen, "_function", lambda: function)
         monkeypatch.setattr(flash, "_function", lambda distribution, module: (installed or {}).get(distribution))
 
     return make
@@ -202,12 +197,6 @@ def test_choice(machine: Any, generation: int, installed: dict[str, Any], change
     assert expected == choose.__wrapped__(dataclasses.replace(CUDA, **change)).backend.NAME
 
 
-@pytest.mark.parametrize(("function", "window", "expected"), [(None, None, "flex"), (torch_210, None, "varlen"), (torch_210, 100, "flex")])
-def test_choice_by_torch_release(machine: Any, function: Any, window: int | None, expected: str) -> None:
-    machine(9, function)
-    assert expected == choose.__wrapped__(dataclasses.replace(CUDA, window=window)).backend.NAME
-
-
 def test_cpu_runs_sdpa_and_says_why_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="srm.packing.backends"):
         choice = choose.__wrapped__(CPU)
@@ -228,10 +217,7 @@ def test_amd_runs_what_is_tested_there(machine: Any, monkeypatch: pytest.MonkeyP
     assert choose.__wrapped__(CUDA).backend is sdpa
 
 
-def test_this_torch_has_a_signature_we_know() -> None:
-    function = varlen._function()
-    assert function is not None
-    settings, repeats, factor = varlen.adapt(function, width=64, groups=3, scaling=0.125, window=None)
-    assert settings.items() >= {"scale": 0.125, "window_size": (-1, 0)}.items()
-    assert repeats == (1 if settings.get("enable_gqa") else 3)
-    assert factor == 1
+def test_this_torch_takes_what_we_pass() -> None:
+    signature = inspect.signature(varlen.varlen_attn)
+    signature.bind(*range(7), scale=0.125, window_size=(-1, 0))
+    assert list(signature.parameters)[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
