@@ -7,10 +7,11 @@ from typing import Any, Literal, get_args
 
 from transformers import AutoConfig, PretrainedConfig
 
-__all__ = ["Granularity", "Pooling", "SentenceRewardConfig"]
+from srm_kernels import Pooling
+
+__all__ = ["Granularity", "SentenceRewardConfig"]
 
 Granularity = Literal["sentence", "response", "token"]
-Pooling = Literal["attention", "value_attention", "mean", "sum", "last"]
 
 # What `granularity` decides by itself, so that sum(attention * sentence_reward) is the response reward in each of the three.
 # response: differences telescope, r_0 + ... + r_n = v_n. token: boundaries at every response token, the mean of their values.

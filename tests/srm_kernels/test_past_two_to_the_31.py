@@ -51,8 +51,9 @@ def last(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def untouched(tail: Tensor, *shape: int) -> Tensor:
-    """[*shape] that ends with `tail`; the rest is never written."""
+    """[*shape] that ends with `tail`, and begins with zeros for the program that runs there; the rest is never written."""
     x = torch.empty(shape, dtype=tail.dtype)
+    x[: len(tail)] = 0
     x[-len(tail) :] = tail
     return x
 

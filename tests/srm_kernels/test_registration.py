@@ -11,7 +11,6 @@ import torch._dynamo.testing
 from torch import Tensor
 
 import srm_kernels as k
-from srm_kernels.ops.sentence_attention_pool.op import sentence_pool
 from srm_kernels.ops.token_rewards.reference import token_rewards_reference
 
 CU = k.cu_from_lengths([3, 0, 4])
@@ -41,9 +40,9 @@ CASES: dict[str, tuple[Callable[..., object], list[Tensor]]] = {
         lambda q, key, v: k.sentence_attention_pool(q, key, v, CU, pooling="value_attention"),
         [draw(3, 4), draw(7, 4, seed=1), draw(7, seed=2)],
     ),
-    "mean": (lambda v: sentence_pool(v, CU, "mean"), [draw(7)]),
-    "sum": (lambda v: sentence_pool(v, CU, "sum", False), [draw(7)]),
-    "last": (lambda v: sentence_pool(v, CU, "last", difference=False), [draw(7)]),
+    "mean": (lambda v: k.sentence_pool(v, CU, "mean"), [draw(7)]),
+    "sum": (lambda v: k.sentence_pool(v, CU, "sum", False), [draw(7)]),
+    "last": (lambda v: k.sentence_pool(v, CU, "last", difference=False), [draw(7)]),
     "bradley_terry": (lambda r: k.bradley_terry_loss(r, PAIRS, 0.3, 0.1, 0.01), [draw(3)]),
     "token_rewards": (
         lambda r, p, ref: k.token_rewards(r, BOUNDARIES, CU, p, ref, 0.1, "k3"),

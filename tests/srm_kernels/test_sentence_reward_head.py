@@ -25,7 +25,9 @@ def weights(random, hidden_size=12, width=6):
     return {name: random(10 + i, *shape) / 3 for i, (name, shape) in enumerate(zip(NAMES, shapes, strict=True))}
 
 
-def by_row(hidden, layout, w, *, pooling="attention", rope_theta=1e4, include_prompt=True, difference=True, norm_weight=None, eps=1e-6):
+def by_row(
+    hidden, layout, w, *, pooling="value_attention", rope_theta=1e4, include_prompt=True, difference=True, norm_weight=None, eps=1e-6
+):
     """Section 2 of the method, one number at a time, in Python floats' precision."""
 
     def row(t):
@@ -76,7 +78,7 @@ def test_every_variant(lane, random, assert_close, pooling, include_prompt, diff
     layout = LAYOUT.to(lane.device)
     out = sentence_reward_head(hidden.to(lane.device), layout, *(x.to(lane.device) for x in w.values()), **options, backend=lane.backend)
     assert_close(out, by_row(hidden, LAYOUT, w, **options))
-    assert out._fields == ("reward", "sentence_reward", "attention", "value")
+    assert out._fields == ("reward", "sentence_reward", "weight", "value")
 
 
 def test_gradients(lane, random, assert_close):
@@ -129,12 +131,12 @@ def test_extreme_and_equal_states(lane, random):
     w = [x.to(lane.device, torch.float32) for x in weights(random).values()]
     equal = torch.full((NUM_TOKENS, 12), 1e4, device=lane.device)
     out = sentence_reward_head(equal, LAYOUT.to(lane.device), *w, rope_theta=None, backend=lane.backend)
-    assert out.attention.tolist() == pytest.approx([1 / 3] * 6 + [1, 1])
+    assert out.weight.tolist() == pytest.approx([1, 2 / 3, 1 / 3] * 2 + [1, 1])
     assert out.sentence_reward[[1, 2, 4, 5]].tolist() == [0] * 4
     opposite = equal * torch.tensor([1.0, -1.0], device=lane.device).repeat(NUM_TOKENS // 2)[:, None]
     out = sentence_reward_head(opposite, LAYOUT.to(lane.device), *w, backend=lane.backend)
     assert all(x.isfinite().all() for x in out)
-    assert out.attention[:3].sum().item() == pytest.approx(1)
+    assert out.weight[[0, 3, 6, 7]].tolist() == pytest.approx([1] * 4)  # All attention is behind the first boundary.
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -201,7 +203,7 @@ def test_zero_start(pooling):
     out = head(torch.randn(NUM_TOKENS, 64), LAYOUT)
     assert not out.reward.any()
     weights = {"value_attention": [1.0, 2 / 3, 1 / 3], "sum": [1.0] * 3, "last": [0.0, 0.0, 1.0]}.get(pooling, [1 / 3] * 3)
-    assert out.attention[:3].tolist() == pytest.approx(weights, abs=1e-3)
+    assert out.weight[:3].tolist() == pytest.approx(weights, abs=1e-3)
 
 
 def test_module_equals_function(random):
@@ -215,7 +217,7 @@ def test_module_equals_function(random):
 
 def test_copies_score_alike(random, tmp_path):
     """A deep copy, a pickle, and the weights alone in another head; of the layout too."""
-    head, hidden = SentenceRewardHead(12, attention_size=6, pooling="attention", include_prompt=False), random(0, NUM_TOKENS, 12).float()
+    head, hidden = SentenceRewardHead(12, attention_size=6, include_prompt=False), random(0, NUM_TOKENS, 12).float()
     torch.nn.init.normal_(head.value.weight)
     expected = head(hidden, LAYOUT)
     other = SentenceRewardHead(12, attention_size=6, include_prompt=False)
@@ -262,7 +264,7 @@ def test_no_boundaries(lane, lengths):
         hidden = torch.ones(num_tokens, 8, device=lane.device, requires_grad=True)
         out = head(hidden, layout)
         assert out.reward.tolist() == [0.0] * len(lengths)
-        (out.reward.sum() + out.attention.sum()).backward()
+        (out.reward.sum() + out.weight.sum()).backward()
         assert not hidden.grad.any()
 
 

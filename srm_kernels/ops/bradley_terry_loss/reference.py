@@ -14,7 +14,7 @@ __all__ = ["bradley_terry_loss_reference", "bradley_terry_loss_with_grad_referen
 
 
 def bradley_terry_loss_reference(
-    rewards: Tensor,
+    reward: Tensor,
     pairs: Tensor,
     margin: Tensor | float | None = None,
     label_smoothing: float = 0.0,
@@ -22,7 +22,7 @@ def bradley_terry_loss_reference(
     weight: Tensor | None = None,
 ) -> Tensor:
     """Weighted mean over `pairs` [P, 2] of `(1-ε) softplus(-d) + ε softplus(d) + λ (R_c + R_r)²`, `d = R_c - R_r - margin`."""
-    reward_B = rewards.to(accumulate_dtype(rewards))
+    reward_B = reward.to(accumulate_dtype(reward))
     pair_P2 = pairs.long()
     chosen_P, rejected_P = reward_B[pair_P2[:, 0]], reward_B[pair_P2[:, 1]]
     d_P = chosen_P - rejected_P - (margin.to(reward_B.dtype) if isinstance(margin, Tensor) else margin or 0.0)
@@ -35,10 +35,10 @@ def bradley_terry_loss_reference(
 
 
 def bradley_terry_loss_with_grad_reference(
-    rewards: Tensor, pairs: Tensor, margin: Tensor | None, weight: Tensor | None, label_smoothing: float, centering: float
+    reward: Tensor, pairs: Tensor, margin: Tensor | None, weight: Tensor | None, label_smoothing: float, centering: float
 ) -> tuple[Tensor, Tensor]:
     """The loss, and its gradient [B] in fp32 (fp64 for fp64)."""
-    reward_B = rewards.to(accumulate_dtype(rewards))
+    reward_B = reward.to(accumulate_dtype(reward))
     pair_P2 = pairs.long()
     chosen_P, rejected_P = reward_B[pair_P2[:, 0]], reward_B[pair_P2[:, 1]]
     d_P = chosen_P - rejected_P

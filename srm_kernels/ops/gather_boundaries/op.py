@@ -30,14 +30,22 @@ def gather_boundaries(
 ) -> Tensor:
     """Rows of `hidden` at `boundaries`, optionally RMS-normed in the same pass.
 
-    hidden: [T, D], fp16 / bf16 / fp32 / fp64.
-    boundaries: [N] int32 or int64 in [0, T). Positions may repeat; their gradients sum.
-    norm_weight: [D]; the rows become `x / sqrt(mean(x²) + eps) · norm_weight`, so a backbone's final norm need not run on T rows.
-        Arithmetic is fp32 (fp64 for fp64) and rounds once, at the end. For models that store `weight - 1`, add 1.
-    out_dtype: of the result; `hidden`'s if None.
+    Args:
+        hidden: [T, D]; fp16, bf16, fp32 or fp64. Rows may lie apart.
+        boundaries: int32 or int64 [N] in [0, T). Positions may repeat; their gradients sum, in fp32 (fp64 for fp64), in a fixed order.
+        norm_weight: [D]; the rows become `x / sqrt(mean(x²) + eps) · norm_weight`.
+        eps: of the norm.
+        out_dtype: of the result; `hidden`'s if None.
+        backend: what runs: `"auto"`, `"triton"` or `"torch"`.
 
-    Returns [N, D]. Its backward writes the whole [T, D] gradient in one pass. Raises IndexError for a position outside [0, T) on the
-    CPU and in debug mode; on a GPU such a position is undefined behaviour otherwise.
+    Returns:
+        [N, D] in `out_dtype`, differentiable in `hidden`: the backward writes the whole [T, D] gradient in one pass.
+
+    Raises:
+        TypeError: a tensor or an `out_dtype` of another dtype.
+        ValueError: a `hidden` that is not [T, D], or another device.
+        IndexError: a boundary outside [0, T), on the CPU and in debug mode; undefined behaviour on a GPU otherwise.
+        RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "gather_boundaries"
     check_float(op, hidden=hidden, norm_weight=norm_weight)

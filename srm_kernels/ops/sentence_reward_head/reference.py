@@ -28,12 +28,12 @@ def sentence_reward_head_reference(
     *,
     norm_weight: Tensor | None = None,
     eps: float = 1e-6,
-    pooling: str = "attention",
+    pooling: str = "value_attention",
     rope_theta: float | None = 1e4,
     include_prompt: bool = True,
     difference: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reward` [B], `sentence_reward` [N], `attention` [N], `value` [N] from `hidden` [T, D]."""
+    """`reward` [B], `sentence_reward` [N], `weight` [N], `value` [N] from `hidden` [T, D]."""
     dtype = accumulate_dtype(hidden, value_weight)
     row_ND = gather_boundaries_reference(hidden, layout.boundaries, norm_weight, eps, dtype)
     value_N = row_ND @ value_weight.to(dtype).flatten() + value_bias.to(dtype)

@@ -52,7 +52,7 @@ def everything(hidden: Tensor, lay: k.SentenceLayout, w: list[Tensor]) -> Tensor
     cu_tokens = torch.arange(3, device="cuda") * hidden.shape[0] // 2
     advantages, returns = k.packed_gae(paid, logprobs, cu_tokens, 0.99, 0.95, backend="triton")
     share = k.segment_softmax(k.difference_rewards(out.value, lay.cu_boundaries, backend="triton"), lay.cu_boundaries, backend="triton")
-    return loss + advantages.square().mean() + returns.mean() + share.square().sum() + out.attention.square().sum()
+    return loss + advantages.square().mean() + returns.mean() + share.square().sum() + out.weight.square().sum()
 
 
 def step(hidden: Tensor, lay: k.SentenceLayout, w: list[Tensor]) -> list[Tensor]:
