@@ -13,7 +13,6 @@ import kernel_baselines as other
 import torch
 from lengths import PackedLengths
 from torch import Tensor
-from torch.nn.functional import rms_norm
 
 import srm_kernels as ours
 from srm_kernels.ops.bradley_terry_loss.reference import bradley_terry_loss_reference
@@ -31,7 +30,7 @@ OURS, EAGER, COMPILED = "srm_kernels", "reference, eager", "reference, torch.com
 # Largest error an element may have, beside its own size plus the root mean square of its tensor, for arithmetic in fp32, and for sums of
 # numbers that were rounded to bf16: the gradients of siblings meet on their prompt's last token and all but cancel.
 FP32, BF16_SUMS = 2e-4, 0.5
-EPS, THETA, GAMMA, LAM, KL = 1e-6, 1e4, 0.99, 0.95, 0.05
+THETA, GAMMA, LAM, KL = 1e4, 0.99, 0.95, 0.05
 # What the baselines compute: PyG knows no attention over values.
 POOLING: ours.Pooling = "attention"
 FORWARD, BOTH = ("forward",), ("forward", "backward", "both")
@@ -131,28 +130,6 @@ def gather(setting: Setting) -> Case:
             "hidden[boundaries]": Provider(run=_tuple(lambda hidden: hidden[index]), tolerance=BF16_SUMS),
         },
         bytes=(2 * n * d * size + 8 * n, (n + t) * d * size + 8 * n),
-        grad_outputs=1,
-    )
-
-
-def gather_norm(setting: Setting) -> Case:
-    index, (t, n, _, size) = _layout(setting).boundaries, _counts(setting)
-    d = setting.width
-    hidden, weight = _draw(setting, t, d), _draw(setting, d, seed=1)
-    _dynamic(hidden, index)
-    compiled = setting.compile("gather_norm", gather_boundaries_reference)
-    run = {
-        OURS: lambda hidden, weight: ours.gather_boundaries(hidden, index, weight, EPS, backend=setting.backend),
-        EAGER: lambda hidden, weight: gather_boundaries_reference(hidden, index, weight, EPS),
-        COMPILED: lambda hidden, weight: compiled(hidden, index, weight, EPS),
-        "norm of all T rows, eager": lambda hidden, weight: rms_norm(hidden, (d,), weight, EPS)[index],
-    }
-    return Case(
-        sizes={"T": t, "N": n, "D": d},
-        floats={"hidden": hidden, "weight": weight},
-        definition=_tuple(lambda hidden, weight: gather_boundaries_reference(hidden, index, weight, EPS)),
-        providers={name: Provider(run=_tuple(function), tolerance=FP32 if name == OURS else BF16_SUMS) for name, function in run.items()},
-        bytes=((2 * n + 1) * d * size + 8 * n, (2 * n + t + 2) * d * size + 8 * n),
         grad_outputs=1,
     )
 
@@ -360,7 +337,6 @@ def gae(setting: Setting) -> Case:
 
 OPS: dict[str, Callable[[Setting], Case]] = {
     "gather_boundaries": gather,
-    "gather_boundaries with norm": gather_norm,
     "segment_softmax": softmax,
     "difference_rewards": difference,
     "sentence_attention_pool": pool,

@@ -8,9 +8,9 @@ from torch import Tensor
 __all__ = ["accumulate_dtype", "first_of_segment", "segment_of", "segment_sum"]
 
 
-def accumulate_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """fp64 if any tensor is fp64, else fp32."""
-    return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
+def accumulate_dtype(*of: Tensor | torch.dtype | None) -> torch.dtype:
+    """fp64 if any tensor or dtype is fp64, else fp32."""
+    return torch.float64 if any((x.dtype if isinstance(x, Tensor) else x) == torch.float64 for x in of) else torch.float32
 
 
 def segment_of(cu_seqlens: Tensor, num: int) -> Tensor:

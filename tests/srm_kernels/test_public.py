@@ -16,7 +16,7 @@ SIGNATURES = {
     "bradley_terry_loss": ["reward", "pairs", "margin", "label_smoothing", "centering", "weight", "backend"],
     "cu_from_lengths": ["lengths"],
     "difference_rewards": ["value", "cu_boundaries", "backend"],
-    "gather_boundaries": ["hidden", "boundaries", "norm_weight", "eps", "out_dtype", "backend"],
+    "gather_boundaries": ["hidden", "boundaries", "out_dtype", "backend"],
     "packed_gae": ["reward", "value", "cu_seqlens", "gamma", "lam", "bootstrap_value", "backend"],
     "segment_softmax": ["score", "cu_seqlens", "backend"],
     "sentence_attention_pool": [

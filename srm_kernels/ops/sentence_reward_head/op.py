@@ -48,8 +48,6 @@ def sentence_reward_head(
     key_weight: Tensor | None = None,
     key_bias: Tensor | None = None,
     *,
-    norm_weight: Tensor | None = None,
-    eps: float = 1e-6,
     pooling: Pooling = "value_attention",
     rope_theta: float | None = 1e4,
     include_prompt: bool = True,
@@ -69,8 +67,6 @@ def sentence_reward_head(
         query_bias: [A].
         key_weight: [A, D].
         key_bias: [A].
-        norm_weight: [D], of an RMS norm of the rows.
-        eps: of the norm.
         pooling: how sentence rewards become the response's reward; see `Pooling`.
         rope_theta: base of the rotary embedding on the sentence index; None turns it off.
         include_prompt: whether index 0 (the prompt) takes part in pooling.
@@ -96,7 +92,7 @@ def sentence_reward_head(
         raise ValueError(f"{op}: `value_bias` must have one element, got shape {list(value_bias.shape)}.")
     dtype = accumulate_dtype(hidden, value_weight)
     with torch.autocast(device_type=hidden.device.type, enabled=False):
-        row_ND = gather_boundaries(hidden, layout.boundaries, norm_weight, eps, out_dtype=dtype, backend=backend)
+        row_ND = gather_boundaries(hidden, layout.boundaries, out_dtype=dtype, backend=backend)
         value_N = row_ND @ value_weight.to(dtype).flatten() + value_bias.to(dtype).reshape(())
         if pooling not in ATTENTION_POOLINGS:
             pooled = sentence_pool(value_N, layout.cu_boundaries, pooling, include_prompt, difference=difference, backend=backend)

@@ -26,8 +26,6 @@ def sentence_reward_head_reference(
     key_weight: Tensor | None = None,
     key_bias: Tensor | None = None,
     *,
-    norm_weight: Tensor | None = None,
-    eps: float = 1e-6,
     pooling: str = "value_attention",
     rope_theta: float | None = 1e4,
     include_prompt: bool = True,
@@ -35,7 +33,7 @@ def sentence_reward_head_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reward` [B], `sentence_reward` [N], `weight` [N], `value` [N] from `hidden` [T, D]."""
     dtype = accumulate_dtype(hidden, value_weight)
-    row_ND = gather_boundaries_reference(hidden, layout.boundaries, norm_weight, eps, dtype)
+    row_ND = gather_boundaries_reference(hidden, layout.boundaries, dtype)
     value_N = row_ND @ value_weight.to(dtype).flatten() + value_bias.to(dtype)
     query_BA = key_NA = None
     if query_weight is not None and query_bias is not None and key_weight is not None and key_bias is not None:
