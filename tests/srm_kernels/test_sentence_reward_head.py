@@ -24,9 +24,7 @@ def weights(random, hidden_size=12, width=6):
     return {name: random(10 + i, *shape) / 3 for i, (name, shape) in enumerate(zip(NAMES, shapes, strict=True))}
 
 
-def by_row(
-    hidden, layout, w, *, pooling="value_attention", rope_theta=1e4, include_prompt=True, difference=True, norm_weight=None, eps=1e-6
-):
+def by_row(hidden, layout, w, *, pooling="value_attention", rope_theta=1e4, include_prompt=True, difference=True):
     """Section 2 of the method, one number at a time, in Python floats' precision."""
 
     def turn(x, i):
