@@ -84,9 +84,16 @@ def test_needs_torch_alone():
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_it_imports_no_triton():
-    code = "import sys, srm_kernels; assert 'triton' not in sys.modules and 'srm' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+def test_importing_it_imports_nothing_else():
+    """Besides torch: no triton, though it is there, no srm, and no module of the standard library that torch has not brought."""
+    code = """
+        import sys, torch
+        before = set(sys.modules)
+        import srm_kernels
+        new = {name for name in set(sys.modules) - before if name.partition(".")[0] not in ("srm_kernels", "torch")}
+        assert not new and "triton" not in sys.modules, new
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT.parent)
 
 
 def test_imports_point_downwards():

@@ -83,6 +83,32 @@ def test_one_input_alone_gets_the_same_gradient(name):
         torch.testing.assert_close(torch.autograd.grad(total(op(*alone)), inputs[i])[0], expected)
 
 
+KEEP_DTYPE = ("gather", "softmax", "softmax_heads", "difference")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@cases
+def test_arithmetic_is_fp32_and_rounds_once(name, dtype):
+    """16-bit inputs give the bits that the same numbers give in fp32, rounded at the end where the op keeps its dtype."""
+    op, inputs = CASES[name]
+    ours = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    wider = torch.promote_types(dtype, torch.float32)
+    theirs = [x.detach().to(wider).requires_grad_() for x in ours]
+    out, expected = as_tuple(op(*ours)), as_tuple(op(*theirs))
+    assert {x.dtype for x in out} == {dtype if name in KEEP_DTYPE else wider}
+    assert all(torch.equal(a, b.to(a.dtype)) for a, b in zip(out, expected, strict=True))
+    # Cotangents that 16 bits hold, so that both get the same.
+    flowing = [(torch.arange(x.numel()).reshape(x.shape) % 7 - 3) / 4 for x in out]
+    grads, expected_grads = (
+        torch.autograd.grad(y, x, [g.to(z.dtype) for g, z in zip(flowing, y, strict=True)]) for y, x in ((out, ours), (expected, theirs))
+    )
+    for a, b in zip(grads, expected_grads, strict=True):
+        if "softmax" in name:  # Its backward starts from weights that were rounded.
+            torch.testing.assert_close(a, b.to(dtype), rtol=2e-2, atol=2e-2)
+        else:
+            assert torch.equal(a, b.to(dtype))
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 @cases
 def test_compiles_whole_forward_and_backward(name, dynamic):

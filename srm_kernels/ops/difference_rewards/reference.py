@@ -13,7 +13,15 @@ __all__ = ["difference_by_segment", "difference_rewards_backward_reference", "di
 
 
 def difference_rewards_reference(value: Tensor, cu_boundaries: Tensor) -> Tensor:
-    """`r_0 = v_0`, `r_i = v_i - v_{i-1}` inside each segment of `value` [N], in `value`'s dtype."""
+    """`r_0 = v_0`, `r_i = v_i - v_{i-1}` inside each response, differentiable as often as you like.
+
+    Args:
+        value: [N].
+        cu_boundaries: int [B + 1].
+
+    Returns:
+        [N] in `value`'s dtype.
+    """
     first_N = first_of_segment(cu_boundaries, value.shape[0])
     return difference_by_segment(value.to(accumulate_dtype(value)), first_N).to(value.dtype)
 

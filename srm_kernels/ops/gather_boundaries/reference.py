@@ -14,7 +14,16 @@ __all__ = ["gather_boundaries_backward_reference", "gather_boundaries_reference"
 
 
 def gather_boundaries_reference(hidden: Tensor, boundaries: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
-    """Rows [N, D] of `hidden` [T, D] at `boundaries` [N], in `out_dtype` (`hidden`'s if None)."""
+    """Rows of `hidden`, differentiable as often as you like.
+
+    Args:
+        hidden: [T, D].
+        boundaries: int [N].
+        out_dtype: of the result; `hidden`'s if None.
+
+    Returns:
+        [N, D] in `out_dtype`.
+    """
     return hidden.index_select(0, boundaries).to(out_dtype or hidden.dtype)
 
 

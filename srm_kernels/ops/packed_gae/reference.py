@@ -16,9 +16,18 @@ __all__ = ["packed_gae_backward_reference", "packed_gae_reference"]
 def packed_gae_reference(
     reward: Tensor, value: Tensor, cu_seqlens: Tensor, gamma: float, lam: float, bootstrap_value: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns [T]: `A_t = δ_t + (gamma·lam) A_{t+1}`, `δ_t = r_t + gamma·V_{t+1} - V_t`, `return = A + V`.
+    """Advantages and returns, differentiable as often as you like.
 
-    After a sequence's last token `V` is `bootstrap_value` [S] (0 if None) and `A` is 0.
+    Args:
+        reward: [T].
+        value: [T].
+        cu_seqlens: int [S + 1].
+        gamma: discount a token.
+        lam: weight of longer looks ahead.
+        bootstrap_value: [S], `V` after a sequence's last token; 0 if None. `A` is 0 there.
+
+    Returns:
+        Advantages [T] and returns [T], in fp32 (fp64 if any input is).
     """
     dtype = accumulate_dtype(reward, value, bootstrap_value)
     reward_T, value_T = reward.to(dtype), value.to(dtype)

@@ -14,7 +14,15 @@ __all__ = ["segment_softmax_backward_reference", "segment_softmax_reference"]
 
 
 def segment_softmax_reference(score: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """Softmax of `score` [N] or [N, H] inside each segment `cu_seqlens[b]:cu_seqlens[b + 1]`, in `score`'s dtype."""
+    """Softmax inside each segment, differentiable as often as you like.
+
+    Args:
+        score: [N] or [N, H].
+        cu_seqlens: int [B + 1].
+
+    Returns:
+        The shape and dtype of `score`.
+    """
     segment_N = segment_of(cu_seqlens, score.shape[0])
     return softmax_by_segment(score.to(accumulate_dtype(score)), segment_N, cu_seqlens.numel() - 1).to(score.dtype)
 

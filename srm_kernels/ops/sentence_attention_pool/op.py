@@ -77,8 +77,8 @@ def sentence_attention_pool(
     check_shape(op, "query", query, (cu_boundaries.numel() - 1, width), "[B, A]")
     check_shape(op, "key", key, (value.shape[0], width), "[N, A]")
     check_same_device(op, query=query, key=key, value=value, cu_boundaries=cu_boundaries)
-    pooling_ = pooling_of(pooling, difference)
-    return _pool(query, key, value, cu_boundaries, rope_theta, include_prompt, difference, pooling_, backend)
+    of = pooling_of(pooling, difference)
+    return _pool(query, key, value, cu_boundaries, rope_theta, include_prompt, difference, of, backend)
 
 
 def sentence_pool(

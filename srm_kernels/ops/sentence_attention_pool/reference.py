@@ -27,9 +27,20 @@ def sentence_attention_pool_reference(
     difference: bool = True,
     pooling: str = "value_attention",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`reward` [B], `sentence_reward` [N], `weight` [N] from `query` [B, A], `key` [N, A], `value` [N]; fp32 (fp64 for fp64).
+    """`sentence_attention_pool` and `sentence_pool`, differentiable as often as you like.
 
-    `query` and `key` are None where `pooling` has no attention: "mean", "sum" and "last".
+    Args:
+        query: [B, A]; None where `pooling` has no attention.
+        key: [N, A]; None where `pooling` has no attention.
+        value: [N].
+        cu_boundaries: int [B + 1].
+        rope_theta: base of the rotary embedding on the boundary's index, or None.
+        include_prompt: whether index 0 takes part.
+        difference: sentence reward `v_i - v_{i-1}`; False: `v_i`.
+        pooling: one of `Pooling`.
+
+    Returns:
+        `reward` [B], `sentence_reward` [N] and `weight` [N], in fp32 (fp64 if any input is).
     """
     num, num_responses = value.shape[0], cu_boundaries.numel() - 1
     dtype = accumulate_dtype(query, key, value)

@@ -23,7 +23,20 @@ def token_rewards_reference(
     kl_coef: float,
     estimator: str = "k1",
 ) -> Tensor:
-    """Rewards [T]: `r_i` on the last token of sentence `i ≥ 1`, minus `kl_coef` times the KL estimate of each token."""
+    """`r_i` on the last token of sentence `i ≥ 1`, minus the KL penalty of each token; differentiable as often as you like.
+
+    Args:
+        sentence_reward: [N].
+        boundaries: int [N].
+        cu_boundaries: int [B + 1].
+        logprobs: [T].
+        ref_logprobs: [T].
+        kl_coef: factor of the penalty.
+        estimator: k1, k2 or k3.
+
+    Returns:
+        [T] in fp32 (fp64 if any input is).
+    """
     dtype = accumulate_dtype(sentence_reward, logprobs, ref_logprobs)
     log_ratio_T = logprobs.to(dtype) - ref_logprobs.to(dtype)
     # Index 0 sits on the prompt's last token, which the policy did not write: it earns nothing.
