@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-__all__ = ["ATTENTION_POOLINGS", "POOLINGS", "Pooling", "check_pooling"]
+__all__ = ["ATTENTION_POOLINGS", "PLAIN_POOLINGS", "POOLINGS", "Pooling", "check_pooling"]
 
 Pooling = Literal["attention", "value_attention", "mean", "sum", "last"]
 """What pools the sentence rewards `r_i` of a response into its reward `R = Σ w_i r_i`; `a` is a softmax over the response's boundaries.
@@ -17,6 +17,8 @@ Pooling = Literal["attention", "value_attention", "mean", "sum", "last"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 ATTENTION_POOLINGS: tuple[Pooling, ...] = ("attention", "value_attention")
 """The ones that need a query and keys."""
+
+PLAIN_POOLINGS: tuple[Pooling, ...] = tuple(pooling for pooling in POOLINGS if pooling not in ATTENTION_POOLINGS)
 
 
 def check_pooling(op: str, pooling: str, allowed: tuple[str, ...], way_out: str = "") -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...backend import Backend, choose_backend
-from ...pooling import ATTENTION_POOLINGS, POOLINGS, Pooling, check_pooling
+from ...pooling import ATTENTION_POOLINGS, PLAIN_POOLINGS, Pooling, check_pooling
 from ..registration import check_float, check_offsets, check_same_device, check_shape, refuse_double_backward
 from ..segments import accumulate_dtype
 from .reference import pooling_of, sentence_attention_pool_backward_reference, sentence_attention_pool_reference
@@ -52,8 +52,8 @@ def sentence_attention_pool(
 
     Returns:
         `reward` [B], `sentence_reward` [N] and `weight` [N], all differentiable, in fp32 (fp64 if any input is).
-        `reward` = `Σ weight · sentence_reward`; 0 where a response has nothing to attend to. `weight` is `a_i` for `"attention"` and
-        `Σ_{j ≥ i} a_j` for `"value_attention"`.
+        `reward` = `Σ weight · sentence_reward`; 0 where a response has nothing to attend to. `weight` is
+        `Σ_{j ≥ i} a_j` for `"value_attention"`, and `a_i` for `"attention"` and without `difference`.
 
     Raises:
         TypeError: a tensor of another dtype.
@@ -112,7 +112,7 @@ def sentence_pool(
         RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "sentence_pool"
-    check_pooling(op, pooling, tuple(x for x in POOLINGS if x not in ATTENTION_POOLINGS), " `sentence_attention_pool` has the others.")
+    check_pooling(op, pooling, PLAIN_POOLINGS, " `sentence_attention_pool` has the others.")
     check_float(op, value=value)
     _check(op, value, cu_boundaries)
     check_same_device(op, value=value, cu_boundaries=cu_boundaries)
