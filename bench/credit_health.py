@@ -135,7 +135,7 @@ def _judged(head: Head, trained: torch.nn.Module, features: Features, scale: flo
     """Both accuracies, and the credit of the rejected answers' sentences."""
     output = outputs(head, trained, features, scale)
     reward, by_mean_value = output.reward.view(-1, 2), mean_value(output.value, features.cu).view(-1, 2)
-    rewards, attention = (x.split(features.cu.diff().tolist()) for x in (output.sentence_reward, output.attention))
+    rewards, attention = (x.split(features.cu.diff().tolist()) for x in (output.sentence_reward, output.weight))
     parts = zip(features.responses, output.reward.tolist(), rewards, attention, strict=True)
     scored = [read_off(response, total, r.tolist(), a.tolist()) for response, total, r, a in parts]
     credit = credit_report(judge(rejected, pair.to_row()["damaged"]) for rejected, pair in zip(scored[1::2], pairs, strict=True)).overall

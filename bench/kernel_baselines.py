@@ -35,9 +35,9 @@ class Padding:
     target: Tensor
 
     @classmethod
-    def of(cls, cu: Tensor) -> Padding:
-        length_B, start_B = cu.diff().long(), cu[:-1].long()
-        place_L = torch.arange(int(length_B.max()), device=cu.device)
+    def of(cls, cu_seqlens: Tensor) -> Padding:
+        length_B, start_B = cu_seqlens.diff().long(), cu_seqlens[:-1].long()
+        place_L = torch.arange(int(length_B.max()), device=cu_seqlens.device)
         mask_BL = place_L < length_B[:, None]
         return cls(torch.where(mask_BL, start_B[:, None] + place_L, 0), mask_BL, mask_BL.flatten().nonzero().flatten())
 
@@ -49,17 +49,17 @@ class Padding:
         return x.flatten(0, 1).index_select(0, self.target)
 
 
-def padded_softmax(scores: Tensor, padding: Padding) -> Tensor:
+def padded_softmax(score: Tensor, padding: Padding) -> Tensor:
     """Pad with -inf, softmax, unpad."""
-    return padding.unpad(padding.pad(scores.float(), -torch.inf).softmax(1)).to(scores.dtype)
+    return padding.unpad(padding.pad(score.float(), -torch.inf).softmax(1)).to(score.dtype)
 
 
-def reduced_softmax(scores: Tensor, lengths: Tensor, segment: Tensor) -> Tensor:
+def reduced_softmax(score: Tensor, lengths: Tensor, segment: Tensor) -> Tensor:
     """Maximum and sum by `torch.segment_reduce`."""
-    score = scores.float()
-    peak_B = torch.segment_reduce(score.detach(), "max", lengths=lengths, unsafe=True)
-    exp_N = (score - peak_B[segment]).exp()
-    return (exp_N / torch.segment_reduce(exp_N, "sum", lengths=lengths, unsafe=True)[segment]).to(scores.dtype)
+    score_N = score.float()
+    peak_B = torch.segment_reduce(score_N.detach(), "max", lengths=lengths, unsafe=True)
+    exp_N = (score_N - peak_B[segment]).exp()
+    return (exp_N / torch.segment_reduce(exp_N, "sum", lengths=lengths, unsafe=True)[segment]).to(score.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +73,15 @@ class RotaryPool:
     num_responses: int
 
     @classmethod
-    def of(cls, cu: Tensor, width: int, theta: float) -> RotaryPool:
-        num = int(cu[-1])
-        segment_N = torch.repeat_interleave(cu.diff().long())
-        index_N = torch.arange(num, device=cu.device)
-        distance_N = cu[1:].long()[segment_N] - 1 - index_N
-        pair_J = torch.arange(width // 2, device=cu.device, dtype=torch.float64)
+    def of(cls, cu_boundaries: Tensor, width: int, theta: float) -> RotaryPool:
+        num = int(cu_boundaries[-1])
+        segment_N = torch.repeat_interleave(cu_boundaries.diff().long())
+        index_N = torch.arange(num, device=cu_boundaries.device)
+        distance_N = cu_boundaries[1:].long()[segment_N] - 1 - index_N
+        pair_J = torch.arange(width // 2, device=cu_boundaries.device, dtype=torch.float64)
         angle_NJ = distance_N[:, None] * theta ** (-2 * pair_J / width)
-        first_N = index_N == cu[:-1].long()[segment_N]
-        return cls(angle_NJ.cos().float(), angle_NJ.sin().float(), segment_N, first_N, cu.numel() - 1)
+        first_N = index_N == cu_boundaries[:-1].long()[segment_N]
+        return cls(angle_NJ.cos().float(), angle_NJ.sin().float(), segment_N, first_N, cu_boundaries.numel() - 1)
 
     def scores(self, query: Tensor, key: Tensor) -> Tensor:
         """[N] in fp32."""

@@ -13,7 +13,6 @@ import kernel_baselines as other
 import torch
 from lengths import PackedLengths
 from torch import Tensor
-from torch.nn.functional import rms_norm
 
 import srm_kernels as ours
 from srm_kernels.ops.bradley_terry_loss.reference import bradley_terry_loss_reference
@@ -31,7 +30,9 @@ OURS, EAGER, COMPILED = "srm_kernels", "reference, eager", "reference, torch.com
 # Largest error an element may have, beside its own size plus the root mean square of its tensor, for arithmetic in fp32, and for sums of
 # numbers that were rounded to bf16: the gradients of siblings meet on their prompt's last token and all but cancel.
 FP32, BF16_SUMS = 2e-4, 0.5
-EPS, THETA, GAMMA, LAM, KL = 1e-6, 1e4, 0.99, 0.95, 0.05
+THETA, GAMMA, LAM, KL = 1e4, 0.99, 0.95, 0.05
+# What the baselines compute: PyG knows no attention over values.
+POOLING: ours.Pooling = "attention"
 FORWARD, BOTH = ("forward",), ("forward", "backward", "both")
 
 
@@ -133,46 +134,25 @@ def gather(setting: Setting) -> Case:
     )
 
 
-def gather_norm(setting: Setting) -> Case:
-    index, (t, n, _, size) = _layout(setting).boundaries, _counts(setting)
-    d = setting.width
-    hidden, weight = _draw(setting, t, d), _draw(setting, d, seed=1)
-    _dynamic(hidden, index)
-    compiled = setting.compile("gather_norm", gather_boundaries_reference)
-    run = {
-        OURS: lambda hidden, weight: ours.gather_boundaries(hidden, index, weight, EPS, backend=setting.backend),
-        EAGER: lambda hidden, weight: gather_boundaries_reference(hidden, index, weight, EPS),
-        COMPILED: lambda hidden, weight: compiled(hidden, index, weight, EPS),
-        "norm of all T rows, eager": lambda hidden, weight: rms_norm(hidden, (d,), weight, EPS)[index],
-    }
-    return Case(
-        sizes={"T": t, "N": n, "D": d},
-        floats={"hidden": hidden, "weight": weight},
-        definition=_tuple(lambda hidden, weight: gather_boundaries_reference(hidden, index, weight, EPS)),
-        providers={name: Provider(run=_tuple(function), tolerance=FP32 if name == OURS else BF16_SUMS) for name, function in run.items()},
-        bytes=((2 * n + 1) * d * size + 8 * n, (2 * n + t + 2) * d * size + 8 * n),
-        grad_outputs=1,
-    )
-
-
 def softmax(setting: Setting) -> Case:
-    cu, (t, n, b, _) = _layout(setting).cu_boundaries, _counts(setting)
-    scores = _draw(setting, *((n, setting.width) if setting.width else (n,)), dtype=torch.float32, scale=3)
-    _dynamic(scores, cu)
+    cu_seqlens, (t, n, b, _) = _layout(setting).cu_boundaries, _counts(setting)
+    score = _draw(setting, *((n, setting.width) if setting.width else (n,)), dtype=torch.float32, scale=3)
+    _dynamic(score, cu_seqlens)
     compiled = setting.compile("softmax", segment_softmax_reference)
-    lengths, segment, padding = cu.diff().long(), torch.repeat_interleave(cu.diff().long()), other.Padding.of(cu)
+    lengths = cu_seqlens.diff().long()
+    segment, padding = torch.repeat_interleave(lengths), other.Padding.of(cu_seqlens)
     run: dict[str, Callable[[Tensor], Tensor]] = {
-        OURS: lambda scores: ours.segment_softmax(scores, cu, backend=setting.backend),
-        EAGER: lambda scores: segment_softmax_reference(scores, cu),
-        COMPILED: lambda scores: compiled(scores, cu),
-        "torch.segment_reduce": lambda scores: other.reduced_softmax(scores, lengths, segment),
-        "padded, masked": lambda scores: other.padded_softmax(scores, padding),
+        OURS: lambda score: ours.segment_softmax(score, cu_seqlens, backend=setting.backend),
+        EAGER: lambda score: segment_softmax_reference(score, cu_seqlens),
+        COMPILED: lambda score: compiled(score, cu_seqlens),
+        "torch.segment_reduce": lambda score: other.reduced_softmax(score, lengths, segment),
+        "padded, masked": lambda score: other.padded_softmax(score, padding),
     }
-    moved = scores.numel() * scores.element_size()
+    moved = score.numel() * score.element_size()
     return Case(
         sizes={"T": t, "N": n, "B": b, "H": setting.width},
-        floats={"scores": scores},
-        definition=_tuple(lambda scores: segment_softmax_reference(scores, cu)),
+        floats={"score": score},
+        definition=_tuple(lambda score: segment_softmax_reference(score, cu_seqlens)),
         providers={name: Provider(run=_tuple(function)) for name, function in run.items()},
         bytes=(2 * moved, 3 * moved),
         grad_outputs=1,
@@ -180,19 +160,19 @@ def softmax(setting: Setting) -> Case:
 
 
 def difference(setting: Setting) -> Case:
-    cu, (t, n, b, _) = _layout(setting).cu_boundaries, _counts(setting)
-    values = _draw(setting, n, dtype=torch.float32)
-    _dynamic(values, cu)
+    cu_boundaries, (t, n, b, _) = _layout(setting).cu_boundaries, _counts(setting)
+    value = _draw(setting, n, dtype=torch.float32)
+    _dynamic(value, cu_boundaries)
     compiled = setting.compile("difference", difference_rewards_reference)
     run = {
-        OURS: lambda values: ours.difference_rewards(values, cu, backend=setting.backend),
-        EAGER: lambda values: difference_rewards_reference(values, cu),
-        COMPILED: lambda values: compiled(values, cu),
+        OURS: lambda value: ours.difference_rewards(value, cu_boundaries, backend=setting.backend),
+        EAGER: lambda value: difference_rewards_reference(value, cu_boundaries),
+        COMPILED: lambda value: compiled(value, cu_boundaries),
     }
     return Case(
         sizes={"T": t, "N": n, "B": b},
-        floats={"values": values},
-        definition=_tuple(lambda values: difference_rewards_reference(values, cu)),
+        floats={"value": value},
+        definition=_tuple(lambda value: difference_rewards_reference(value, cu_boundaries)),
         providers={name: Provider(run=_tuple(function)) for name, function in run.items()},
         bytes=(8 * n + 4 * b, 8 * n + 4 * b),
         grad_outputs=1,
@@ -200,17 +180,19 @@ def difference(setting: Setting) -> Case:
 
 
 def pool(setting: Setting) -> Case:
-    cu, (t, n, b, _), a = _layout(setting).cu_boundaries, _counts(setting), setting.width
+    cu_boundaries, (t, n, b, _), a = _layout(setting).cu_boundaries, _counts(setting), setting.width
     floats = {"query": _draw(setting, b, a), "key": _draw(setting, n, a, seed=1), "value": _draw(setting, n, seed=2)}
     floats = {name: x.detach().float().requires_grad_() for name, x in floats.items()}
-    _dynamic(*floats.values(), cu)
+    _dynamic(*floats.values(), cu_boundaries)
     compiled = setting.compile("pool", sentence_attention_pool_reference)
-    rotary, padding = other.RotaryPool.of(cu, a, THETA), other.Padding.of(cu)
-    lengths = cu.diff().long()
+    rotary, padding = other.RotaryPool.of(cu_boundaries, a, THETA), other.Padding.of(cu_boundaries)
+    lengths = cu_boundaries.diff().long()
     run: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-        OURS: lambda query, key, value: ours.sentence_attention_pool(query, key, value, cu, THETA, backend=setting.backend),
-        EAGER: lambda query, key, value: sentence_attention_pool_reference(query, key, value, cu, THETA),
-        COMPILED: lambda query, key, value: compiled(query, key, value, cu, THETA),
+        OURS: lambda query, key, value: ours.sentence_attention_pool(
+            query, key, value, cu_boundaries, THETA, pooling=POOLING, backend=setting.backend
+        ),
+        EAGER: lambda query, key, value: sentence_attention_pool_reference(query, key, value, cu_boundaries, THETA, pooling=POOLING),
+        COMPILED: lambda query, key, value: compiled(query, key, value, cu_boundaries, THETA, pooling=POOLING),
         "torch.segment_reduce": lambda **x: rotary.pool(**x, softmax=lambda s: other.reduced_softmax(s, lengths, rotary.segment)),
         "padded, masked": lambda **x: rotary.pool(**x, softmax=lambda s: other.padded_softmax(s, padding)),
     }
@@ -223,7 +205,7 @@ def pool(setting: Setting) -> Case:
     return Case(
         sizes={"T": t, "N": n, "B": b, "A": a},
         floats=floats,
-        definition=lambda query, key, value: sentence_attention_pool_reference(query, key, value, cu, THETA),
+        definition=lambda query, key, value: sentence_attention_pool_reference(query, key, value, cu_boundaries, THETA, pooling=POOLING),
         providers={name: Provider(run=function) for name, function in run.items()},
         bytes=(vectors + scalars, 2 * vectors + scalars + 8 * n),
         grad_outputs=2,
@@ -249,8 +231,8 @@ def head(setting: Setting) -> Case:
         for i, (name, shape) in enumerate(shapes.items())
     }
 
-    def reference(hidden: Tensor, boundaries: Tensor, cu: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        return sentence_reward_head_reference(hidden, ours.SentenceLayout(boundaries, cu), *weights)
+    def reference(hidden: Tensor, boundaries: Tensor, cu_boundaries: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        return sentence_reward_head_reference(hidden, ours.SentenceLayout(boundaries, cu_boundaries), *weights)
 
     compiled = setting.compile("head", reference)
 
@@ -279,18 +261,18 @@ def head(setting: Setting) -> Case:
 def bradley_terry(setting: Setting) -> Case:
     b = setting.width
     pairs = torch.arange(b, device=setting.device).reshape(-1, 2)
-    rewards = _draw(setting, b, dtype=torch.float32)
-    _dynamic(rewards, pairs)
+    reward = _draw(setting, b, dtype=torch.float32)
+    _dynamic(reward, pairs)
     compiled = setting.compile("bradley_terry", bradley_terry_loss_reference)
     run = {
-        OURS: lambda rewards: ours.bradley_terry_loss(rewards, pairs, None, 0.1, 0.01, backend=setting.backend),
-        EAGER: lambda rewards: bradley_terry_loss_reference(rewards, pairs, None, 0.1, 0.01),
-        COMPILED: lambda rewards: compiled(rewards, pairs, None, 0.1, 0.01),
+        OURS: lambda reward: ours.bradley_terry_loss(reward, pairs, None, 0.1, 0.01, backend=setting.backend),
+        EAGER: lambda reward: bradley_terry_loss_reference(reward, pairs, None, 0.1, 0.01),
+        COMPILED: lambda reward: compiled(reward, pairs, None, 0.1, 0.01),
     }
     return Case(
         sizes={"B": b, "P": b // 2},
-        floats={"rewards": rewards},
-        definition=_tuple(lambda rewards: bradley_terry_loss_reference(rewards, pairs, None, 0.1, 0.01)),
+        floats={"reward": reward},
+        definition=_tuple(lambda reward: bradley_terry_loss_reference(reward, pairs, None, 0.1, 0.01)),
         providers={name: Provider(run=_tuple(function)) for name, function in run.items()},
         bytes=(8 * b + 4 * b + 4, 8 * b),
         grad_outputs=1,
@@ -321,13 +303,13 @@ def tokens(setting: Setting) -> Case:
 
 
 def gae(setting: Setting) -> Case:
-    cu, t = setting.lengths.cu_tokens.to(setting.device), setting.lengths.num_tokens
-    floats = {"rewards": _draw(setting, t, dtype=torch.float32), "values": _draw(setting, t, seed=1, dtype=torch.float32)}
-    _dynamic(*floats.values(), cu)
+    cu_seqlens, t = setting.lengths.cu_tokens.to(setting.device), setting.lengths.num_tokens
+    floats = {"reward": _draw(setting, t, dtype=torch.float32), "value": _draw(setting, t, seed=1, dtype=torch.float32)}
+    _dynamic(*floats.values(), cu_seqlens)
     compiled = setting.compile("gae", packed_gae_reference)
     # Its inputs are rows of a matrix, whose storage offsets would each be a compilation otherwise.
     step = setting.compile("gae step", other.gae_step, dynamic=True)
-    padding = other.Padding.of(cu)
+    padding = other.Padding.of(cu_seqlens)
     padded = [padding.pad(x.detach(), 0.0).T.contiguous() for x in floats.values()]
 
     def loop(step: Callable[..., Tensor]) -> Provider:
@@ -338,13 +320,13 @@ def gae(setting: Setting) -> Case:
         return Provider(run=lambda **_: other.padded_gae(*padded, GAMMA, LAM, step), finish=finish, modes=FORWARD)
 
     return Case(
-        sizes={"T": t, "S": cu.numel() - 1, "L": padding.mask.shape[1]},
+        sizes={"T": t, "S": cu_seqlens.numel() - 1, "L": padding.mask.shape[1]},
         floats=floats,
-        definition=lambda rewards, values: packed_gae_reference(rewards, values, cu, GAMMA, LAM),
+        definition=lambda reward, value: packed_gae_reference(reward, value, cu_seqlens, GAMMA, LAM),
         providers={
-            OURS: Provider(run=lambda rewards, values: ours.packed_gae(rewards, values, cu, GAMMA, LAM, backend=setting.backend)),
-            EAGER: Provider(run=lambda rewards, values: packed_gae_reference(rewards, values, cu, GAMMA, LAM)),
-            COMPILED: Provider(run=lambda rewards, values: compiled(rewards, values, cu, GAMMA, LAM)),
+            OURS: Provider(run=lambda reward, value: ours.packed_gae(reward, value, cu_seqlens, GAMMA, LAM, backend=setting.backend)),
+            EAGER: Provider(run=lambda reward, value: packed_gae_reference(reward, value, cu_seqlens, GAMMA, LAM)),
+            COMPILED: Provider(run=lambda reward, value: compiled(reward, value, cu_seqlens, GAMMA, LAM)),
             "Python loop": loop(other.gae_step),
             "Python loop, step by torch.compile": loop(step),
         },
@@ -355,7 +337,6 @@ def gae(setting: Setting) -> Case:
 
 OPS: dict[str, Callable[[Setting], Case]] = {
     "gather_boundaries": gather,
-    "gather_boundaries with norm": gather_norm,
     "segment_softmax": softmax,
     "difference_rewards": difference,
     "sentence_attention_pool": pool,

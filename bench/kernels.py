@@ -41,7 +41,6 @@ GRID: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "gather_boundaries": (WIDTHS, TOKENS),
     "packed_gae": ((0,), TOKENS),
     "sentence_attention_pool": ((256,), TOKENS),
-    "gather_boundaries with norm": (WIDTHS, TOKENS[1:]),
     "segment_softmax": ((0, 16), TOKENS[1:]),
     "token_rewards": ((0,), TOKENS[1:]),
     "difference_rewards": ((0,), TOKENS[1:]),

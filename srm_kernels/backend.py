@@ -14,13 +14,20 @@ import torch
 __all__ = ["Backend", "BackendChoice", "BackendReport", "backend_report", "choose_backend", "debug_enabled"]
 
 Backend = Literal["auto", "triton", "torch"]
+"""What runs an op: Triton's kernels, plain PyTorch, or, for `"auto"`, Triton on a GPU that can and PyTorch elsewhere."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackendChoice:
-    """What `backend="auto"` runs on one device, and why."""
+    """What `backend="auto"` runs on one device.
+
+    Attributes:
+        device: `cpu`, or `cuda:0` and so on.
+        backend: what runs there.
+        reason: why.
+    """
 
     device: str
     backend: Literal["triton", "torch"]
@@ -29,7 +36,14 @@ class BackendChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class BackendReport:
-    """The answer of `backend_report()`; `print` it."""
+    """The answer of `backend_report()`; `print` it.
+
+    Attributes:
+        torch_version: of the installed torch.
+        triton_version: of the installed triton, or None.
+        choices: what runs on each device, the CPU first.
+        debug: whether `SRM_KERNELS_DEBUG=1` has index values checked on GPUs too.
+    """
 
     torch_version: str
     triton_version: str | None
@@ -44,7 +58,11 @@ class BackendReport:
 
 
 def backend_report() -> BackendReport:
-    """What `backend="auto"` runs on the CPU and on every visible GPU, and why. Never raises."""
+    """What `backend="auto"` runs on the CPU and on every visible GPU, and why. Never raises.
+
+    Returns:
+        A `BackendReport`, for `print`.
+    """
     devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
     return BackendReport(
         torch_version=torch.__version__,

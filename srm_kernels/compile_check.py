@@ -46,7 +46,19 @@ NARROW_PRODUCT = re.compile(r"arith\.muli .* : (?:tensor<[\dx]+xi32>|i32)(?: loc
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One kernel in one configuration for one target."""
+    """One kernel in one configuration for one target.
+
+    Attributes:
+        kernel: name.
+        label: dtype and sizes.
+        target: one of `TARGETS`.
+        registers: 32-bit registers a thread.
+        spills: bytes (AMD: registers) that went to memory.
+        shared: bytes of shared memory a program.
+        load_bits: widest load from global memory.
+        store_bits: widest store to global memory.
+        problem: what is wrong, or empty.
+    """
 
     kernel: str
     label: str
@@ -60,7 +72,14 @@ class Row:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """The command line.
+
+    Args:
+        argv: arguments; those of the process if None.
+
+    Returns:
+        The exit code: 0 where every kernel compiled without a problem, 1 elsewhere.
+    """
     parser = argparse.ArgumentParser(prog="python -m srm_kernels.compile_check", description=__doc__.split("\n")[0])
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
     parser.add_argument("--target", action="append", choices=TARGETS, help="only this target; repeatable (default: all)")
@@ -82,7 +101,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_case(case: Any, target: str) -> Row:
-    """Compiles one `CompileCase` for one of `TARGETS` and reads the report."""
+    """Compiles one kernel in one configuration and reads the compiler's report.
+
+    Args:
+        case: a `CompileCase`.
+        target: one of `TARGETS`.
+
+    Returns:
+        Its row of the table; a failure is a `problem`, not an error.
+    """
     try:
         compiled, log = _compile(case, target)
     except Exception as error:  # Whatever the compiler throws is a finding, and the other cases still count.

@@ -12,20 +12,26 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-__all__ = ["SentenceLayout", "check_cu", "cu_from_lengths"]
+__all__ = ["SentenceLayout", "check_index", "check_offset_count", "check_offset_values", "cu_from_lengths"]
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class SentenceLayout:
-    """Token positions of all sentence boundaries in a packed batch.
-
-    boundaries: int32 or int64 [N], positions in the flattened tokens. For each response: the last prompt token `b_0`, then the last
-        token of each sentence, strictly increasing. Responses may share `b_0`.
-    cu_boundaries: int32 or int64 [B + 1], offsets into `boundaries`: response `b` owns `boundaries[cu[b]:cu[b + 1]]`.
+    """Where the sentences of a packed batch end.
 
     Construction checks types and shapes only, which costs no device synchronisation; `validate` checks the values.
+
+    Args:
+        boundaries: int32 or int64 [N], positions in the flattened tokens. For each response: the last prompt token `b_0`, then the last
+            token of each sentence, strictly increasing. Responses may share `b_0`.
+        cu_boundaries: int32 or int64 [B + 1], offsets in boundaries: response `b` owns
+            `boundaries[cu_boundaries[b]:cu_boundaries[b + 1]]`.
+
+    Raises:
+        TypeError: no tensor, or one of another dtype.
+        ValueError: shapes that cannot be a layout, or tensors on two devices.
     """
 
     boundaries: Tensor
@@ -34,8 +40,7 @@ class SentenceLayout:
     def __post_init__(self) -> None:
         check_index("SentenceLayout", "boundaries", self.boundaries)
         check_index("SentenceLayout", "cu_boundaries", self.cu_boundaries)
-        if self.cu_boundaries.numel() == 0:
-            raise ValueError("SentenceLayout: `cu_boundaries` must have B + 1 entries, got none. No responses is `[0]`.")
+        check_offset_count("SentenceLayout", "cu_boundaries", self.cu_boundaries, self.boundaries.numel(), "len(boundaries)")
         if self.boundaries.device != self.cu_boundaries.device:
             raise ValueError(
                 f"SentenceLayout: `boundaries` is on {self.boundaries.device} and `cu_boundaries` on {self.cu_boundaries.device}. "
@@ -53,25 +58,40 @@ class SentenceLayout:
         return self.boundaries.numel()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SentenceLayout:
-        """The same layout on `device`."""
+        """The same layout on another device.
+
+        Args:
+            device: where both tensors go.
+            non_blocking: as in `torch.Tensor.to`.
+
+        Returns:
+            A new layout; tensors that are there already are shared.
+        """
         return SentenceLayout(
             self.boundaries.to(device, non_blocking=non_blocking), self.cu_boundaries.to(device, non_blocking=non_blocking)
         )
 
     def validate(self, num_tokens: int) -> None:
-        """Checks every value against `num_tokens` = T; raises ValueError naming the response. Synchronises with the device."""
+        """Checks every value. Synchronises with the device.
+
+        Args:
+            num_tokens: T, which the boundaries must be below.
+
+        Raises:
+            ValueError: a value that is wrong; it names the response.
+        """
         boundaries = self.boundaries.detach().to("cpu", torch.int64)
-        cu = self.cu_boundaries.detach().to("cpu", torch.int64)
-        check_cu("SentenceLayout", "cu_boundaries", cu, boundaries.numel(), "len(boundaries)")
+        offsets = self.cu_boundaries.detach().to("cpu", torch.int64)
+        check_offset_values("SentenceLayout", "cu_boundaries", offsets, boundaries.numel(), "len(boundaries)")
         outside = ((boundaries < 0) | (boundaries >= num_tokens)).nonzero().flatten()
         if outside.numel():
             n = int(outside[0])
             raise ValueError(
                 f"SentenceLayout: `boundaries` must lie in [0, {num_tokens}), got {int(boundaries[n])} at index {n} "
-                f"(response {_response_of(cu, n)})."
+                f"(response {_response_of(offsets, n)})."
             )
         step_N = boundaries.diff()
-        starts = cu[1:-1]  # A step into the first boundary of a response may go down: siblings share their prompt.
+        starts = offsets[1:-1]  # A step into the first boundary of a response may go down: siblings share their prompt.
         inside = torch.ones_like(step_N, dtype=torch.bool)
         inside[starts[(starts > 0) & (starts < boundaries.numel())] - 1] = False
         falling = ((step_N <= 0) & inside).nonzero().flatten()
@@ -79,14 +99,22 @@ class SentenceLayout:
             n = int(falling[0])
             raise ValueError(
                 f"SentenceLayout: `boundaries` must increase strictly inside a response, got {int(boundaries[n])} then "
-                f"{int(boundaries[n + 1])} at index {n + 1} (response {_response_of(cu, n)})."
+                f"{int(boundaries[n + 1])} at index {n + 1} (response {_response_of(offsets, n)})."
             )
 
 
 def cu_from_lengths(lengths: Tensor | Sequence[int]) -> Tensor:
-    """Offsets int32 [B + 1] from `lengths` [B]: `[0, l_0, l_0 + l_1, …]`, on the device of `lengths`.
+    """Offsets `[0, l_0, l_0 + l_1, …]` from lengths. Inverse: `offsets.diff()`. No device synchronisation.
 
-    Inverse: `cu.diff()`. No device synchronisation; a sequence of Python ints is checked for negatives and its sum.
+    Args:
+        lengths: [B], int32 or int64, or Python ints, which are checked for negatives and for their sum.
+
+    Returns:
+        int32 [B + 1], on the device of `lengths`.
+
+    Raises:
+        TypeError: a tensor of another dtype.
+        ValueError: a negative length, or a sum from 2³¹ on.
     """
     if not isinstance(lengths, Tensor):
         for response, length in enumerate(lengths):
@@ -96,9 +124,9 @@ def cu_from_lengths(lengths: Tensor | Sequence[int]) -> Tensor:
             raise ValueError(f"cu_from_lengths: `lengths` must sum to less than 2**31, got {sum(lengths)}. Sum them up in int64 yourself.")
         lengths = torch.tensor(list(lengths), dtype=torch.int64)
     check_index("cu_from_lengths", "lengths", lengths)
-    cu = torch.zeros(lengths.numel() + 1, dtype=torch.int32, device=lengths.device)
-    torch.cumsum(lengths, 0, dtype=torch.int32, out=cu[1:])
-    return cu
+    offsets = torch.zeros(lengths.numel() + 1, dtype=torch.int32, device=lengths.device)
+    torch.cumsum(lengths, 0, dtype=torch.int32, out=offsets[1:])
+    return offsets
 
 
 def check_index(op: str, name: str, index: Tensor) -> None:
@@ -111,20 +139,30 @@ def check_index(op: str, name: str, index: Tensor) -> None:
         raise ValueError(f"{op}: `{name}` must have one dimension, got shape {tuple(index.shape)}.")
 
 
-def check_cu(op: str, name: str, cu: Tensor, total: int, total_name: str) -> None:
+def check_offset_count(op: str, name: str, offsets: Tensor, total: int, total_name: str) -> None:
+    """What the shape alone says about an offsets tensor: it has an entry, and more than one where there is something to own."""
+    if offsets.numel() == 0:
+        raise ValueError(f"{op}: `{name}` must have B + 1 entries, got none. Those of an empty batch are `[0]`.")
+    if offsets.numel() == 1 and total > 0:
+        raise ValueError(
+            f"{op}: `{name}` must have B + 1 entries, got 1, so B = 0, but {total_name}={total}. Rebuild it with `cu_from_lengths`."
+        )
+
+
+def check_offset_values(op: str, name: str, offsets: Tensor, total: int, total_name: str) -> None:
     """The values of an offsets tensor: starts at 0, never falls, ends at `total`. Synchronises with the device."""
-    offsets = cu.tolist()  # In Python: the checks run at every call on the CPU, where each op on a tensor costs more than all of them.
-    if offsets[0] != 0:
-        raise ValueError(f"{op}: `{name}` must start at 0, got {offsets[0]} (response 0).")
-    for b, (start, end) in enumerate(pairwise(offsets)):
+    bounds = offsets.tolist()  # In Python: the checks run at every call on the CPU, where each op on a tensor costs more than all of them.
+    if bounds[0] != 0:
+        raise ValueError(f"{op}: `{name}` must start at 0, got {bounds[0]} (response 0).")
+    for b, (start, end) in enumerate(pairwise(bounds)):
         if end < start:
             raise ValueError(f"{op}: `{name}` must not fall, got {start} then {end} (response {b}).")
-    if offsets[-1] != total:
+    if bounds[-1] != total:
         raise ValueError(
-            f"{op}: `{name}` must end at {total_name}={total}, got {offsets[-1]} (response {len(offsets) - 2}). "
+            f"{op}: `{name}` must end at {total_name}={total}, got {bounds[-1]} (response {len(bounds) - 2}). "
             f"Drop the padding, or rebuild `{name}` with `cu_from_lengths`."
         )
 
 
-def _response_of(cu: Tensor, n: int) -> int:
-    return int(torch.searchsorted(cu, torch.tensor(n), right=True)) - 1
+def _response_of(offsets: Tensor, n: int) -> int:
+    return int(torch.searchsorted(offsets, torch.tensor(n), right=True)) - 1

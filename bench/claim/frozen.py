@@ -95,7 +95,7 @@ class Study:
         features = self.features[suite]
         output = outputs(head, model, features, self.scale)
         lengths = features.cu.diff().tolist()
-        rewards, attention = (values.split(lengths) for values in (output.sentence_reward, output.attention))
+        rewards, attention = (values.split(lengths) for values in (output.sentence_reward, output.weight))
         parts = zip(features.responses, output.reward.tolist(), rewards, attention, strict=True)
         return [json.dumps(read_off(response, reward, r.tolist(), a.tolist()).to_dict()) + "\n" for response, reward, r, a in parts]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from claim.features import Features
 from srm.training.losses import reward_loss
-from srm_kernels import SentenceLayout, SentenceRewardHead, SentenceRewardOutput
+from srm_kernels import SentenceLayout, SentenceRewardHead, SentenceRewardHeadOutput
 
 __all__ = ["EPOCHS", "HEADS", "RATES", "Head", "Part", "outputs", "train"]
 
@@ -45,12 +45,12 @@ class TokenMean(nn.Module):
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
 
-    def forward(self, part: Part) -> SentenceRewardOutput:
+    def forward(self, part: Part) -> SentenceRewardHeadOutput:
         value_N = self.value(part.x)[:, 0]
         total_B = torch.zeros(len(part.cu) - 1).index_add(0, part.response, part.tokens.float())
         share_N = part.tokens / total_B[part.response]
         reward_B = torch.zeros(len(part.cu) - 1).index_add(0, part.response, share_N * value_N)
-        return SentenceRewardOutput(reward_B, value_N, share_N, value_N)
+        return SentenceRewardHeadOutput(reward_B, value_N, share_N, value_N)
 
 
 class Pooled(nn.Module):
@@ -69,7 +69,7 @@ class Pooled(nn.Module):
                 layer.reset_parameters()
             nn.init.normal_(self.head.value.weight, std=0.02)
 
-    def forward(self, part: Part) -> SentenceRewardOutput:
+    def forward(self, part: Part) -> SentenceRewardHeadOutput:
         output = self.head(part.x, SentenceLayout(torch.arange(len(part.x)), part.cu.int()))
         if self.gate is None:
             return output
@@ -170,7 +170,7 @@ def _balanced(features: Features) -> Tensor:
 
 
 @torch.no_grad()
-def outputs(head: Head, model: nn.Module, features: Features, scale: float) -> SentenceRewardOutput:
+def outputs(head: Head, model: nn.Module, features: Features, scale: float) -> SentenceRewardHeadOutput:
     """What a trained head says about all responses of `features`."""
     x = getattr(features, head.of).float() / scale
     return model(part_of(features, x, torch.arange(len(features.cu) - 1)))

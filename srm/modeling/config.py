@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from transformers import AutoConfig, PretrainedConfig
 
 from srm.data.schema import Granularity
 from srm.packing import PackingMode
+from srm_kernels import Pooling
 
-__all__ = ["Pooling", "SentenceRewardConfig"]
-
-Pooling = Literal["attention", "value_attention", "mean", "sum", "last"]
+__all__ = ["SentenceRewardConfig"]
 
 # What `granularity` decides by itself, so that sum(weight * sentence_reward) is the response reward in each of the three.
 # response: differences telescope, r_0 + ... + r_n = v_n. token: boundaries at every response token, the mean of their values.
@@ -116,7 +115,7 @@ class SentenceRewardConfig(PretrainedConfig):
         for name, value, allowed in (
             ("granularity", self.granularity, get_args(Granularity)),
             ("pooling", self.pooling, get_args(Pooling)),
-            ("packing", self.packing, ("shared", "packed", "none")),
+            ("packing", self.packing, get_args(PackingMode)),
         ):
             if value not in allowed:
                 raise ValueError(f"SentenceRewardConfig: `{name}` must be one of {', '.join(allowed)}, got {value!r}.")

@@ -25,12 +25,16 @@ INDEX = {"fp16": "i32", "bf16": "i64", "fp32": "i32", "fp64": "i64"}
 class CompileCase:
     """One kernel in one configuration.
 
-    label: dtype and sizes, for the table.
-    signature: type of each run-time argument, as in `{"x_ptr": "*fp32", "num": "i32"}`.
-    constants: compile-time arguments, and None for a pointer that is not passed.
-    divisible: integers that are multiples of 16 here, which Triton finds out by itself at a launch.
-    unaligned: pointers that are no multiples of 16 bytes; it finds that out too.
-    wide_load, wide_store: whether the layout lets the bulk of the data move in 128-bit accesses.
+    Attributes:
+        kernel: the `triton.jit` function.
+        label: dtype and sizes, for the table.
+        signature: type of each run-time argument, as in `{"x_ptr": "*fp32", "num": "i32"}`.
+        constants: compile-time arguments, and None for a pointer that is not passed.
+        num_threads: of a program.
+        divisible: integers that are multiples of 16 here, which Triton finds out by itself at a launch.
+        unaligned: pointers that are no multiples of 16 bytes; it finds that out too.
+        wide_load: whether the layout lets the bulk of the data be read in 128-bit accesses.
+        wide_store: whether it lets the bulk be written in them.
     """
 
     kernel: Any

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from ..backend import debug_enabled
-from ..layout import check_cu, check_index
+from ..layout import check_index, check_offset_count, check_offset_values
 
 __all__ = [
     "FLOAT_DTYPES",
@@ -74,13 +74,12 @@ def check_finite(op: str, **numbers: float) -> None:
             raise ValueError(f"{op}: `{name}` must be finite, got {x}.")
 
 
-def check_offsets(op: str, name: str, cu: Tensor, total: int, total_name: str) -> None:
-    """`cu` is an offsets tensor [B + 1]; where its values can be read, they start at 0, never fall and end at `total`."""
-    check_index(op, name, cu)
-    if cu.numel() == 0:
-        raise ValueError(f"{op}: `{name}` must have B + 1 entries, got none. No segments is `[0]`.")
-    if values_readable(cu):
-        check_cu(op, name, cu, total, total_name)
+def check_offsets(op: str, name: str, offsets: Tensor, total: int, total_name: str) -> None:
+    """`offsets` is [B + 1]; where its values can be read, they start at 0, never fall and end at `total`."""
+    check_index(op, name, offsets)
+    check_offset_count(op, name, offsets, total, total_name)
+    if values_readable(offsets):
+        check_offset_values(op, name, offsets, total, total_name)
 
 
 def check_positions(op: str, name: str, positions: Tensor, limit: int) -> None:

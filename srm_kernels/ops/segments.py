@@ -8,20 +8,22 @@ from torch import Tensor
 __all__ = ["accumulate_dtype", "first_of_segment", "segment_of", "segment_sum"]
 
 
-def accumulate_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """fp64 if any tensor is fp64, else fp32."""
-    return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
+def accumulate_dtype(*of: Tensor | torch.dtype | None) -> torch.dtype:
+    """fp64 if any tensor or dtype is fp64, else fp32."""
+    return torch.float64 if any((x.dtype if isinstance(x, Tensor) else x) == torch.float64 for x in of) else torch.float32
 
 
-def segment_of(cu: Tensor, num: int) -> Tensor:
-    """Segment number int64 [N] of each element, from offsets `cu` [B + 1]; `num` = N spares a device synchronisation."""
-    return torch.repeat_interleave(cu.diff().long(), output_size=num)
+def segment_of(cu_seqlens: Tensor, num: int) -> Tensor:
+    """Segment number int64 [N] of each element, from offsets `cu_seqlens` [B + 1]; `num` = N spares a device synchronisation."""
+    return torch.repeat_interleave(cu_seqlens.diff().long(), output_size=num)
 
 
-def first_of_segment(cu: Tensor, num: int) -> Tensor:
+def first_of_segment(cu_seqlens: Tensor, num: int) -> Tensor:
     """bool [N]: whether each element is the first of its segment."""
-    first_N = torch.zeros(num + 1, dtype=torch.bool, device=cu.device)
-    first_N[cu.long()] = True  # An empty segment marks its successor's first element once more; the last offset marks the spare one.
+    first_N = torch.zeros(num + 1, dtype=torch.bool, device=cu_seqlens.device)
+    first_N[cu_seqlens.long()] = (
+        True  # An empty segment marks its successor's first element once more; the last offset marks the spare one.
+    )
     return first_N[:num]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from srm_kernels import SentenceRewardOutput
+from srm_kernels import SentenceRewardHeadOutput
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -78,7 +78,7 @@ def test_credit_and_the_mean_value_are_read_off_the_values(
     value = torch.tensor(values)
     first = torch.zeros(len(value), dtype=torch.bool).index_fill(0, features.cu[:-1], True)
     rewards = torch.where(first, value, value - value.roll(1))
-    answer = SentenceRewardOutput(torch.tensor([0.0, 1.0] * 6), rewards, torch.ones(len(value)), value)
+    answer = SentenceRewardHeadOutput(torch.tensor([0.0, 1.0] * 6), rewards, torch.ones(len(value)), value)
     monkeypatch.setattr(credit_health, "outputs", lambda *_: answer)
     found = credit_health._judged(None, None, features, 1.0, pairs)
     assert found == {"accuracy": 0.0, "mean_value_accuracy": 1.0, "auc": 1.0, "hit_rate": 1.0, "would_warn": False}

@@ -45,7 +45,7 @@ def test_smoke_run(kernels, tmp_path, monkeypatch):
     assert {"device", "packages", "commit", "copy_gb_per_s", "targets", "ours", "lengths"} <= result.keys()
     assert result["smoke"]
     ops = {cell["op"]: cell["providers"] for cell in result["cells"]}
-    assert len(ops) == 9
+    assert len(ops) == 8
     for providers in ops.values():
         ours = providers["srm_kernels"]
         assert set(ours["modes"]) == {"forward", "backward", "both"}

@@ -29,14 +29,11 @@ BREAKS = {
     **{name: [PROGRAM] for name in CASES},
     "bradley_terry_kernel": [PROGRAM, STEP],
     "carry_kernel": [STEP],
-    "scatter_norm_kernel": [("tl.program_id(0).to(tl.int64) * ROWS", "(tl.program_id(0) * ROWS).to(tl.int64)")],
 }
 # Kernels that go to a row, an element or a segment whose number they read from memory.
 READ_INDICES = (
     "bradley_terry_kernel",
     "gather_rows_kernel",
-    "gather_norm_kernel",
-    "weight_partial_kernel",
     "segment_softmax_kernel",
     "segment_softmax_backward_kernel",
     "pool_kernel",

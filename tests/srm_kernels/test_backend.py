@@ -1,6 +1,7 @@
 """Which implementation runs is said, and never a surprise."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -44,6 +45,65 @@ def test_without_triton_auto_is_torch_and_says_so(monkeypatch):
             choose_backend("op", "triton", torch.device("cpu"))
     finally:
         _forget()
+
+
+@pytest.mark.parametrize(
+    ("device", "in_interpreter", "capability", "hip", "chosen", "reason"),
+    [
+        ("cuda:0", False, (8, 0), None, "triton", "A Card"),
+        ("cuda:0", False, (7, 5), None, "torch", "compute capability (7, 5) is below 8.0"),
+        ("cuda:0", False, (7, 5), "6.2", "triton", "A Card"),
+        ("cuda:0", True, (9, 0), None, "torch", "TRITON_INTERPRET=1 is set; the interpreter is for CPU tensors"),
+        ("xpu:0", False, (9, 0), None, "torch", "only CUDA and ROCm devices have kernels"),
+        ("cpu", False, (9, 0), None, "torch", "Triton has no CPU backend (TRITON_INTERPRET=1 runs its interpreter)"),
+        ("cpu", True, (9, 0), None, "torch", "the Triton interpreter only runs when asked for by name"),
+    ],
+)
+def test_what_runs_where(monkeypatch, device, in_interpreter, capability, hip, chosen, reason):
+    """Devices that need not be here, by name."""
+    monkeypatch.setattr(backend, "_triton_version", lambda: "3.6")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda name: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda name: "A Card")
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(backend, "interpreted", lambda: in_interpreter)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    _forget()
+    try:
+        assert backend._auto_choice(device, in_interpreter) == backend.BackendChoice(device=device, backend=chosen, reason=reason)
+        assert choose_backend("op", "auto", torch.device(device)) == chosen
+        assert choose_backend("op", "torch", torch.device(device)) == "torch"
+        if device == "cuda:0":
+            assert choose_backend("op", "auto", torch.device("cuda")) == chosen  # The current one.
+        if chosen == "triton" or (device == "cpu" and in_interpreter):
+            assert choose_backend("op", "triton", torch.device(device)) == "triton"
+        else:
+            with pytest.raises(
+                RuntimeError, match=rf'^op: `backend="triton"` cannot run on {device}: {re.escape(reason)}\. Use "auto" or "torch"'
+            ):
+                choose_backend("op", "triton", torch.device(device))
+    finally:
+        _forget()
+
+
+def test_the_report_has_every_gpu(monkeypatch):
+    monkeypatch.setattr(backend, "_triton_version", lambda: "3.6")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda name: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda name: f"Card {name}")
+    monkeypatch.setattr(backend, "interpreted", lambda: False)
+    _forget()
+    try:
+        lines = str(backend_report()).splitlines()
+    finally:
+        _forget()
+    assert lines[0] == f"torch {torch.__version__}, triton 3.6"
+    assert lines[1].startswith("cpu: torch (")
+    assert lines[2:] == [
+        "cuda:0: triton (Card cuda:0)",
+        "cuda:1: triton (Card cuda:1)",
+        "debug checks: off (SRM_KERNELS_DEBUG=1 turns them on)",
+    ]
 
 
 def test_an_unknown_backend_is_named():

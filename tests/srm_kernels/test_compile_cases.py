@@ -33,7 +33,7 @@ from srm_kernels.ops.token_rewards.reference import ESTIMATORS
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NUM_TOKENS, BOUNDARIES, CU = 9, torch.tensor([9, 1, 3, 8, 1, 2])[1:], torch.tensor([9, 0, 3, 3, 5], dtype=torch.int32)[1:]
 # Sizes and numbers that a kernel is compiled for without choosing anything by them.
-SIZES = {"D", "A", "H", "EPS", "LOG2_THETA"}
+SIZES = {"D", "A", "H", "LOG2_THETA"}
 # Widths from one to beyond every tile.
 HIDDEN_WIDTHS, HEADS = range(1, 4200), range(1, 65)
 Request = tuple[Any, ...]
@@ -109,10 +109,10 @@ def launch_gather(dtype: torch.dtype) -> None:
         return chosen(gather.tile_config(width, wider(dtype).itemsize)), width % 16 == 0, width == 1
 
     for width in first_of_each(HIDDEN_WIDTHS, kind):
-        hidden, weight = torch.zeros(NUM_TOKENS, width, dtype=dtype), torch.zeros(width, dtype=dtype)
-        for norm, out_dtype in itertools.product((None, weight), {dtype, wider(dtype)}):
-            out, rstd = gather.gather_boundaries_forward(hidden, BOUNDARIES, norm, 1e-6, out_dtype)
-            gather.gather_boundaries_backward(zeros_like(out), hidden, BOUNDARIES, norm, rstd, True, True)
+        hidden = torch.zeros(NUM_TOKENS, width, dtype=dtype)
+        for out_dtype in {dtype, wider(dtype)}:
+            out = gather.gather_boundaries_forward(hidden, BOUNDARIES, out_dtype)
+            gather.gather_boundaries_backward(zeros_like(out), BOUNDARIES, NUM_TOKENS, dtype)
 
 
 def launch_softmax(dtype: torch.dtype) -> None:
@@ -224,8 +224,8 @@ def test_other_counts_ask_for_nothing_new(requests):
         num, cu = sum(lengths), cu_from_lengths(lengths)
         x, hidden = torch.zeros(num), torch.zeros(num, 64)
         boundaries = torch.arange(num)
-        gather.gather_boundaries_backward(hidden, hidden, boundaries, hidden[0], torch.zeros(num), True, True)
-        gather.gather_boundaries_forward(hidden, boundaries, None, 1e-6, torch.float32)
+        gather.gather_boundaries_backward(hidden, boundaries, num, torch.float32)
+        gather.gather_boundaries_forward(hidden, boundaries, torch.float32)
         softmax.segment_softmax_forward(x, cu)
         difference.difference_rewards_forward(x, cu)
         pool.sentence_attention_pool_forward(torch.zeros(len(lengths), 64), hidden, x, cu, 1e4, True, True, "attention")

@@ -1,4 +1,4 @@
-"""docs/kernels.md: its example runs, and its table names the arguments that the ops have."""
+"""docs/kernels.md runs and names the arguments that the ops have; docstrings name each argument, the result, and the errors."""
 
 import inspect
 import re
@@ -35,3 +35,26 @@ def test_the_table_names_arguments_in_their_order(name, arguments):
     assert shown == positional
     for argument, default in re.findall(r"(\w+)=([\w.-]+)", arguments):
         assert parameters[argument].default == pytest.approx(eval(default)) if default != "None" else parameters[argument].default is None
+
+
+DOCUMENTED = [name for name in srm_kernels.__all__ if inspect.isfunction(getattr(srm_kernels, name))] + [
+    "SentenceLayout",
+    "SentenceRewardHead",
+]
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_docstrings_name_every_argument(name):
+    public = getattr(srm_kernels, name)
+    doc = inspect.getdoc(public)
+    sections = dict(re.findall(r"^(Args|Returns|Raises):\n((?:    .*\n|\n)+)", doc + "\n", re.MULTILINE))
+    assert re.findall(r"^    (\w+):", sections.get("Args", ""), re.MULTILINE) == list(inspect.signature(public).parameters)
+    assert "Returns" in sections or inspect.isclass(public)
+    assert "Raises" in sections or name == "backend_report"
+
+
+@pytest.mark.parametrize("name", ["BackendReport", "SentenceRewardHeadOutput"])
+def test_docstrings_name_every_field(name):
+    public = getattr(srm_kernels, name)
+    (fields,) = re.findall(r"^Attributes:\n((?:    .*\n)+)", inspect.getdoc(public) + "\n", re.MULTILINE)
+    assert re.findall(r"^    (\w+):", fields, re.MULTILINE) == [*inspect.get_annotations(public)]

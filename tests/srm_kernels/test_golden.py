@@ -23,7 +23,7 @@ def test_matches_the_authors(golden, head):
     layout = SentenceLayout(boundaries, cu_from_lengths([len(row) for row in golden["boundaries"]]))
     layout.validate(num_responses * length)
     weights = [tensor(f"{name}_{part}") for name in ("value", "query", "key") for part in ("weight", "bias")]
-    reward, sentence_reward, *_ = head(hidden.flatten(0, 1), layout, *weights, rope_theta=golden["rope_theta"])
+    reward, sentence_reward, *_ = head(hidden.flatten(0, 1), layout, *weights, rope_theta=golden["rope_theta"], pooling="attention")
     # Their rotary table is fp32, so agreement ends near 1e-8.
     torch.testing.assert_close(reward, tensor("response_reward"), rtol=0, atol=1e-8)
     expected = torch.tensor([r for row in golden["sentence_reward"] for r in row], dtype=torch.float64)

@@ -13,20 +13,24 @@ ROOT = Path(srm_kernels.__file__).parent
 
 SIGNATURES = {
     "backend_report": [],
-    "bradley_terry_loss": ["rewards", "pairs", "margin", "label_smoothing", "centering", "weight", "backend"],
+    "bradley_terry_loss": ["reward", "pairs", "margin", "label_smoothing", "centering", "weight", "backend"],
     "cu_from_lengths": ["lengths"],
-    "difference_rewards": ["values", "cu", "backend"],
-    "gather_boundaries": ["hidden", "boundaries", "norm_weight", "eps", "out_dtype", "backend"],
-    "packed_gae": ["rewards", "values", "cu_seqlens", "gamma", "lam", "bootstrap_value", "backend"],
-    "segment_softmax": ["scores", "cu", "backend"],
-    "sentence_attention_pool": ["query", "key", "value", "cu", "rope_theta", "include_prompt", "difference", "pooling", "backend"],
-    "token_rewards": ["sentence_reward", "boundaries", "cu", "logprobs", "ref_logprobs", "kl_coef", "estimator", "backend"],
+    "difference_rewards": ["value", "cu_boundaries", "backend"],
+    "gather_boundaries": ["hidden", "boundaries", "out_dtype", "backend"],
+    "packed_gae": ["reward", "value", "cu_seqlens", "gamma", "lam", "bootstrap_value", "backend"],
+    "segment_softmax": ["score", "cu_seqlens", "backend"],
+    "sentence_attention_pool": [
+        *("query", "key", "value", "cu_boundaries", "rope_theta", "include_prompt", "difference", "pooling", "backend")
+    ],
+    "sentence_pool": ["value", "cu_boundaries", "pooling", "include_prompt", "difference", "backend"],
+    "token_rewards": ["sentence_reward", "boundaries", "cu_boundaries", "logprobs", "ref_logprobs", "kl_coef", "estimator", "backend"],
 }
 
 
 def test_names():
-    classes = ["BackendReport", "SentenceLayout", "SentenceRewardHead", "SentenceRewardOutput"]
-    assert sorted(srm_kernels.__all__) == sorted([*classes, "__version__", "sentence_reward_head", *SIGNATURES])
+    classes = ["BackendReport", "SentenceLayout", "SentenceRewardHead", "SentenceRewardHeadOutput"]
+    types = ["Backend", "Pooling"]
+    assert sorted(srm_kernels.__all__) == sorted([*classes, *types, "__version__", "sentence_reward_head", *SIGNATURES])
 
 
 def test_argument_names_and_order():
@@ -80,9 +84,16 @@ def test_needs_torch_alone():
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_it_imports_no_triton():
-    code = "import sys, srm_kernels; assert 'triton' not in sys.modules and 'srm' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+def test_importing_it_imports_nothing_else():
+    """Besides torch: no triton, though it is there, no srm, and no module of the standard library that torch has not brought."""
+    code = """
+        import sys, torch
+        before = set(sys.modules)
+        import srm_kernels
+        new = {name for name in set(sys.modules) - before if name.partition(".")[0] not in ("srm_kernels", "torch")}
+        assert not new and "triton" not in sys.modules, new
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT.parent)
 
 
 def test_imports_point_downwards():

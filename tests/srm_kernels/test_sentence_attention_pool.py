@@ -1,5 +1,6 @@
 """sentence_attention_pool against one response at a time, query and keys rotated one by one as complex numbers."""
 
+import itertools
 import math
 
 import pytest
@@ -7,9 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from srm_kernels import cu_from_lengths, sentence_attention_pool
-from srm_kernels.ops.sentence_attention_pool.op import sentence_pool
-from srm_kernels.ops.sentence_attention_pool.reference import sentence_attention_pool_reference
+from srm_kernels import cu_from_lengths, sentence_attention_pool, sentence_pool
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 RAGGED = [3, 1, 0, 9, 2]
@@ -23,9 +22,9 @@ def rotated(x, index, theta):
     return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten()
 
 
-def by_response(query, key, value, cu, rope_theta=1e4, include_prompt=True, difference=True, pooling="attention"):
+def by_response(query, key, value, cu_boundaries, rope_theta=1e4, include_prompt=True, difference=True, pooling="value_attention"):
     rewards, sentence_rewards, attentions = [], [], []
-    for b, (start, end) in enumerate(zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True)):
+    for b, (start, end) in enumerate(itertools.pairwise(cu_boundaries.tolist())):
         n = end - start
         r = [value[start + i] - (value[start + i - 1] if difference and i else 0) for i in range(n)]
         q = rotated(query[b], n - 1, rope_theta)
@@ -34,7 +33,8 @@ def by_response(query, key, value, cu, rope_theta=1e4, include_prompt=True, diff
         a = [value.new_zeros(())] * min(first, n) + (list(torch.stack(scores).softmax(0)) if scores else [])
         pooled = value[start:end] if pooling == "value_attention" else r
         rewards.append(sum((w * x for w, x in zip(a, pooled, strict=True)), value.new_zeros(())))
-        a = [sum(a[i:]) for i in range(n)] if pooling == "value_attention" and difference else a
+        if pooling == "value_attention" and difference:
+            a = list(itertools.accumulate(reversed(a)))[::-1]
         sentence_rewards += r
         attentions += a
     return tuple(torch.stack(x) if x else value[:0] for x in (rewards, sentence_rewards, attentions))
@@ -49,15 +49,31 @@ def inputs(random, lengths, width):
 @pytest.mark.parametrize("pooling", ["attention", "value_attention"])
 def test_outputs_and_gradients(compare, random, dtype, pooling):
     # All arithmetic is fp32, but gradients come back in the dtype of their input, up to size 4.
-    compare(sentence_attention_pool, by_response, inputs(random, RAGGED, 256), dtype, scale=4, cu=cu_from_lengths(RAGGED), pooling=pooling)
+    compare(
+        sentence_attention_pool,
+        by_response,
+        inputs(random, RAGGED, 256),
+        dtype,
+        scale=4,
+        cu_boundaries=cu_from_lengths(RAGGED),
+        pooling=pooling,
+    )
 
 
 @pytest.mark.parametrize("width", [32, 128, 512, 1000, 2048, 4096])
 @pytest.mark.parametrize("pooling", ["attention", "value_attention"])
 def test_every_tile(compare, random, width, pooling):
     """From 64 rows a tile to one, which more threads share when it is wide; 256 and the widths under 32 are elsewhere."""
-    cu = cu_from_lengths(RAGGED)
-    compare(sentence_attention_pool, by_response, inputs(random, RAGGED, width), torch.float32, scale=4, cu=cu, pooling=pooling)
+    cu_boundaries = cu_from_lengths(RAGGED)
+    compare(
+        sentence_attention_pool,
+        by_response,
+        inputs(random, RAGGED, width),
+        torch.float32,
+        scale=4,
+        cu_boundaries=cu_boundaries,
+        pooling=pooling,
+    )
 
 
 @pytest.mark.parametrize(("width", "theta"), [(6, 1e4), (2, 10.0), (34, 500.0), (7, None), (1, None), (300, None)])
@@ -67,25 +83,31 @@ def test_every_tile(compare, random, width, pooling):
 def test_variants(compare, random, width, theta, include_prompt, difference, pooling):
     options = {"rope_theta": theta, "include_prompt": include_prompt, "difference": difference, "pooling": pooling}
     compare(
-        sentence_attention_pool, by_response, inputs(random, RAGGED, width), torch.float64, cu=cu_from_lengths(RAGGED).long(), **options
+        sentence_attention_pool,
+        by_response,
+        inputs(random, RAGGED, width),
+        torch.float64,
+        cu_boundaries=cu_from_lengths(RAGGED).long(),
+        **options,
     )
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [1], [0, 1, 0], [200]], ids=str)
 @pytest.mark.parametrize("pooling", ["attention", "value_attention"])
 def test_lengths(compare, random, lengths, pooling):
-    cu = cu_from_lengths(lengths)
-    compare(sentence_attention_pool, by_response, inputs(random, lengths, 8), torch.float32, cu=cu, pooling=pooling)
+    cu_boundaries = cu_from_lengths(lengths)
+    compare(sentence_attention_pool, by_response, inputs(random, lengths, 8), torch.float32, cu_boundaries=cu_boundaries, pooling=pooling)
 
 
-def test_three_thousand_sentences(lane, random, assert_close):
+@pytest.mark.parametrize("pooling", ["attention", "value_attention"])
+def test_three_thousand_sentences(lane, random, assert_close, pooling):
     """fp32 angles would be wrong in the fourth digit here: against fp64 throughout, to 1e-5."""
-    floats = inputs(random, [3000], 16)
+    floats = inputs(random, [3000], 4)
     floats["key"] = floats["key"] * 3
-    cu = cu_from_lengths([3000])
-    expected = sentence_attention_pool_reference(**floats, cu=cu)
     moved = {name: x.to(lane.device, torch.float32) for name, x in floats.items()}
-    out = sentence_attention_pool(**moved, cu=cu.to(lane.device), backend=lane.backend)
+    cu_boundaries = cu_from_lengths([3000])
+    expected = by_response(**{name: x.cpu().double() for name, x in moved.items()}, cu_boundaries=cu_boundaries, pooling=pooling)
+    out = sentence_attention_pool(**moved, cu_boundaries=cu_boundaries.to(lane.device), pooling=pooling, backend=lane.backend)
     assert_close(out, expected, scale=3)
     torch.testing.assert_close(out[2].cpu().double(), expected[2], rtol=1e-4, atol=0)
 
@@ -96,8 +118,8 @@ def test_extreme_scores(lane):
     key = torch.tensor([[141.4, 0.0], [-141.4, 0.0], [0.0, 0.0], [5.0, 5.0], [7.0, 7.0]], device=lane.device)
     value = torch.arange(5.0, device=lane.device)
     options = {"rope_theta": None, "difference": False, "backend": lane.backend}
-    reward, _, attention = sentence_attention_pool(query, key, value, cu_from_lengths([3, 2]).to(lane.device), **options)
-    assert attention.tolist() == [1, 0, 0, 0.5, 0.5]
+    reward, _, weight = sentence_attention_pool(query, key, value, cu_from_lengths([3, 2]).to(lane.device), **options)
+    assert weight.tolist() == [1, 0, 0, 0.5, 0.5]
     assert reward.tolist() == [0, 3.5]
 
 
@@ -105,63 +127,74 @@ def test_shift_invariant(lane, random):
     """64 more in the first column of the keys is 32 more in each score, exactly, and changes no weight."""
     query = torch.tensor([[1.0, 2.0, -1.0, 4.0]], device=lane.device)
     key = (random(0, 9, 4).to(lane.device, torch.float32) * 1024).round() / 1024
-    value, cu = random(1, 9).to(lane.device, torch.float32), cu_from_lengths([9]).to(lane.device)
+    value, cu_boundaries = random(1, 9).to(lane.device, torch.float32), cu_from_lengths([9]).to(lane.device)
     shift = 64 * torch.eye(4, device=lane.device)[0]
-    out, shifted = (sentence_attention_pool(query, x, value, cu, None, backend=lane.backend) for x in (key, key + shift))
+    out, shifted = (sentence_attention_pool(query, x, value, cu_boundaries, None, backend=lane.backend) for x in (key, key + shift))
     assert all(torch.equal(a, b) for a, b in zip(out, shifted, strict=True))
 
 
 def test_the_prompt_left_out_leaves_nothing(lane):
     """A response with only b_0 and `include_prompt=False`: no attention, reward 0, no gradient."""
     query, key, value = (torch.ones(s, device=lane.device, requires_grad=True) for s in ((1, 4), (1, 4), (1,)))
-    reward, sentence_reward, attention = sentence_attention_pool(
+    reward, sentence_reward, weight = sentence_attention_pool(
         query, key, value, cu_from_lengths([1]).to(lane.device), include_prompt=False, backend=lane.backend
     )
-    assert (reward.item(), sentence_reward.item(), attention.item()) == (0, 1, 0)
-    assert all(not g.any() for g in torch.autograd.grad(reward.sum() + attention.sum(), (query, key, value)))
+    assert (reward.item(), sentence_reward.item(), weight.item()) == (0, 1, 0)
+    assert all(not g.any() for g in torch.autograd.grad(reward.sum() + weight.sum(), (query, key, value)))
 
 
 def test_equal_keys_make_the_mean_of_values(lane, random):
     """`value_attention` with nothing to prefer: a sentence reward counts with the share of boundaries from its own on."""
     query, value = random(0, 2, 4).to(lane.device, torch.float32), random(1, 7).to(lane.device, torch.float32)
-    cu = cu_from_lengths([3, 4]).to(lane.device)
+    cu_boundaries = cu_from_lengths([3, 4]).to(lane.device)
     options = {"rope_theta": None, "pooling": "value_attention", "backend": lane.backend}
-    reward, _, attention = sentence_attention_pool(query, torch.ones(7, 4, device=lane.device), value, cu, **options)
+    reward, _, weight = sentence_attention_pool(query, torch.ones(7, 4, device=lane.device), value, cu_boundaries, **options)
     expected = torch.tensor([1, 2 / 3, 1 / 3, 1, 3 / 4, 2 / 4, 1 / 4], device=lane.device)
-    torch.testing.assert_close(attention, expected)
+    torch.testing.assert_close(weight, expected)
     torch.testing.assert_close(reward, torch.stack([value[:3].mean(), value[3:].mean()]))
+
+
+def without_attention(value, cu_boundaries, pooling, include_prompt=True, difference=True):
+    rewards, sentence_rewards, weights = [], [], []
+    for start, end in itertools.pairwise(cu_boundaries.tolist()):
+        r = [value[i] - (value[i - 1] if difference and i > start else 0) for i in range(start, end)]
+        counted = range(0 if include_prompt else 1, end - start)
+        share = {"mean": 1 / max(len(counted), 1), "sum": 1.0, "last": 0.0}[pooling]
+        w = [share if i in counted else 0.0 for i in range(end - start)]
+        if pooling == "last" and counted:
+            w[-1] = 1.0
+        rewards.append(sum((x * y for x, y in zip(w, r, strict=True)), value.new_zeros(())))
+        sentence_rewards, weights = sentence_rewards + r, weights + w
+    # The weights are constants, which autograd must still find in a graph.
+    return torch.stack(rewards), torch.stack(sentence_rewards), value.new_tensor(weights) + 0 * value.sum()
 
 
 @pytest.mark.parametrize("pooling", ["mean", "sum", "last"])
 @pytest.mark.parametrize("include_prompt", [True, False])
-def test_without_attention(compare, random, pooling, include_prompt):
-    def oracle(value, cu, pooling, include_prompt):
-        rewards, sentence_rewards, weights = [], [], []
-        for start, end in zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True):
-            r = [value[i] - (value[i - 1] if i > start else 0) for i in range(start, end)]
-            counted = list(range(0 if include_prompt else 1, end - start))
-            weight = {"mean": 1 / max(len(counted), 1), "sum": 1.0, "last": 0.0}[pooling]
-            a = [weight if i in counted else 0.0 for i in range(end - start)]
-            if pooling == "last" and counted:
-                a[-1] = 1.0
-            rewards.append(sum((w * x for w, x in zip(a, r, strict=True)), value.new_zeros(())))
-            sentence_rewards += r
-            weights += a
-        # The weights are constants, which autograd must still find in a graph.
-        return torch.stack(rewards), torch.stack(sentence_rewards), value.new_tensor(weights) + 0 * value.sum()
+@pytest.mark.parametrize("difference", [True, False])
+def test_without_attention(compare, random, pooling, include_prompt, difference):
+    rest = {"cu_boundaries": cu_from_lengths(RAGGED), "pooling": pooling, "include_prompt": include_prompt, "difference": difference}
+    compare(sentence_pool, without_attention, {"value": random(0, sum(RAGGED))}, torch.float32, **rest)
 
-    rest = {"cu": cu_from_lengths(RAGGED), "pooling": pooling, "include_prompt": include_prompt}
-    compare(sentence_pool, oracle, {"value": random(0, sum(RAGGED))}, torch.float32, **rest)
+
+@pytest.mark.parametrize(("pooling", "expected", "share"), [("mean", 2, [1 / 3] * 3), ("sum", 6, [1, 1, 1]), ("last", 1, [0, 0, 1])])
+def test_three_ways_to_pool_by_hand(lane, pooling, expected, share):
+    """Values 1, 5, 6 and, of another response, 9: sentence rewards 1, 4, 1 and 9. A sum telescopes to the last value."""
+    value, cu_boundaries = torch.tensor([1.0, 5, 6, 9], device=lane.device), torch.tensor([0, 3, 4], device=lane.device)
+    reward, sentence_reward, weight = sentence_pool(value, cu_boundaries, pooling, backend=lane.backend)
+    assert sentence_reward.tolist() == [1, 4, 1, 9]
+    assert reward.tolist() == pytest.approx([expected, 9])
+    assert weight.tolist() == pytest.approx([*share, 1])
 
 
 def test_non_contiguous(lane, random):
     """Views with gaps, and cotangents that `sum` expands from one number."""
     floats = {name: x.to(lane.device, torch.float32) for name, x in inputs(random, RAGGED, 8).items()}
-    cu = cu_from_lengths(RAGGED).to(lane.device)
+    cu_boundaries = cu_from_lengths(RAGGED).to(lane.device)
     runs = []
     for view in (lambda x: x, lambda x: torch.stack((x, x.flip(0)), -1)[..., 0]):
         leaves = {name: view(x).detach().requires_grad_() for name, x in floats.items()}
-        out = sentence_attention_pool(**leaves, cu=view(cu), backend=lane.backend)
+        out = sentence_attention_pool(**leaves, cu_boundaries=view(cu_boundaries), backend=lane.backend)
         runs.append([*out, *torch.autograd.grad(sum(x.sum() for x in out), list(leaves.values()))])
     assert not leaves["key"].is_contiguous()
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
@@ -170,7 +203,7 @@ def test_non_contiguous(lane, random):
 def test_a_score_depends_on_its_response_only(lane, random):
     """The same bits alone and in company."""
     floats = {name: x.to(lane.device, torch.float32) for name, x in inputs(random, [5, 40], 32).items()}
-    both = sentence_attention_pool(**floats, cu=cu_from_lengths([5, 40]).to(lane.device), backend=lane.backend)
+    both = sentence_attention_pool(**floats, cu_boundaries=cu_from_lengths([5, 40]).to(lane.device), backend=lane.backend)
     alone = sentence_attention_pool(
         floats["query"][1:], floats["key"][5:], floats["value"][5:], cu_from_lengths([40]).to(lane.device), backend=lane.backend
     )
@@ -185,7 +218,7 @@ def test_same_bits_twice(lane, random):
     floats = {name: x.to(lane.device, torch.float32).requires_grad_() for name, x in inputs(random, RAGGED, 64).items()}
     runs = []
     for _ in range(2):
-        out = sentence_attention_pool(**floats, cu=cu_from_lengths(RAGGED).to(lane.device), backend=lane.backend)
+        out = sentence_attention_pool(**floats, cu_boundaries=cu_from_lengths(RAGGED).to(lane.device), backend=lane.backend)
         runs.append([*out, *torch.autograd.grad(sum(x.square().sum() for x in out), list(floats.values()))])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
@@ -203,9 +236,9 @@ def test_any_layout(lane, data):
     }
     shapes = ((len(lengths), width), (sum(lengths), width), (sum(lengths),))
     leaves = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
-    cu = cu_from_lengths(lengths)
-    out = sentence_attention_pool(*(x.to(lane.device) for x in (*leaves, cu)), **options, backend=lane.backend)
-    out, expected = tuple(x.cpu() for x in out), by_response(*leaves, cu, **options)
+    cu_boundaries = cu_from_lengths(lengths)
+    out = sentence_attention_pool(*(x.to(lane.device) for x in (*leaves, cu_boundaries)), **options, backend=lane.backend)
+    out, expected = tuple(x.cpu() for x in out), by_response(*leaves, cu_boundaries, **options)
     torch.testing.assert_close(out, expected)
     cotangents = [torch.randn_like(x) for x in out]
     # What no output depends on has no gradient for autograd, and zero for us.
@@ -215,18 +248,18 @@ def test_any_layout(lane, data):
 
 
 def test_errors():
-    query, key, value, cu = torch.ones(1, 4), torch.ones(3, 4), torch.ones(3), torch.tensor([0, 3])
+    query, key, value, cu_boundaries = torch.ones(1, 4), torch.ones(3, 4), torch.ones(3), torch.tensor([0, 3])
     with pytest.raises(ValueError, match=r"`query` must have shape \[B, A\] = \[1, 4\], got \[2, 4\]"):
-        sentence_attention_pool(torch.ones(2, 4), key, value, cu)
+        sentence_attention_pool(torch.ones(2, 4), key, value, cu_boundaries)
     with pytest.raises(ValueError, match=r"`key` must have shape \[N, A\] = \[3, 4\], got \[3, 6\]"):
-        sentence_attention_pool(query, torch.ones(3, 6), value, cu)
+        sentence_attention_pool(query, torch.ones(3, 6), value, cu_boundaries)
     with pytest.raises(ValueError, match=r"A even for rotary pairs, got 10000\.0 and A=3"):
-        sentence_attention_pool(torch.ones(1, 3), torch.ones(3, 3), value, cu)
+        sentence_attention_pool(torch.ones(1, 3), torch.ones(3, 3), value, cu_boundaries)
     with pytest.raises(ValueError, match=r"`rope_theta` must be positive and finite .*, got nan"):
-        sentence_attention_pool(query, key, value, cu, math.nan)
-    with pytest.raises(ValueError, match=r"`cu` must end at len\(value\)=3, got 2 \(response 0\)"):
-        sentence_attention_pool(query, key, value, torch.tensor([0, 2]))
-    with pytest.raises(ValueError, match=r"`pooling` must be attention or value_attention, got 'mean'\. `sentence_pool` has the others"):
-        sentence_attention_pool(query, key, value, cu, pooling="mean")
-    with pytest.raises(ValueError, match="`pooling` must be mean, sum or last, got 'max'"):
-        sentence_pool(value, cu, "max")
+        sentence_attention_pool(query, key, value, cu_boundaries, math.nan)
+    with pytest.raises(
+        ValueError, match=r"`pooling` must be one of attention, value_attention, got 'mean'\. `sentence_pool` has the others"
+    ):
+        sentence_attention_pool(query, key, value, cu_boundaries, pooling="mean")
+    with pytest.raises(ValueError, match="`pooling` must be one of mean, sum, last, got 'max'"):
+        sentence_pool(value, cu_boundaries, "max")

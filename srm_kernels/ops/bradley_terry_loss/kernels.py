@@ -113,22 +113,22 @@ def bradley_terry_kernel(
 
 
 def bradley_terry_loss_with_grad(
-    rewards: Tensor, pairs: Tensor, margin: Tensor | None, weight: Tensor | None, label_smoothing: float, centering: float
+    reward: Tensor, pairs: Tensor, margin: Tensor | None, weight: Tensor | None, label_smoothing: float, centering: float
 ) -> tuple[Tensor, Tensor]:
     """The loss, and its gradient [B]."""
-    dtype = accumulate_dtype(rewards)
-    loss = torch.empty((), dtype=dtype, device=rewards.device)
-    grad = torch.empty(rewards.shape, dtype=dtype, device=rewards.device)
-    with device_of(rewards):
+    dtype = accumulate_dtype(reward)
+    loss = torch.empty((), dtype=dtype, device=reward.device)
+    grad = torch.empty(reward.shape, dtype=dtype, device=reward.device)
+    with device_of(reward):
         # At least one program: the loss of no responses is 0, and somebody must write it.
-        bradley_terry_kernel[(max(1, triton.cdiv(rewards.numel(), BLOCK_B)),)](
-            aligned(rewards),
+        bradley_terry_kernel[(max(1, triton.cdiv(reward.numel(), BLOCK_B)),)](
+            aligned(reward),
             aligned(pairs),
             None if margin is None else aligned(margin),
             None if weight is None else aligned(weight),
             loss,
             grad,
-            rewards.numel(),
+            reward.numel(),
             pairs.shape[0],
             *split_float(label_smoothing),
             *split_float(centering),

@@ -20,7 +20,7 @@ __all__ = ["bradley_terry_loss"]
 
 
 def bradley_terry_loss(
-    rewards: Tensor,
+    reward: Tensor,
     pairs: Tensor,
     margin: Tensor | float | None = None,
     label_smoothing: float = 0.0,
@@ -31,22 +31,31 @@ def bradley_terry_loss(
 ) -> Tensor:
     """Weighted mean over pairs of `(1-ε) softplus(-d) + ε softplus(d) + λ(R_c + R_r)²` with `d = R_c - R_r - margin`.
 
-    softplus(-d) is -log sigmoid(d).
+    softplus(-d) is -log sigmoid(d): the preference loss of arXiv 2503.04793, section 3, with the options in docs/method.md.
 
-    rewards: [B], fp16 / bf16 / fp32 / fp64.
-    pairs: [P, 2] int32 or int64, (chosen, rejected) as indices into `rewards`. A response may be in many pairs: a ranking of K
-        responses is its K(K-1)/2 ordered pairs.
-    margin: by how much the chosen reward should win; a number or [P].
-    label_smoothing: ε in [0, 1), the chance that a label is wrong.
-    centering: λ ≥ 0, pulls the rewards of a pair towards a sum of 0.
-    weight: [P], not negative; the result is `Σ weight · loss / Σ weight`. `margin` and `weight` are data, no gradient flows into them.
+    Args:
+        reward: [B], one a response; fp16, bf16, fp32 or fp64.
+        pairs: int32 or int64 [P, 2], (chosen, rejected) as indices into `reward`. A response may be in many pairs: a ranking of K
+            responses is its K(K-1)/2 ordered pairs.
+        margin: by how much the chosen reward should win; a number or [P], in units of `reward`.
+        label_smoothing: ε in [0, 1), the chance that a label is wrong.
+        centering: λ ≥ 0, pulls the rewards of a pair towards a sum of 0.
+        weight: [P], not negative; the result is `Σ weight · loss / Σ weight`. `margin` and `weight` are data, no gradient flows into them.
+        backend: what runs: `"auto"`, `"triton"` or `"torch"`.
 
-    Returns a scalar in fp32 (fp64 for fp64): 0 where there are no pairs or all weights are 0.
+    Returns:
+        A scalar in fp32 (fp64 for fp64), differentiable in `reward`: 0 where there are no pairs or all weights are 0.
+
+    Raises:
+        TypeError: a tensor of another dtype.
+        ValueError: shapes or devices that do not match, a number out of range, or a `margin` or `weight` that requires a gradient.
+        IndexError: a pair outside [0, B), on the CPU and in debug mode; undefined behaviour on a GPU otherwise.
+        RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "bradley_terry_loss"
-    check_float(op, rewards=rewards, weight=weight)
-    if rewards.dim() != 1:
-        raise ValueError(f"{op}: `rewards` must have shape [B], got {list(rewards.shape)}.")
+    check_float(op, reward=reward, weight=weight)
+    if reward.dim() != 1:
+        raise ValueError(f"{op}: `reward` must have shape [B], got {list(reward.shape)}.")
     if not isinstance(pairs, Tensor) or pairs.dtype not in INDEX_DTYPES:
         raise TypeError(f"{op}: `pairs` must be an int32 or int64 tensor, got {getattr(pairs, 'dtype', type(pairs).__name__)}.")
     if pairs.dim() != 2 or pairs.shape[1] != 2:
@@ -57,20 +66,20 @@ def bradley_terry_loss(
     if centering < 0:
         raise ValueError(f"{op}: `centering` must not be negative, got {centering}.")
     if margin is not None and not isinstance(margin, Tensor):
-        margin = torch.full((pairs.shape[0],), float(margin), dtype=accumulate_dtype(rewards), device=rewards.device)
+        margin = torch.full((pairs.shape[0],), float(margin), dtype=accumulate_dtype(reward), device=reward.device)
     check_float(op, margin=margin)
     for name, x in (("margin", margin), ("weight", weight)):
         check_shape(op, name, x, (pairs.shape[0],), "[P]")
         if x is not None and x.requires_grad:
             raise ValueError(f"{op}: `{name}` is data and gets no gradient, but requires one. Pass `{name}.detach()`.")
-    check_same_device(op, rewards=rewards, pairs=pairs, margin=margin, weight=weight)
-    check_positions(op, "pairs", pairs, rewards.numel())
-    return _bradley_terry(rewards, pairs, margin, weight, label_smoothing, centering, backend)[0]
+    check_same_device(op, reward=reward, pairs=pairs, margin=margin, weight=weight)
+    check_positions(op, "pairs", pairs, reward.numel())
+    return _bradley_terry(reward, pairs, margin, weight, label_smoothing, centering, backend)[0]
 
 
 @torch.library.custom_op("srm_kernels::bradley_terry_loss", mutates_args=())
 def _bradley_terry(
-    rewards: Tensor,
+    reward: Tensor,
     pairs: Tensor,
     margin: Tensor | None,
     weight: Tensor | None,
@@ -79,16 +88,16 @@ def _bradley_terry(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """The loss, and its gradient [B] in the dtype of the loss."""
-    if choose_backend("bradley_terry_loss", backend, rewards.device) == "triton":
+    if choose_backend("bradley_terry_loss", backend, reward.device) == "triton":
         from .kernels import bradley_terry_loss_with_grad
 
-        return bradley_terry_loss_with_grad(rewards, pairs, margin, weight, label_smoothing, centering)
-    return bradley_terry_loss_with_grad_reference(rewards, pairs, margin, weight, label_smoothing, centering)
+        return bradley_terry_loss_with_grad(reward, pairs, margin, weight, label_smoothing, centering)
+    return bradley_terry_loss_with_grad_reference(reward, pairs, margin, weight, label_smoothing, centering)
 
 
 @_bradley_terry.register_fake
 def _(
-    rewards: Tensor,
+    reward: Tensor,
     pairs: Tensor,
     margin: Tensor | None,
     weight: Tensor | None,
@@ -96,19 +105,19 @@ def _(
     centering: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    dtype = accumulate_dtype(rewards)
-    return rewards.new_empty((), dtype=dtype), rewards.new_empty(rewards.shape, dtype=dtype)
+    dtype = accumulate_dtype(reward)
+    return reward.new_empty((), dtype=dtype), reward.new_empty(reward.shape, dtype=dtype)
 
 
 @torch.library.custom_op("srm_kernels::bradley_terry_loss_backward", mutates_args=())
-def _bradley_terry_backward(grad: Tensor, grad_rewards: Tensor, rewards: Tensor) -> Tensor:
+def _bradley_terry_backward(grad: Tensor, grad_reward: Tensor, reward: Tensor) -> Tensor:
     """The gradient is known since the forward: scale it. An op of its own, so that a second derivative is refused, not wrong."""
-    return (grad * grad_rewards).to(rewards.dtype)
+    return (grad * grad_reward).to(reward.dtype)
 
 
 @_bradley_terry_backward.register_fake
-def _(grad: Tensor, grad_rewards: Tensor, rewards: Tensor) -> Tensor:
-    return rewards.new_empty(rewards.shape)
+def _(grad: Tensor, grad_reward: Tensor, reward: Tensor) -> Tensor:
+    return reward.new_empty(reward.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -116,8 +125,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    grad_rewards, rewards = ctx.saved_tensors
-    return _bradley_terry_backward(grad, grad_rewards, rewards), None, None, None, None, None, None
+    grad_reward, reward = ctx.saved_tensors
+    return _bradley_terry_backward(grad, grad_reward, reward), None, None, None, None, None, None
 
 
 _bradley_terry.register_autograd(_backward, setup_context=_setup_context)

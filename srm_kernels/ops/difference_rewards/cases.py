@@ -16,5 +16,5 @@ def cases() -> Iterator[CompileCase]:
         data, sizes = f"*{dtype}", {"num": "i32", "num_offsets": "i32", "steps": "i32"}
         constants = {"ACC": ACC[dtype], "BLOCK_N": k.BLOCK_N}
         for kernel, name in ((k.difference_kernel, "value_ptr"), (k.difference_backward_kernel, "grad_ptr")):
-            signature = {name: data, "cu_ptr": f"*{INDEX[dtype]}", "out_ptr": data, **sizes}
+            signature = {name: data, "cu_boundaries_ptr": f"*{INDEX[dtype]}", "out_ptr": data, **sizes}
             yield CompileCase(kernel=kernel, label=dtype, signature=signature, constants=constants)

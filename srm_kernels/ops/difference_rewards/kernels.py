@@ -1,4 +1,4 @@
-"""difference_rewards in Triton: blocks of elements; the segment of each is found by bisection in `cu`.
+"""difference_rewards in Triton: blocks of elements; the segment of each is found by bisection in `cu_boundaries`.
 
 Shape letters: `N` boundaries, `B` responses.
 """
@@ -22,44 +22,44 @@ BLOCK_N = 512
 
 
 @triton.jit(do_not_specialize=["num", "num_offsets", "steps"])
-def difference_kernel(value_ptr, cu_ptr, out_ptr, num, num_offsets, steps, ACC: tl.constexpr, BLOCK_N: tl.constexpr):
+def difference_kernel(value_ptr, cu_boundaries_ptr, out_ptr, num, num_offsets, steps, ACC: tl.constexpr, BLOCK_N: tl.constexpr):
     """out [N] = value - previous value; the first of a segment keeps its own."""
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    segment = upper_bound(cu_ptr, num_offsets, n, steps) - 1
-    begin = tl.load(cu_ptr + segment, mask=n < num, other=0).to(tl.int64)
+    segment = upper_bound(cu_boundaries_ptr, num_offsets, n, steps) - 1
+    begin = tl.load(cu_boundaries_ptr + segment, mask=n < num, other=0).to(tl.int64)
     value = tl.load(value_ptr + n, mask=n < num, other=0).to(ACC)
     previous = tl.load(value_ptr + (n - 1), mask=(n < num) & (n > begin), other=0).to(ACC)
     tl.store(out_ptr + n, value - previous, mask=n < num)
 
 
 @triton.jit(do_not_specialize=["num", "num_offsets", "steps"])
-def difference_backward_kernel(grad_ptr, cu_ptr, out_ptr, num, num_offsets, steps, ACC: tl.constexpr, BLOCK_N: tl.constexpr):
+def difference_backward_kernel(grad_ptr, cu_boundaries_ptr, out_ptr, num, num_offsets, steps, ACC: tl.constexpr, BLOCK_N: tl.constexpr):
     """out [N] = grad - next grad; the last of a segment keeps its own."""
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    segment = upper_bound(cu_ptr, num_offsets, n, steps) - 1
-    end = tl.load(cu_ptr + (segment + 1), mask=n < num, other=0).to(tl.int64)
+    segment = upper_bound(cu_boundaries_ptr, num_offsets, n, steps) - 1
+    end = tl.load(cu_boundaries_ptr + (segment + 1), mask=n < num, other=0).to(tl.int64)
     grad = tl.load(grad_ptr + n, mask=n < num, other=0).to(ACC)
     following = tl.load(grad_ptr + (n + 1), mask=(n < num) & (n + 1 < end), other=0).to(ACC)
     tl.store(out_ptr + n, grad - following, mask=n < num)
 
 
-def difference_rewards_forward(values: Tensor, cu: Tensor) -> Tensor:
+def difference_rewards_forward(value: Tensor, cu_boundaries: Tensor) -> Tensor:
     """Sentence rewards [N]."""
-    return _launch(difference_kernel, values, cu)
+    return _launch(difference_kernel, value, cu_boundaries)
 
 
-def difference_rewards_backward(grad: Tensor, cu: Tensor) -> Tensor:
+def difference_rewards_backward(grad: Tensor, cu_boundaries: Tensor) -> Tensor:
     """Gradient of the values [N]."""
-    return _launch(difference_backward_kernel, grad, cu)
+    return _launch(difference_backward_kernel, grad, cu_boundaries)
 
 
-def _launch(kernel: triton.runtime.JITFunction, x: Tensor, cu: Tensor) -> Tensor:
-    x, cu = aligned(x), aligned(cu)
+def _launch(kernel: triton.runtime.JITFunction, x: Tensor, cu_boundaries: Tensor) -> Tensor:
+    x, cu_boundaries = aligned(x), aligned(cu_boundaries)
     out = torch.empty_like(x)
     if x.numel():
-        sizes = (x.numel(), cu.numel(), search_steps(cu.numel()))
+        sizes = (x.numel(), cu_boundaries.numel(), search_steps(cu_boundaries.numel()))
         with device_of(x):
             kernel[(triton.cdiv(x.numel(), BLOCK_N),)](
-                x, cu, out, *sizes, ACC=acc_type(accumulate_dtype(x)), BLOCK_N=BLOCK_N, num_warps=num_warps()
+                x, cu_boundaries, out, *sizes, ACC=acc_type(accumulate_dtype(x)), BLOCK_N=BLOCK_N, num_warps=num_warps()
             )
     return out

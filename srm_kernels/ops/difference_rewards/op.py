@@ -17,55 +17,63 @@ from .reference import difference_rewards_backward_reference, difference_rewards
 __all__ = ["difference_rewards"]
 
 
-def difference_rewards(values: Tensor, cu: Tensor, *, backend: Backend = "auto") -> Tensor:
-    """`r_0 = v_0` and `r_i = v_i - v_{i-1}` inside each segment (arXiv 2503.04793, the sentence reward).
+def difference_rewards(value: Tensor, cu_boundaries: Tensor, *, backend: Backend = "auto") -> Tensor:
+    """`r_0 = v_0` and `r_i = v_i - v_{i-1}` inside each response (arXiv 2503.04793, section 3). Inverse: a cumulative sum.
 
-    values: [N], fp16 / bf16 / fp32 / fp64.
-    cu: [B + 1] int32 or int64 offsets; segment `b` is `values[cu[b]:cu[b + 1]]`.
+    Args:
+        value: [N], `v_i`, the value at each boundary; fp16, bf16, fp32 or fp64.
+        cu_boundaries: int32 or int64 [B + 1], offsets in boundaries: response `b` owns `value[cu_boundaries[b]:cu_boundaries[b + 1]]`.
+        backend: what runs: `"auto"`, `"triton"` or `"torch"`.
 
-    Returns [N] in `values`' dtype. Inverse: a cumulative sum inside each segment.
+    Returns:
+        The sentence rewards [N] in `value`'s dtype, differentiable in `value`.
+
+    Raises:
+        TypeError: a tensor of another dtype.
+        ValueError: shapes or devices that do not match, or offsets that do not fit.
+        RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "difference_rewards"
-    check_float(op, values=values)
-    if values.dim() != 1:
-        raise ValueError(f"{op}: `values` must have shape [N], got {list(values.shape)}.")
-    check_offsets(op, "cu", cu, values.shape[0], "len(values)")
-    check_same_device(op, values=values, cu=cu)
-    return _difference_rewards(values, cu, backend)
+    check_float(op, value=value)
+    if value.dim() != 1:
+        raise ValueError(f"{op}: `value` must have shape [N], got {list(value.shape)}.")
+    check_offsets(op, "cu_boundaries", cu_boundaries, value.shape[0], "len(value)")
+    check_same_device(op, value=value, cu_boundaries=cu_boundaries)
+    return _difference_rewards(value, cu_boundaries, backend)
 
 
 @torch.library.custom_op("srm_kernels::difference_rewards", mutates_args=())
-def _difference_rewards(values: Tensor, cu: Tensor, backend: str) -> Tensor:
-    if choose_backend("difference_rewards", backend, values.device) == "triton":
+def _difference_rewards(value: Tensor, cu_boundaries: Tensor, backend: str) -> Tensor:
+    if choose_backend("difference_rewards", backend, value.device) == "triton":
         from .kernels import difference_rewards_forward
 
-        return difference_rewards_forward(values, cu)
-    return difference_rewards_reference(values, cu)
+        return difference_rewards_forward(value, cu_boundaries)
+    return difference_rewards_reference(value, cu_boundaries)
 
 
 @torch.library.custom_op("srm_kernels::difference_rewards_backward", mutates_args=())
-def _difference_rewards_backward(grad: Tensor, cu: Tensor, backend: str) -> Tensor:
+def _difference_rewards_backward(grad: Tensor, cu_boundaries: Tensor, backend: str) -> Tensor:
     if choose_backend("difference_rewards", backend, grad.device) == "triton":
         from .kernels import difference_rewards_backward
 
-        return difference_rewards_backward(grad, cu)
-    return difference_rewards_backward_reference(grad, cu)
+        return difference_rewards_backward(grad, cu_boundaries)
+    return difference_rewards_backward_reference(grad, cu_boundaries)
 
 
 @_difference_rewards.register_fake
 @_difference_rewards_backward.register_fake
-def _(values: Tensor, cu: Tensor, backend: str) -> Tensor:
-    return values.new_empty(values.shape)
+def _(value: Tensor, cu_boundaries: Tensor, backend: str) -> Tensor:
+    return value.new_empty(value.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, cu, ctx.backend = inputs
-    ctx.save_for_backward(cu)
+    _, cu_boundaries, ctx.backend = inputs
+    ctx.save_for_backward(cu_boundaries)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (cu,) = ctx.saved_tensors
-    return _difference_rewards_backward(grad, cu, ctx.backend), None, None
+    (cu_boundaries,) = ctx.saved_tensors
+    return _difference_rewards_backward(grad, cu_boundaries, ctx.backend), None, None
 
 
 _difference_rewards.register_autograd(_backward, setup_context=_setup_context)

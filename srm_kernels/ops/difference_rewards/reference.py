@@ -12,10 +12,18 @@ from ..segments import accumulate_dtype, first_of_segment
 __all__ = ["difference_by_segment", "difference_rewards_backward_reference", "difference_rewards_reference"]
 
 
-def difference_rewards_reference(values: Tensor, cu: Tensor) -> Tensor:
-    """`r_0 = v_0`, `r_i = v_i - v_{i-1}` inside each segment of `values` [N], in `values`' dtype."""
-    first_N = first_of_segment(cu, values.shape[0])
-    return difference_by_segment(values.to(accumulate_dtype(values)), first_N).to(values.dtype)
+def difference_rewards_reference(value: Tensor, cu_boundaries: Tensor) -> Tensor:
+    """`r_0 = v_0`, `r_i = v_i - v_{i-1}` inside each response, differentiable as often as you like.
+
+    Args:
+        value: [N].
+        cu_boundaries: int [B + 1].
+
+    Returns:
+        [N] in `value`'s dtype.
+    """
+    first_N = first_of_segment(cu_boundaries, value.shape[0])
+    return difference_by_segment(value.to(accumulate_dtype(value)), first_N).to(value.dtype)
 
 
 def difference_by_segment(value: Tensor, first: Tensor) -> Tensor:
@@ -26,9 +34,9 @@ def difference_by_segment(value: Tensor, first: Tensor) -> Tensor:
     return value - previous_N
 
 
-def difference_rewards_backward_reference(grad: Tensor, cu: Tensor) -> Tensor:
+def difference_rewards_backward_reference(grad: Tensor, cu_boundaries: Tensor) -> Tensor:
     """`dv_i = g_i - g_{i+1}`, the last of a segment keeps `g_i`; in `grad`'s dtype."""
-    first_N = first_of_segment(cu, grad.shape[0])
+    first_N = first_of_segment(cu_boundaries, grad.shape[0])
     return transposed_difference(grad.to(accumulate_dtype(grad)), first_N).to(grad.dtype)
 
 

@@ -20,7 +20,12 @@ def cases() -> Iterator[CompileCase]:
     for dtype in ("fp32", "fp64"):  # Gradients come in the accumulation dtype.
         yield from _scan_cases(dtype, "backward", backward=True, has_bootstrap=False)
         pointers = ("grad_delta_ptr", "grad_return_ptr", "grad_value_ptr", "grad_bootstrap_ptr")
-        signature = {**dict.fromkeys(pointers, f"*{dtype}"), "cu_ptr": f"*{INDEX[dtype]}", **_sizes(), **dict.fromkeys(FACTORS[:2], "fp32")}
+        signature = {
+            **dict.fromkeys(pointers, f"*{dtype}"),
+            "cu_seqlens_ptr": f"*{INDEX[dtype]}",
+            **_sizes(),
+            **dict.fromkeys(FACTORS[:2], "fp32"),
+        }
         constants = {"ACC": ACC[dtype], "BLOCK": k.CHUNK}
         yield CompileCase(kernel=k.value_gradient_kernel, label=dtype, signature=signature, constants=constants)
         signature = {**dict.fromkeys(("decay_ptr", "carry_ptr", "out_ptr"), f"*{dtype}"), "num_chunks": "i32"}
@@ -30,7 +35,14 @@ def cases() -> Iterator[CompileCase]:
 
 def _scan_cases(dtype: str, what: str, *, backward: bool, has_bootstrap: bool) -> Iterator[CompileCase]:
     data, wider = f"*{dtype}", f"*{ACC_NAME[dtype]}"
-    shared = {"a_ptr": data, "b_ptr": data, "cu_ptr": f"*{INDEX[dtype]}", "carry_ptr": wider, **_sizes(), **dict.fromkeys(FACTORS, "fp32")}
+    shared = {
+        "a_ptr": data,
+        "b_ptr": data,
+        "cu_seqlens_ptr": f"*{INDEX[dtype]}",
+        "carry_ptr": wider,
+        **_sizes(),
+        **dict.fromkeys(FACTORS, "fp32"),
+    }
     constants = {"ACC": ACC[dtype], "BACKWARD": backward, "HAS_BOOTSTRAP": has_bootstrap, "CHUNK": k.CHUNK}
     if has_bootstrap:
         shared["bootstrap_ptr"] = data

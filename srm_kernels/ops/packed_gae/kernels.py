@@ -33,14 +33,25 @@ def combine(decay_a, x_a, decay_b, x_b):
 
 @triton.jit
 def advantage_step(
-    reward_ptr, value_ptr, bootstrap_ptr, cu_ptr, s, num, num_offsets, steps, gamma, lam, ACC: tl.constexpr, HAS_BOOTSTRAP: tl.constexpr
+    reward_ptr,
+    value_ptr,
+    bootstrap_ptr,
+    cu_seqlens_ptr,
+    s,
+    num,
+    num_offsets,
+    steps,
+    gamma,
+    lam,
+    ACC: tl.constexpr,
+    HAS_BOOTSTRAP: tl.constexpr,
 ):
     """(decay, δ) of the token at place s, backwards in time; the identity (1, 0) past the end."""
     token = num - 1 - s
     mask = s < num
     token = tl.where(mask, token, 0)
-    sequence = upper_bound(cu_ptr, num_offsets, token, steps) - 1
-    end = tl.load(cu_ptr + (sequence + 1), mask=mask, other=0).to(tl.int64)
+    sequence = upper_bound(cu_seqlens_ptr, num_offsets, token, steps) - 1
+    end = tl.load(cu_seqlens_ptr + (sequence + 1), mask=mask, other=0).to(tl.int64)
     is_last = token == end - 1
     reward = tl.load(reward_ptr + token, mask=mask, other=0).to(ACC)
     value = tl.load(value_ptr + token, mask=mask, other=0).to(ACC)
@@ -52,12 +63,12 @@ def advantage_step(
 
 
 @triton.jit
-def gradient_step(grad_advantage_ptr, grad_return_ptr, cu_ptr, s, num, num_offsets, steps, gamma, lam, ACC: tl.constexpr):
+def gradient_step(grad_advantage_ptr, grad_return_ptr, cu_seqlens_ptr, s, num, num_offsets, steps, gamma, lam, ACC: tl.constexpr):
     """(decay, gradient) of the token at place s, forwards in time."""
     mask = s < num
     token = tl.where(mask, s, 0)
-    sequence = upper_bound(cu_ptr, num_offsets, token, steps) - 1
-    begin = tl.load(cu_ptr + sequence, mask=mask, other=0).to(tl.int64)
+    sequence = upper_bound(cu_seqlens_ptr, num_offsets, token, steps) - 1
+    begin = tl.load(cu_seqlens_ptr + sequence, mask=mask, other=0).to(tl.int64)
     grad = tl.load(grad_advantage_ptr + token, mask=mask, other=0).to(ACC) + tl.load(grad_return_ptr + token, mask=mask, other=0).to(ACC)
     decay = tl.where(token == begin, 0.0, gamma * lam)
     return tl.where(mask, decay, 1.0), tl.where(mask, grad, 0.0)
@@ -68,7 +79,7 @@ def chunk_kernel(
     a_ptr,
     b_ptr,
     bootstrap_ptr,
-    cu_ptr,
+    cu_seqlens_ptr,
     decay_ptr,
     carry_ptr,
     num,
@@ -90,9 +101,11 @@ def chunk_kernel(
     i = tl.arange(0, CHUNK)
     s = chunk * CHUNK + i
     if BACKWARD:
-        decay, x = gradient_step(a_ptr, b_ptr, cu_ptr, s, num, num_offsets, steps, gamma, lam, ACC)
+        decay, x = gradient_step(a_ptr, b_ptr, cu_seqlens_ptr, s, num, num_offsets, steps, gamma, lam, ACC)
     else:
-        decay, x, _ = advantage_step(a_ptr, b_ptr, bootstrap_ptr, cu_ptr, s, num, num_offsets, steps, gamma, lam, ACC, HAS_BOOTSTRAP)
+        decay, x, _ = advantage_step(
+            a_ptr, b_ptr, bootstrap_ptr, cu_seqlens_ptr, s, num, num_offsets, steps, gamma, lam, ACC, HAS_BOOTSTRAP
+        )
     decay, x = tl.associative_scan((decay, x), 0, combine)
     # A masked store picks the last place without a sum, which a NaN elsewhere in the chunk would spoil.
     place = chunk + tl.zeros_like(i)
@@ -122,7 +135,7 @@ def apply_kernel(
     a_ptr,
     b_ptr,
     bootstrap_ptr,
-    cu_ptr,
+    cu_seqlens_ptr,
     carry_ptr,
     out_ptr,
     return_ptr,
@@ -144,9 +157,11 @@ def apply_kernel(
     chunk = tl.program_id(0).to(tl.int64)
     s = chunk * CHUNK + tl.arange(0, CHUNK)
     if BACKWARD:
-        decay, x = gradient_step(a_ptr, b_ptr, cu_ptr, s, num, num_offsets, steps, gamma, lam, ACC)
+        decay, x = gradient_step(a_ptr, b_ptr, cu_seqlens_ptr, s, num, num_offsets, steps, gamma, lam, ACC)
     else:
-        decay, x, value = advantage_step(a_ptr, b_ptr, bootstrap_ptr, cu_ptr, s, num, num_offsets, steps, gamma, lam, ACC, HAS_BOOTSTRAP)
+        decay, x, value = advantage_step(
+            a_ptr, b_ptr, bootstrap_ptr, cu_seqlens_ptr, s, num, num_offsets, steps, gamma, lam, ACC, HAS_BOOTSTRAP
+        )
     decay, x = tl.associative_scan((decay, x), 0, combine)
     incoming = tl.load(carry_ptr + (chunk - 1), mask=chunk > 0, other=0.0)
     x = tl.where(decay == 0, x, x + decay * incoming)
@@ -161,7 +176,7 @@ def apply_kernel(
 def value_gradient_kernel(
     grad_delta_ptr,
     grad_return_ptr,
-    cu_ptr,
+    cu_seqlens_ptr,
     grad_value_ptr,
     grad_bootstrap_ptr,
     num,
@@ -176,52 +191,52 @@ def value_gradient_kernel(
     gamma = joined(gamma_high, gamma_low, ACC)
     t = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = t < num
-    sequence = upper_bound(cu_ptr, num_offsets, t, steps) - 1
-    begin = tl.load(cu_ptr + sequence, mask=mask, other=0).to(tl.int64)
+    sequence = upper_bound(cu_seqlens_ptr, num_offsets, t, steps) - 1
+    begin = tl.load(cu_seqlens_ptr + sequence, mask=mask, other=0).to(tl.int64)
     previous = tl.load(grad_delta_ptr + (t - 1), mask=mask & (t > begin), other=0)
     grad_return = tl.load(grad_return_ptr + t, mask=mask, other=0).to(ACC)
     tl.store(grad_value_ptr + t, gamma * previous - tl.load(grad_delta_ptr + t, mask=mask, other=0) + grad_return, mask=mask)
     s = t
     is_sequence = s < num_offsets - 1
-    begin = tl.load(cu_ptr + s, mask=is_sequence, other=0).to(tl.int64)
-    end = tl.load(cu_ptr + (s + 1), mask=is_sequence, other=0).to(tl.int64)
+    begin = tl.load(cu_seqlens_ptr + s, mask=is_sequence, other=0).to(tl.int64)
+    end = tl.load(cu_seqlens_ptr + (s + 1), mask=is_sequence, other=0).to(tl.int64)
     tl.store(
         grad_bootstrap_ptr + s, gamma * tl.load(grad_delta_ptr + (end - 1), mask=is_sequence & (end > begin), other=0), mask=is_sequence
     )
 
 
 def packed_gae_forward(
-    rewards: Tensor, values: Tensor, cu_seqlens: Tensor, gamma: float, lam: float, bootstrap_value: Tensor | None
+    reward: Tensor, value: Tensor, cu_seqlens: Tensor, gamma: float, lam: float, bootstrap_value: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Advantages and returns [T]."""
-    dtype = accumulate_dtype(rewards, values, bootstrap_value)
-    advantages, returns = (torch.empty(rewards.shape, dtype=dtype, device=rewards.device) for _ in range(2))
+    dtype = accumulate_dtype(reward, value, bootstrap_value)
+    advantages, returns = (torch.empty(reward.shape, dtype=dtype, device=reward.device) for _ in range(2))
     bootstrap = None if bootstrap_value is None else aligned(bootstrap_value)
-    _scan(rewards, values, bootstrap, cu_seqlens, gamma, lam, advantages, returns, backward=False)
+    _scan(reward, value, bootstrap, cu_seqlens, gamma, lam, advantages, returns, backward=False)
     return advantages, returns
 
 
 def packed_gae_backward(
     grad_advantage: Tensor, grad_return: Tensor, cu_seqlens: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of rewards [T], values [T], bootstrap_value [S]."""
-    num, dtype, device, cu = grad_advantage.numel(), grad_advantage.dtype, grad_advantage.device, aligned(cu_seqlens)
+    """Gradients of reward [T], value [T], bootstrap_value [S]."""
+    num, dtype, device, cu_seqlens = grad_advantage.numel(), grad_advantage.dtype, grad_advantage.device, aligned(cu_seqlens)
     grad_return = aligned(grad_return)
     grad_delta, grad_value = (torch.empty(num, dtype=dtype, device=device) for _ in range(2))
-    grad_bootstrap = torch.empty(cu.numel() - 1, dtype=dtype, device=device)
-    _scan(grad_advantage, grad_return, None, cu, gamma, lam, grad_delta, None, backward=True)
+    grad_bootstrap = torch.empty(cu_seqlens.numel() - 1, dtype=dtype, device=device)
+    _scan(grad_advantage, grad_return, None, cu_seqlens, gamma, lam, grad_delta, None, backward=True)
     blocks = triton.cdiv(max(num, grad_bootstrap.numel()), CHUNK)
     if blocks:
         with device_of(grad_delta):
             value_gradient_kernel[(blocks,)](
                 grad_delta,
                 grad_return,
-                cu,
+                cu_seqlens,
                 grad_value,
                 grad_bootstrap,
                 num,
-                cu.numel(),
-                search_steps(cu.numel()),
+                cu_seqlens.numel(),
+                search_steps(cu_seqlens.numel()),
                 *split_float(gamma),
                 ACC=acc_type(dtype),
                 BLOCK=CHUNK,
@@ -234,7 +249,7 @@ def _scan(
     a: Tensor,
     b: Tensor,
     bootstrap: Tensor | None,
-    cu: Tensor,
+    cu_seqlens: Tensor,
     gamma: float,
     lam: float,
     out: Tensor,
@@ -242,11 +257,11 @@ def _scan(
     *,
     backward: bool,
 ) -> None:
-    num, a, b, cu = a.numel(), aligned(a), aligned(b), aligned(cu)
+    num, a, b, cu_seqlens = a.numel(), aligned(a), aligned(b), aligned(cu_seqlens)
     if num == 0:
         return
     num_chunks = triton.cdiv(num, CHUNK)
-    sizes = (num, cu.numel(), search_steps(cu.numel()), *split_float(gamma), *split_float(lam))
+    sizes = (num, cu_seqlens.numel(), search_steps(cu_seqlens.numel()), *split_float(gamma), *split_float(lam))
     constants = {
         "ACC": acc_type(out.dtype),
         "BACKWARD": backward,
@@ -258,6 +273,6 @@ def _scan(
     decay, carry, incoming = (torch.empty(num_chunks, dtype=out.dtype, device=out.device) for _ in range(3))
     with device_of(out):
         if num_chunks > 1:
-            chunk_kernel[(num_chunks,)](a, b, bootstrap, cu, decay, carry, *sizes, **constants)
+            chunk_kernel[(num_chunks,)](a, b, bootstrap, cu_seqlens, decay, carry, *sizes, **constants)
             carry_kernel[(1,)](decay, carry, incoming, num_chunks, ACC=constants["ACC"], CHUNK=CHUNK, num_warps=num_warps())
-        apply_kernel[(num_chunks,)](a, b, bootstrap, cu, incoming, out, returns, *sizes, **constants)
+        apply_kernel[(num_chunks,)](a, b, bootstrap, cu_seqlens, incoming, out, returns, *sizes, **constants)

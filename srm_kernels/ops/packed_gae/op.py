@@ -19,8 +19,8 @@ __all__ = ["packed_gae"]
 
 
 def packed_gae(
-    rewards: Tensor,
-    values: Tensor,
+    reward: Tensor,
+    value: Tensor,
     cu_seqlens: Tensor,
     gamma: float = 1.0,
     lam: float = 0.95,
@@ -28,52 +28,62 @@ def packed_gae(
     bootstrap_value: Tensor | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """`A_t = δ_t + gamma·lam·A_{t+1}` with `δ_t = r_t + gamma·V_{t+1} - V_t`, inside each sequence (arXiv 1506.02438).
+    """`A_t = δ_t + gamma·lam·A_{t+1}` with `δ_t = r_t + gamma·V_{t+1} - V_t`, inside each sequence (arXiv 1506.02438, section 3).
 
-    rewards, values: [T], fp16 / bf16 / fp32 / fp64.
-    cu_seqlens: [S + 1] int32 or int64 offsets; sequence `s` is `cu[s]:cu[s + 1]`.
-    gamma, lam: discount, and the weight of longer looks ahead; 1 and 1 give the rewards to go.
-    bootstrap_value: [S], the value after the last token of a sequence that was cut off; 0 (the default) for one that ended.
+    Args:
+        reward: [T], `r_t`; fp16, bf16, fp32 or fp64.
+        value: [T], `V_t`; any of these dtypes.
+        cu_seqlens: int32 or int64 [S + 1], offsets in tokens: sequence `s` is `cu_seqlens[s]:cu_seqlens[s + 1]`.
+        gamma: discount a token.
+        lam: weight of longer looks ahead; with `gamma` 1, a `lam` of 1 gives the rewards to go.
+        bootstrap_value: [S], the value after the last token of a sequence that was cut off; 0 (the default) for one that ended.
+        backend: what runs: `"auto"`, `"triton"` or `"torch"`.
 
-    Returns advantages [T] and returns [T] = advantages + values, in fp32 (fp64 if any input is). Differentiable in `rewards`, `values`
-    and `bootstrap_value`; detach where they are targets. A NaN stays inside its sequence.
+    Returns:
+        Advantages [T] and returns [T] = advantages + values, in fp32 (fp64 if any input is), differentiable in `reward`, `value` and
+        `bootstrap_value`; detach where they are targets. A NaN stays inside its sequence.
+
+    Raises:
+        TypeError: a tensor of another dtype.
+        ValueError: shapes or devices that do not match, offsets that do not fit, or a `gamma` or `lam` that is not finite.
+        RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "packed_gae"
-    check_float(op, rewards=rewards, values=values, bootstrap_value=bootstrap_value)
-    if rewards.dim() != 1:
-        raise ValueError(f"{op}: `rewards` must have shape [T], got {list(rewards.shape)}.")
-    check_offsets(op, "cu_seqlens", cu_seqlens, rewards.shape[0], "len(rewards)")
-    check_shape(op, "values", values, (rewards.shape[0],), "[T]")
+    check_float(op, reward=reward, value=value, bootstrap_value=bootstrap_value)
+    if reward.dim() != 1:
+        raise ValueError(f"{op}: `reward` must have shape [T], got {list(reward.shape)}.")
+    check_offsets(op, "cu_seqlens", cu_seqlens, reward.shape[0], "len(reward)")
+    check_shape(op, "value", value, (reward.shape[0],), "[T]")
     check_shape(op, "bootstrap_value", bootstrap_value, (cu_seqlens.numel() - 1,), "[S]")
     check_finite(op, gamma=gamma, lam=lam)
-    check_same_device(op, rewards=rewards, values=values, cu_seqlens=cu_seqlens, bootstrap_value=bootstrap_value)
-    return _packed_gae(rewards, values, cu_seqlens, bootstrap_value, gamma, lam, backend)
+    check_same_device(op, reward=reward, value=value, cu_seqlens=cu_seqlens, bootstrap_value=bootstrap_value)
+    return _packed_gae(reward, value, cu_seqlens, bootstrap_value, gamma, lam, backend)
 
 
 @torch.library.custom_op("srm_kernels::packed_gae", mutates_args=())
 def _packed_gae(
-    rewards: Tensor, values: Tensor, cu_seqlens: Tensor, bootstrap_value: Tensor | None, gamma: float, lam: float, backend: str
+    reward: Tensor, value: Tensor, cu_seqlens: Tensor, bootstrap_value: Tensor | None, gamma: float, lam: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    if choose_backend("packed_gae", backend, rewards.device) == "triton":
+    if choose_backend("packed_gae", backend, reward.device) == "triton":
         from .kernels import packed_gae_forward
 
-        return packed_gae_forward(rewards, values, cu_seqlens, gamma, lam, bootstrap_value)
-    return packed_gae_reference(rewards, values, cu_seqlens, gamma, lam, bootstrap_value)
+        return packed_gae_forward(reward, value, cu_seqlens, gamma, lam, bootstrap_value)
+    return packed_gae_reference(reward, value, cu_seqlens, gamma, lam, bootstrap_value)
 
 
 @_packed_gae.register_fake
 def _(
-    rewards: Tensor, values: Tensor, cu_seqlens: Tensor, bootstrap_value: Tensor | None, gamma: float, lam: float, backend: str
+    reward: Tensor, value: Tensor, cu_seqlens: Tensor, bootstrap_value: Tensor | None, gamma: float, lam: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    dtype = accumulate_dtype(rewards, values, bootstrap_value)
-    return rewards.new_empty(rewards.shape, dtype=dtype), rewards.new_empty(rewards.shape, dtype=dtype)
+    dtype = accumulate_dtype(reward, value, bootstrap_value)
+    return reward.new_empty(reward.shape, dtype=dtype), reward.new_empty(reward.shape, dtype=dtype)
 
 
 @torch.library.custom_op("srm_kernels::packed_gae_backward", mutates_args=())
 def _packed_gae_backward(
     grad_advantage: Tensor, grad_return: Tensor, cu_seqlens: Tensor, gamma: float, lam: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `rewards` [T], `values` [T] and `bootstrap_value` [S], in the dtype of the incoming ones."""
+    """Gradients of `reward` [T], `value` [T] and `bootstrap_value` [S], in the dtype of the incoming ones."""
     if choose_backend("packed_gae", backend, grad_advantage.device) == "triton":
         from .kernels import packed_gae_backward as run
     else:
@@ -90,18 +100,18 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    rewards, values, cu_seqlens, bootstrap_value, ctx.gamma, ctx.lam, ctx.backend = inputs
-    ctx.dtypes = rewards.dtype, values.dtype, None if bootstrap_value is None else bootstrap_value.dtype
+    reward, value, cu_seqlens, bootstrap_value, ctx.gamma, ctx.lam, ctx.backend = inputs
+    ctx.dtypes = reward.dtype, value.dtype, None if bootstrap_value is None else bootstrap_value.dtype
     ctx.save_for_backward(cu_seqlens)
 
 
 def _backward(ctx: Any, grad_advantage: Tensor, grad_return: Tensor) -> tuple[Tensor | None, ...]:
     (cu_seqlens,) = ctx.saved_tensors
     grads = _packed_gae_backward(grad_advantage, grad_return, cu_seqlens, ctx.gamma, ctx.lam, ctx.backend)
-    grad_rewards, grad_values, grad_bootstrap = (
+    grad_reward, grad_value, grad_bootstrap = (
         None if dtype is None else grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)
     )
-    return grad_rewards, grad_values, None, grad_bootstrap, None, None, None
+    return grad_reward, grad_value, None, grad_bootstrap, None, None, None
 
 
 _packed_gae.register_autograd(_backward, setup_context=_setup_context)

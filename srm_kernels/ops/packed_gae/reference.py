@@ -14,14 +14,23 @@ __all__ = ["packed_gae_backward_reference", "packed_gae_reference"]
 
 
 def packed_gae_reference(
-    rewards: Tensor, values: Tensor, cu_seqlens: Tensor, gamma: float, lam: float, bootstrap_value: Tensor | None = None
+    reward: Tensor, value: Tensor, cu_seqlens: Tensor, gamma: float, lam: float, bootstrap_value: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns [T]: `A_t = δ_t + (gamma·lam) A_{t+1}`, `δ_t = r_t + gamma·V_{t+1} - V_t`, `return = A + V`.
+    """Advantages and returns, differentiable as often as you like.
 
-    After a sequence's last token `V` is `bootstrap_value` [S] (0 if None) and `A` is 0.
+    Args:
+        reward: [T].
+        value: [T].
+        cu_seqlens: int [S + 1].
+        gamma: discount a token.
+        lam: weight of longer looks ahead.
+        bootstrap_value: [S], `V` after a sequence's last token; 0 if None. `A` is 0 there.
+
+    Returns:
+        Advantages [T] and returns [T], in fp32 (fp64 if any input is).
     """
-    dtype = accumulate_dtype(rewards, values, bootstrap_value)
-    reward_T, value_T = rewards.to(dtype), values.to(dtype)
+    dtype = accumulate_dtype(reward, value, bootstrap_value)
+    reward_T, value_T = reward.to(dtype), value.to(dtype)
     if value_T.numel() == 0:
         return value_T.clone(), value_T.clone()
     last_T = _last_of_segment(cu_seqlens, value_T.numel())
@@ -38,7 +47,7 @@ def packed_gae_reference(
 def packed_gae_backward_reference(
     grad_advantage: Tensor, grad_return: Tensor, cu_seqlens: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `rewards` [T], `values` [T] and `bootstrap_value` [S]."""
+    """Gradients of `reward` [T], `value` [T] and `bootstrap_value` [S]."""
     num = grad_advantage.numel()
     if num == 0:
         return grad_advantage.clone(), grad_advantage.clone(), grad_advantage.new_zeros(cu_seqlens.numel() - 1)
@@ -63,6 +72,6 @@ def _scan(x: Tensor, decay: Tensor) -> Tensor:
     return x
 
 
-def _last_of_segment(cu: Tensor, num: int) -> Tensor:
+def _last_of_segment(cu_seqlens: Tensor, num: int) -> Tensor:
     """bool [T]: whether each element is the last of its segment. Element 0 is always first, so the roll brings the end round."""
-    return first_of_segment(cu, num).roll(-1)
+    return first_of_segment(cu_seqlens, num).roll(-1)

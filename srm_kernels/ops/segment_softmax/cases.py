@@ -15,12 +15,12 @@ def cases() -> Iterator[CompileCase]:
     for dtype in DTYPES:
         for num_heads in (1, 16):
             constants = {"ACC": ACC[dtype], **k.softmax_config(num_heads)}
-            label, data, cu = f"{dtype} H={num_heads}", f"*{dtype}", f"*{INDEX[dtype]}"
-            forward = {"score_ptr": data, "cu_ptr": cu, "out_ptr": data}
+            label, data, cu_seqlens = f"{dtype} H={num_heads}", f"*{dtype}", f"*{INDEX[dtype]}"
+            forward = {"score_ptr": data, "cu_seqlens_ptr": cu_seqlens, "out_ptr": data}
             yield CompileCase(
                 kernel=k.segment_softmax_kernel, label=label, signature=forward, constants=constants, num_threads=k.NUM_THREADS
             )
-            backward = {"grad_ptr": data, "weight_ptr": data, "cu_ptr": cu, "out_ptr": data}
+            backward = {"grad_ptr": data, "weight_ptr": data, "cu_seqlens_ptr": cu_seqlens, "out_ptr": data}
             yield CompileCase(
                 kernel=k.segment_softmax_backward_kernel, label=label, signature=backward, constants=constants, num_threads=k.NUM_THREADS
             )

@@ -31,13 +31,15 @@ def softmax_config(num_heads: int) -> dict[str, Any]:
 
 
 @triton.jit
-def segment_softmax_kernel(score_ptr, cu_ptr, out_ptr, ACC: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr):
+def segment_softmax_kernel(
+    score_ptr, cu_seqlens_ptr, out_ptr, ACC: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr
+):
     """out [N, H] = softmax of score [N, H] inside each segment."""
     pid = tl.program_id(0).to(tl.int64)
     head_blocks: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     head = pid % head_blocks * BLOCK_H + tl.arange(0, BLOCK_H)
-    begin = tl.load(cu_ptr + pid // head_blocks).to(tl.int64)
-    end = tl.load(cu_ptr + (pid // head_blocks + 1)).to(tl.int64)
+    begin = tl.load(cu_seqlens_ptr + pid // head_blocks).to(tl.int64)
+    end = tl.load(cu_seqlens_ptr + (pid // head_blocks + 1)).to(tl.int64)
     # Every lane keeps its own running max and sum; lanes meet once, after the loop.
     peak = tl.full((BLOCK_N, BLOCK_H), float("-inf"), ACC)
     total = tl.zeros((BLOCK_N, BLOCK_H), ACC)
@@ -67,14 +69,14 @@ def segment_softmax_kernel(score_ptr, cu_ptr, out_ptr, ACC: tl.constexpr, H: tl.
 
 @triton.jit
 def segment_softmax_backward_kernel(
-    grad_ptr, weight_ptr, cu_ptr, out_ptr, ACC: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr
+    grad_ptr, weight_ptr, cu_seqlens_ptr, out_ptr, ACC: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr
 ):
     """out [N, H] = weight · (grad - Σ weight · grad), the sum inside each segment."""
     pid = tl.program_id(0).to(tl.int64)
     head_blocks: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     head = pid % head_blocks * BLOCK_H + tl.arange(0, BLOCK_H)
-    begin = tl.load(cu_ptr + pid // head_blocks).to(tl.int64)
-    end = tl.load(cu_ptr + (pid // head_blocks + 1)).to(tl.int64)
+    begin = tl.load(cu_seqlens_ptr + pid // head_blocks).to(tl.int64)
+    end = tl.load(cu_seqlens_ptr + (pid // head_blocks + 1)).to(tl.int64)
     product = tl.zeros((BLOCK_N, BLOCK_H), ACC)
     start = begin
     while start < end:
@@ -96,31 +98,31 @@ def segment_softmax_backward_kernel(
         start += BLOCK_N
 
 
-def segment_softmax_forward(scores: Tensor, cu: Tensor) -> Tensor:
-    """Weights in the shape and dtype of `scores`."""
-    scores, cu = aligned(scores), aligned(cu)
-    out = torch.empty_like(scores)
+def segment_softmax_forward(score: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Weights in the shape and dtype of `score`."""
+    score, cu_seqlens = aligned(score), aligned(cu_seqlens)
+    out = torch.empty_like(score)
     if out.numel():
-        config = softmax_config(1 if scores.dim() == 1 else scores.shape[1])
-        with device_of(scores):
-            segment_softmax_kernel[_grid(cu, config)](
-                scores, cu, out, ACC=acc_type(accumulate_dtype(scores)), **config, num_warps=num_warps(NUM_THREADS)
+        config = softmax_config(1 if score.dim() == 1 else score.shape[1])
+        with device_of(score):
+            segment_softmax_kernel[_grid(cu_seqlens, config)](
+                score, cu_seqlens, out, ACC=acc_type(accumulate_dtype(score)), **config, num_warps=num_warps(NUM_THREADS)
             )
     return out
 
 
-def segment_softmax_backward(grad: Tensor, weight: Tensor, cu: Tensor) -> Tensor:
+def segment_softmax_backward(grad: Tensor, weight: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Gradient of the scores."""
-    grad, weight, cu = aligned(grad), aligned(weight), aligned(cu)
+    grad, weight, cu_seqlens = aligned(grad), aligned(weight), aligned(cu_seqlens)
     out = torch.empty_like(weight)
     if out.numel():
         config = softmax_config(1 if weight.dim() == 1 else weight.shape[1])
         with device_of(weight):
-            segment_softmax_backward_kernel[_grid(cu, config)](
-                grad, weight, cu, out, ACC=acc_type(accumulate_dtype(weight, grad)), **config, num_warps=num_warps(NUM_THREADS)
+            segment_softmax_backward_kernel[_grid(cu_seqlens, config)](
+                grad, weight, cu_seqlens, out, ACC=acc_type(accumulate_dtype(weight, grad)), **config, num_warps=num_warps(NUM_THREADS)
             )
     return out
 
 
-def _grid(cu: Tensor, config: dict[str, Any]) -> tuple[int]:
-    return ((cu.numel() - 1) * triton.cdiv(config["H"], config["BLOCK_H"]),)
+def _grid(cu_seqlens: Tensor, config: dict[str, Any]) -> tuple[int]:
+    return ((cu_seqlens.numel() - 1) * triton.cdiv(config["H"], config["BLOCK_H"]),)

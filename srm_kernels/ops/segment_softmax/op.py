@@ -17,60 +17,69 @@ from .reference import segment_softmax_backward_reference, segment_softmax_refer
 __all__ = ["segment_softmax"]
 
 
-def segment_softmax(scores: Tensor, cu: Tensor, *, backend: Backend = "auto") -> Tensor:
-    """Softmax of `scores` inside each segment.
+def segment_softmax(score: Tensor, cu_seqlens: Tensor, *, backend: Backend = "auto") -> Tensor:
+    """Softmax of `score` inside each segment of a packed tensor.
 
-    scores: [N] or [N, H], fp16 / bf16 / fp32 / fp64.
-    cu: [B + 1] int32 or int64 offsets; segment `b` is `scores[cu[b]:cu[b + 1]]`, of any length, empty included.
+    Args:
+        score: [N] or [N, H]; fp16, bf16, fp32 or fp64.
+        cu_seqlens: int32 or int64 [B + 1], offsets in elements: segment `b` is `score[cu_seqlens[b]:cu_seqlens[b + 1]]`, of any length,
+            empty included.
+        backend: what runs: `"auto"`, `"triton"` or `"torch"`.
 
-    Returns the shape and dtype of `scores`, accumulated in fp32 (fp64 for fp64). A score of -inf gets weight 0; where all scores of a
-    segment are -inf, all its weights are 0.
+    Returns:
+        The shape and dtype of `score`, accumulated in fp32 (fp64 for fp64), differentiable in `score`. A score of -inf gets 0; where all
+        scores of a segment are -inf, all get 0.
+
+    Raises:
+        TypeError: a tensor of another dtype.
+        ValueError: shapes or devices that do not match, or offsets that do not fit.
+        RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "segment_softmax"
-    check_float(op, scores=scores)
-    if scores.dim() not in (1, 2):
-        raise ValueError(f"{op}: `scores` must have shape [N] or [N, H], got {list(scores.shape)}.")
-    check_offsets(op, "cu", cu, scores.shape[0], "len(scores)")
-    check_same_device(op, scores=scores, cu=cu)
-    return _segment_softmax(scores, cu, backend)
+    check_float(op, score=score)
+    if score.dim() not in (1, 2):
+        raise ValueError(f"{op}: `score` must have shape [N] or [N, H], got {list(score.shape)}.")
+    check_offsets(op, "cu_seqlens", cu_seqlens, score.shape[0], "len(score)")
+    check_same_device(op, score=score, cu_seqlens=cu_seqlens)
+    return _segment_softmax(score, cu_seqlens, backend)
 
 
 @torch.library.custom_op("srm_kernels::segment_softmax", mutates_args=())
-def _segment_softmax(scores: Tensor, cu: Tensor, backend: str) -> Tensor:
-    if choose_backend("segment_softmax", backend, scores.device) == "triton":
+def _segment_softmax(score: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
+    if choose_backend("segment_softmax", backend, score.device) == "triton":
         from .kernels import segment_softmax_forward
 
-        return segment_softmax_forward(scores, cu)
-    return segment_softmax_reference(scores, cu)
+        return segment_softmax_forward(score, cu_seqlens)
+    return segment_softmax_reference(score, cu_seqlens)
 
 
 @_segment_softmax.register_fake
-def _(scores: Tensor, cu: Tensor, backend: str) -> Tensor:
-    return scores.new_empty(scores.shape)
+def _(score: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
+    return score.new_empty(score.shape)
 
 
 @torch.library.custom_op("srm_kernels::segment_softmax_backward", mutates_args=())
-def _segment_softmax_backward(grad: Tensor, weight: Tensor, cu: Tensor, backend: str) -> Tensor:
+def _segment_softmax_backward(grad: Tensor, weight: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
     if choose_backend("segment_softmax", backend, grad.device) == "triton":
         from .kernels import segment_softmax_backward
 
-        return segment_softmax_backward(grad, weight, cu)
-    return segment_softmax_backward_reference(grad, weight, cu, weight.dtype)
+        return segment_softmax_backward(grad, weight, cu_seqlens)
+    return segment_softmax_backward_reference(grad, weight, cu_seqlens, weight.dtype)
 
 
 @_segment_softmax_backward.register_fake
-def _(grad: Tensor, weight: Tensor, cu: Tensor, backend: str) -> Tensor:
+def _(grad: Tensor, weight: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
     return weight.new_empty(weight.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, cu, ctx.backend = inputs
-    ctx.save_for_backward(output, cu)
+    _, cu_seqlens, ctx.backend = inputs
+    ctx.save_for_backward(output, cu_seqlens)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    weight, cu = ctx.saved_tensors
-    return _segment_softmax_backward(grad, weight, cu, ctx.backend), None, None
+    weight, cu_seqlens = ctx.saved_tensors
+    return _segment_softmax_backward(grad, weight, cu_seqlens, ctx.backend), None, None
 
 
 _segment_softmax.register_autograd(_backward, setup_context=_setup_context)

@@ -13,10 +13,18 @@ from ..segments import accumulate_dtype, segment_of, segment_sum
 __all__ = ["segment_softmax_backward_reference", "segment_softmax_reference"]
 
 
-def segment_softmax_reference(scores: Tensor, cu: Tensor) -> Tensor:
-    """Softmax of `scores` [N] or [N, H] inside each segment `cu[b]:cu[b + 1]`, in `scores`' dtype."""
-    segment_N = segment_of(cu, scores.shape[0])
-    return softmax_by_segment(scores.to(accumulate_dtype(scores)), segment_N, cu.numel() - 1).to(scores.dtype)
+def segment_softmax_reference(score: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Softmax inside each segment, differentiable as often as you like.
+
+    Args:
+        score: [N] or [N, H].
+        cu_seqlens: int [B + 1].
+
+    Returns:
+        The shape and dtype of `score`.
+    """
+    segment_N = segment_of(cu_seqlens, score.shape[0])
+    return softmax_by_segment(score.to(accumulate_dtype(score)), segment_N, cu_seqlens.numel() - 1).to(score.dtype)
 
 
 def softmax_by_segment(score: Tensor, segment: Tensor, num_segments: int) -> Tensor:
@@ -32,9 +40,9 @@ def softmax_by_segment(score: Tensor, segment: Tensor, num_segments: int) -> Ten
     return exp_N / sum_B.masked_fill(sum_B == 0, 1)[segment]
 
 
-def segment_softmax_backward_reference(grad: Tensor, weight: Tensor, cu: Tensor, dtype: torch.dtype) -> Tensor:
+def segment_softmax_backward_reference(grad: Tensor, weight: Tensor, cu_seqlens: Tensor, dtype: torch.dtype) -> Tensor:
     """Gradient of the scores from `grad` [N, ...] and the softmax `weight` [N, ...], in `dtype`."""
-    segment_N = segment_of(cu, weight.shape[0])
+    segment_N = segment_of(cu_seqlens, weight.shape[0])
     weight_N = weight.to(accumulate_dtype(weight, grad))
     product_N = weight_N * grad.to(weight_N.dtype)
-    return (product_N - weight_N * segment_sum(product_N, segment_N, cu.numel() - 1)[segment_N]).to(dtype)
+    return (product_N - weight_N * segment_sum(product_N, segment_N, cu_seqlens.numel() - 1)[segment_N]).to(dtype)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from ...pooling import ATTENTION_POOLINGS, POOLINGS, Pooling
 from ..compile_case import ACC, ACC_NAME, DTYPES, INDEX, ITEMSIZE, CompileCase
 from . import kernels as k
-from .op import ATTENTION_POOLINGS
 
 __all__ = ["cases"]
 
@@ -44,14 +44,14 @@ def _label(dtype: str, width: int, *, rope: bool, of_values: bool, include_promp
 
 
 def _forward(
-    dtype: str, width: int, *, rope: bool, include_prompt: bool = True, difference: bool = True, pooling: str = "attention"
+    dtype: str, width: int, *, rope: bool, include_prompt: bool = True, difference: bool = True, pooling: Pooling = "attention"
 ) -> Iterator[CompileCase]:
     data, wider = f"*{dtype}", f"*{ACC_NAME[dtype]}"
     attends, of_values = pooling in ATTENTION_POOLINGS, pooling == "value_attention"
     constants = _constants(dtype, width, rope)
-    constants |= {"INCLUDE_PROMPT": include_prompt, "DIFFERENCE": difference, "POOLING": k.POOLING_CODES[pooling]}
-    signature = {"value_ptr": data, "cu_ptr": f"*{INDEX[dtype]}"}
-    signature |= {"reward_ptr": wider, "sentence_reward_ptr": wider, "attention_ptr": wider}
+    constants |= {"INCLUDE_PROMPT": include_prompt, "DIFFERENCE": difference, "POOLING": POOLINGS.index(pooling)}
+    signature = {"value_ptr": data, "cu_boundaries_ptr": f"*{INDEX[dtype]}"}
+    signature |= {"reward_ptr": wider, "sentence_reward_ptr": wider, "weight_ptr": wider}
     if attends:
         signature |= {"query_ptr": data, "key_ptr": data}
     else:
@@ -79,8 +79,8 @@ def _backward(
     data, wider = f"*{dtype}", f"*{ACC_NAME[dtype]}"
     constants = _constants(dtype, width, rope)
     constants |= {"INCLUDE_PROMPT": include_prompt, "DIFFERENCE": difference, "HAS_ATTENTION": has_attention, "OF_VALUES": of_values}
-    signature = {f"grad_{name}_ptr": wider for name in ("reward", "sentence_reward", "attention")}
-    signature |= {"cu_ptr": f"*{INDEX[dtype]}", "sentence_reward_ptr": wider, "attention_ptr": wider, "grad_value_ptr": data}
+    signature = {f"grad_{name}_ptr": wider for name in ("reward", "sentence_reward", "weight")}
+    signature |= {"cu_boundaries_ptr": f"*{INDEX[dtype]}", "sentence_reward_ptr": wider, "weight_ptr": wider, "grad_value_ptr": data}
     attention_pointers = ("query_ptr", "key_ptr", "grad_query_ptr", "grad_key_ptr")
     if has_attention:
         signature |= dict.fromkeys(attention_pointers, data) | {"grad_score_ptr": wider}

@@ -20,15 +20,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...pooling import POOLINGS
 from ..device import NUM_THREADS, acc_type, aligned, device_of, num_warps
 from ..segments import accumulate_dtype
 
 __all__ = ["sentence_attention_pool_backward", "sentence_attention_pool_forward"]
 
-POOLING_CODES = {"attention": 0, "mean": 1, "sum": 2, "last": 3, "value_attention": 4}
-SUM: tl.constexpr = tl.constexpr(2)
-LAST: tl.constexpr = tl.constexpr(3)
-VALUE_ATTENTION: tl.constexpr = tl.constexpr(4)
+SUM: tl.constexpr = tl.constexpr(POOLINGS.index("sum"))
+LAST: tl.constexpr = tl.constexpr(POOLINGS.index("last"))
+VALUE_ATTENTION: tl.constexpr = tl.constexpr(POOLINGS.index("value_attention"))
 HALF_PI: tl.constexpr = tl.constexpr(math.pi / 2)
 
 
@@ -89,10 +89,10 @@ def pool_kernel(
     query_ptr,
     key_ptr,
     value_ptr,
-    cu_ptr,
+    cu_boundaries_ptr,
     reward_ptr,
     sentence_reward_ptr,
-    attention_ptr,
+    weight_ptr,
     ACC: tl.constexpr,
     A: tl.constexpr,
     LOG2_THETA: tl.constexpr,
@@ -105,10 +105,10 @@ def pool_kernel(
     BLOCK_N: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """reward [B], sentence_reward [N], attention [N]. The attention buffer holds the scores between the passes."""
+    """reward [B], sentence_reward [N], weight [N]. The weight buffer holds the scores between the passes."""
     response = tl.program_id(0).to(tl.int64)
-    begin = tl.load(cu_ptr + response).to(tl.int64)
-    end = tl.load(cu_ptr + (response + 1)).to(tl.int64)
+    begin = tl.load(cu_boundaries_ptr + response).to(tl.int64)
+    end = tl.load(cu_boundaries_ptr + (response + 1)).to(tl.int64)
     first = begin + (0 if INCLUDE_PROMPT else 1)
     HAS_ATTENTION: tl.constexpr = query_ptr is not None
     if HAS_ATTENTION:
@@ -125,7 +125,7 @@ def pool_kernel(
                 # Turning the key backwards, not the query forwards: the key already has the shape of the angles.
                 key = turned(key, cos, -sin, BLOCK_A)
             score = tl.sum(key * query, 1) / tl.sqrt(tl.full((), A, ACC))
-            tl.store(attention_ptr + n, score, mask=n < end)
+            tl.store(weight_ptr + n, score, mask=n < end)
             top = tl.maximum(top, tl.max(tl.where((n >= first) & (n < end), score, float("-inf")), 0))
             start += BLOCK_N
         tl.debug_barrier()  # From here on threads read scores that others wrote.
@@ -134,7 +134,7 @@ def pool_kernel(
         start = begin
         while start < end:
             n = start + tl.arange(0, LANES)
-            score = tl.load(attention_ptr + n, mask=(n >= first) & (n < end), other=float("-inf"))
+            score = tl.load(weight_ptr + n, mask=(n >= first) & (n < end), other=float("-inf"))
             sum_ += tl.exp(score - top)
             start += LANES
         total = tl.sum(sum_, 0)
@@ -147,26 +147,26 @@ def pool_kernel(
         inside = (n >= begin) & (n < end)
         pooled = (n >= first) & (n < end)
         if HAS_ATTENTION:
-            score = tl.load(attention_ptr + n, mask=pooled, other=float("-inf"))
-            attention = tl.exp(score - top) * share
+            score = tl.load(weight_ptr + n, mask=pooled, other=float("-inf"))
+            weight = tl.exp(score - top) * share
         elif POOLING == SUM:
-            attention = tl.full((LANES,), 1.0, ACC)
+            weight = tl.full((LANES,), 1.0, ACC)
         elif POOLING == LAST:
-            attention = tl.where(n == end - 1, 1.0, 0.0).to(ACC)
+            weight = tl.where(n == end - 1, 1.0, 0.0).to(ACC)
         else:
-            attention = tl.full((LANES,), 1.0, ACC) / tl.maximum(end - first, 1).to(ACC)
-        attention = tl.where(pooled, attention, 0.0)
+            weight = tl.full((LANES,), 1.0, ACC) / tl.maximum(end - first, 1).to(ACC)
+        weight = tl.where(pooled, weight, 0.0)
         if POOLING == VALUE_ATTENTION:
-            attention = tl.cumsum(attention, 0, reverse=True) + behind
-            behind = tl.max(attention, 0)  # Weights are not negative: the first of the block has all of it.
+            weight = tl.cumsum(weight, 0, reverse=True) + behind
+            behind = tl.max(weight, 0)  # Weights are not negative: the first of the block has all of it.
         sentence_reward = tl.load(value_ptr + n, mask=inside, other=0).to(ACC)
         if DIFFERENCE:
             sentence_reward -= tl.load(value_ptr + (n - 1), mask=(n > begin) & inside, other=0).to(ACC)
         if HAS_ATTENTION:
             tl.debug_barrier()  # All scores of the block are read before any is overwritten.
-        tl.store(attention_ptr + n, attention, mask=inside)
+        tl.store(weight_ptr + n, weight, mask=inside)
         tl.store(sentence_reward_ptr + n, sentence_reward, mask=inside)
-        reward += tl.where(inside, attention * sentence_reward, 0.0)
+        reward += tl.where(inside, weight * sentence_reward, 0.0)
         stop -= LANES
     tl.store(reward_ptr + response, tl.sum(reward, 0))
 
@@ -175,12 +175,12 @@ def pool_kernel(
 def pool_backward_kernel(
     grad_reward_ptr,
     grad_sentence_reward_ptr,
-    grad_attention_ptr,
+    grad_weight_ptr,
     query_ptr,
     key_ptr,
-    cu_ptr,
+    cu_boundaries_ptr,
     sentence_reward_ptr,
-    attention_ptr,
+    weight_ptr,
     grad_score_ptr,
     grad_query_ptr,
     grad_key_ptr,
@@ -203,8 +203,8 @@ def pool_backward_kernel(
     grad_score [N] is for the program's own use.
     """
     response = tl.program_id(0).to(tl.int64)
-    begin = tl.load(cu_ptr + response).to(tl.int64)
-    end = tl.load(cu_ptr + (response + 1)).to(tl.int64)
+    begin = tl.load(cu_boundaries_ptr + response).to(tl.int64)
+    end = tl.load(cu_boundaries_ptr + (response + 1)).to(tl.int64)
     grad_reward = tl.load(grad_reward_ptr + response).to(ACC)
     if HAS_ATTENTION:
         a = tl.arange(0, BLOCK_A)
@@ -213,9 +213,9 @@ def pool_backward_kernel(
         start = begin
         while start < end:
             n = start + tl.arange(0, LANES)
-            attention = tl.load(attention_ptr + n, mask=n < end, other=0)
-            grad = tl.load(grad_attention_ptr + n, mask=n < end, other=0).to(ACC)
-            product += attention * (grad + grad_reward * tl.load(sentence_reward_ptr + n, mask=n < end, other=0))
+            weight = tl.load(weight_ptr + n, mask=n < end, other=0)
+            grad = tl.load(grad_weight_ptr + n, mask=n < end, other=0).to(ACC)
+            product += weight * (grad + grad_reward * tl.load(sentence_reward_ptr + n, mask=n < end, other=0))
             start += LANES
         mean = tl.sum(product, 0)
     before = tl.zeros((), ACC)
@@ -223,24 +223,24 @@ def pool_backward_kernel(
     while start < end:
         n = start + tl.arange(0, LANES)
         inner = n + 1 < end
-        attention = tl.load(attention_ptr + n, mask=n < end, other=0)
-        following = tl.load(attention_ptr + (n + 1), mask=inner, other=0)
-        grad_value = tl.load(grad_sentence_reward_ptr + n, mask=n < end, other=0).to(ACC) + attention * grad_reward
+        weight = tl.load(weight_ptr + n, mask=n < end, other=0)
+        following = tl.load(weight_ptr + (n + 1), mask=inner, other=0)
+        grad_value = tl.load(grad_sentence_reward_ptr + n, mask=n < end, other=0).to(ACC) + weight * grad_reward
         if DIFFERENCE:
             grad_value -= following * grad_reward + tl.load(grad_sentence_reward_ptr + (n + 1), mask=inner, other=0).to(ACC)
         tl.store(grad_value_ptr + n, grad_value, mask=n < end)
         if HAS_ATTENTION:
-            grad = tl.load(grad_attention_ptr + n, mask=n < end, other=0).to(ACC)
+            grad = tl.load(grad_weight_ptr + n, mask=n < end, other=0).to(ACC)
             grad += grad_reward * tl.load(sentence_reward_ptr + n, mask=n < end, other=0)
             if OF_VALUES:
                 # Of the softmax weight at n, which every sentence reward up to n has a share of.
                 block = tl.sum(tl.where(n < end, grad, 0.0), 0)
                 grad = tl.cumsum(grad, 0) + before
                 before += block
-                attention -= following
+                weight -= following
                 if not INCLUDE_PROMPT:
-                    attention = tl.where(n > begin, attention, 0.0)
-            grad_score = attention * (grad - mean) / tl.sqrt(tl.full((), A, ACC))
+                    weight = tl.where(n > begin, weight, 0.0)
+            grad_score = weight * (grad - mean) / tl.sqrt(tl.full((), A, ACC))
             tl.store(grad_score_ptr + n, grad_score, mask=n < end)
         start += LANES
     if HAS_ATTENTION:
@@ -267,53 +267,53 @@ def sentence_attention_pool_forward(
     query: Tensor | None,
     key: Tensor | None,
     value: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     rope_theta: float | None,
     include_prompt: bool,
     difference: bool,
     pooling: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """reward [B], sentence_reward [N], attention [N]."""
-    value, cu = aligned(value), aligned(cu)
+    """reward [B], sentence_reward [N], weight [N]."""
+    value, cu_boundaries = aligned(value), aligned(cu_boundaries)
     query, key = _aligned(query), _aligned(key)
     dtype = accumulate_dtype(query, key, value)
-    reward = torch.empty(cu.numel() - 1, dtype=dtype, device=value.device)
-    sentence_reward, attention = torch.empty_like(value, dtype=dtype), torch.empty_like(value, dtype=dtype)
+    reward = torch.empty(cu_boundaries.numel() - 1, dtype=dtype, device=value.device)
+    sentence_reward, weight = torch.empty_like(value, dtype=dtype), torch.empty_like(value, dtype=dtype)
     if reward.numel():
         with device_of(value):
             pool_kernel[(reward.numel(),)](
                 query,
                 key,
                 value,
-                cu,
+                cu_boundaries,
                 reward,
                 sentence_reward,
-                attention,
+                weight,
                 INCLUDE_PROMPT=include_prompt,
                 DIFFERENCE=difference,
-                POOLING=POOLING_CODES[pooling],
+                POOLING=POOLINGS.index(pooling),
                 **_constants(key, dtype, rope_theta),
             )
-    return reward, sentence_reward, attention
+    return reward, sentence_reward, weight
 
 
 def sentence_attention_pool_backward(
     grad_reward: Tensor,
     grad_sentence_reward: Tensor,
-    grad_attention: Tensor,
+    grad_weight: Tensor,
     query: Tensor | None,
     key: Tensor | None,
     value: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     sentence_reward: Tensor,
-    attention: Tensor,
+    weight: Tensor,
     rope_theta: float | None,
     include_prompt: bool,
     difference: bool,
     pooling: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """Gradients of query [B, A], key [N, A], value [N]."""
-    cu = aligned(cu)
+    cu_boundaries = aligned(cu_boundaries)
     query, key = _aligned(query), _aligned(key)
     grad_query, grad_key = (None if x is None else torch.empty_like(x) for x in (query, key))
     grad_value = torch.empty(value.shape, dtype=value.dtype, device=value.device)
@@ -322,13 +322,13 @@ def sentence_attention_pool_backward(
             pool_backward_kernel[(grad_reward.numel(),)](
                 aligned(grad_reward),
                 aligned(grad_sentence_reward),
-                aligned(grad_attention),
+                aligned(grad_weight),
                 query,
                 key,
-                cu,
+                cu_boundaries,
                 aligned(sentence_reward),
-                aligned(attention),
-                None if key is None else torch.empty_like(attention),
+                aligned(weight),
+                None if key is None else torch.empty_like(weight),
                 grad_query,
                 grad_key,
                 grad_value,
@@ -337,7 +337,7 @@ def sentence_attention_pool_backward(
                 DIFFERENCE=difference,
                 HAS_ATTENTION=key is not None,
                 OF_VALUES=pooling == "value_attention",
-                **_constants(key, attention.dtype, rope_theta),
+                **_constants(key, weight.dtype, rope_theta),
             )
     return grad_query, grad_key, grad_value
 

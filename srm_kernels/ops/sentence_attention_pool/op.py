@@ -12,46 +12,56 @@ import torch
 from torch import Tensor
 
 from ...backend import Backend, choose_backend
+from ...pooling import ATTENTION_POOLINGS, PLAIN_POOLINGS, Pooling, check_pooling
 from ..registration import check_float, check_offsets, check_same_device, check_shape, refuse_double_backward
 from ..segments import accumulate_dtype
-from .reference import sentence_attention_pool_backward_reference, sentence_attention_pool_reference
+from .reference import pooling_of, sentence_attention_pool_backward_reference, sentence_attention_pool_reference
 
-__all__ = ["ATTENTION_POOLINGS", "sentence_attention_pool", "sentence_pool"]
-
-# The poolings that need a query and keys; `sentence_pool` has the others.
-ATTENTION_POOLINGS = ("attention", "value_attention")
+__all__ = ["sentence_attention_pool", "sentence_pool"]
 
 
 def sentence_attention_pool(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     rope_theta: float | None = 1e4,
     include_prompt: bool = True,
     *,
     difference: bool = True,
-    pooling: str = "attention",
+    pooling: Pooling = "value_attention",
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sentence rewards, their attention, and the response reward (arXiv 2503.04793, the aggregation).
+    """Rotary scores, softmax, sentence rewards, their weights, and the response reward (arXiv 2503.04793, section 3).
 
-    query: [B, A], one a response. key: [N, A]. value: [N]. fp16 / bf16 / fp32 / fp64, in any mixture. The kernels take A up to 8,192,
-        in fp64 4,096.
-    cu: [B + 1] int32 or int64 offsets; response `b` owns boundaries `cu[b]:cu[b + 1]`, index 0 being its prompt's.
-    rope_theta: base of the rotary embedding on the boundary's index, pairs (2j, 2j + 1); the query sits on the last index. None: none.
-    include_prompt: whether index 0 takes part in the softmax.
-    difference: sentence reward `v_i - v_{i-1}` (`v_0` at index 0); False: `v_i`.
-    pooling: "attention", the paper's: `R = Σ a_i r_i`, a softmax over sentence rewards. "value_attention": `R = Σ a_i v_i`, one over the
-        values. A sentence reward then counts with all the attention from its index on, `Σ_{j ≥ i} a_j`, and that is what `attention` has.
-        Without `difference` the two are the same.
+    With `s_i = q · k_i / √A` of the rotated query and keys and `a = softmax(s)` inside a response, `pooling` decides what `a` weighs:
+    the values, `R = Σ a_i v_i`, or the sentence rewards, `R = Σ a_i r_i`, as in the paper. Over values, a sentence reward counts with
+    all the attention from its index on. Without `difference` the two are the same.
 
-    Returns `reward` [B] = `Σ attention · sentence_reward`, `sentence_reward` [N], `attention` [N], all differentiable, in fp32 (fp64 if
-    any input is). A response with nothing to attend to has reward 0.
+    Args:
+        query: [B, A], one a response; fp16, bf16, fp32 or fp64. The kernels take A up to 8,192, in fp64 4,096.
+        key: [N, A], one a boundary; any of these dtypes, as is `value`'s.
+        value: [N], `v_i`.
+        cu_boundaries: int32 or int64 [B + 1], offsets in boundaries: response `b` owns `cu_boundaries[b]:cu_boundaries[b + 1]`, index 0
+            being its prompt's.
+        rope_theta: base of the rotary embedding on the boundary's index, pairs (2j, 2j + 1); the query sits on the last index. None: none.
+        include_prompt: whether index 0 takes part in the softmax.
+        difference: sentence reward `v_i - v_{i-1}` (`v_0` at index 0); False: `v_i`.
+        pooling: `"value_attention"` or `"attention"`; `sentence_pool` has the others.
+        backend: what runs: `"auto"`, `"triton"` or `"torch"`.
+
+    Returns:
+        `reward` [B], `sentence_reward` [N] and `weight` [N], all differentiable, in fp32 (fp64 if any input is).
+        `reward` = `Σ weight · sentence_reward`; 0 where a response has nothing to attend to. `weight` is
+        `Σ_{j ≥ i} a_j` for `"value_attention"`, and `a_i` for `"attention"` and without `difference`.
+
+    Raises:
+        TypeError: a tensor of another dtype.
+        ValueError: another pooling, shapes that do not match, an odd A with `rope_theta`, or offsets that do not fit.
+        RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "sentence_attention_pool"
-    if pooling not in ATTENTION_POOLINGS:
-        raise ValueError(f"{op}: `pooling` must be attention or value_attention, got {pooling!r}. `sentence_pool` has the others.")
+    check_pooling(op, pooling, ATTENTION_POOLINGS, " `sentence_pool` has the others.")
     check_float(op, query=query, key=key, value=value)
     if query.dim() != 2:
         raise ValueError(f"{op}: `query` must have shape [B, A], got {list(query.shape)}.")
@@ -63,33 +73,56 @@ def sentence_attention_pool(
             f"{op}: `rope_theta` must be positive and finite and A even for rotary pairs, got {rope_theta} and A={width}. "
             "`rope_theta=None` turns them off."
         )
-    _check(op, value, cu)
-    check_shape(op, "query", query, (cu.numel() - 1, width), "[B, A]")
+    _check(op, value, cu_boundaries)
+    check_shape(op, "query", query, (cu_boundaries.numel() - 1, width), "[B, A]")
     check_shape(op, "key", key, (value.shape[0], width), "[N, A]")
-    check_same_device(op, query=query, key=key, value=value, cu=cu)
-    if not difference:
-        pooling = "attention"
-    reward_B, reward_N, attention_N = _pool(query, key, value, cu, rope_theta, include_prompt, difference, pooling, backend)
-    return reward_B, reward_N, attention_N
+    check_same_device(op, query=query, key=key, value=value, cu_boundaries=cu_boundaries)
+    of = pooling_of(pooling, difference)
+    return _pool(query, key, value, cu_boundaries, rope_theta, include_prompt, difference, of, backend)
 
 
 def sentence_pool(
-    value: Tensor, cu: Tensor, pooling: str, include_prompt: bool = True, *, difference: bool = True, backend: Backend = "auto"
+    value: Tensor,
+    cu_boundaries: Tensor,
+    pooling: Pooling,
+    include_prompt: bool = True,
+    *,
+    difference: bool = True,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same without attention: `pooling` is "mean", "sum" or "last", and `attention` the weight this gives each sentence."""
+    """Sentence rewards, their weights, and the response reward without attention.
+
+    Args:
+        value: [N], `v_i`; fp16, bf16, fp32 or fp64.
+        cu_boundaries: int32 or int64 [B + 1], offsets in boundaries: response `b` owns `cu_boundaries[b]:cu_boundaries[b + 1]`, index 0
+            being its prompt's.
+        pooling: `"mean"`, `"sum"` or `"last"`; `sentence_attention_pool` has the others.
+        include_prompt: whether index 0 takes part: whether the mean and the sum count it, and whether a response of a prompt alone
+            has a last one.
+        difference: sentence reward `v_i - v_{i-1}` (`v_0` at index 0); False: `v_i`.
+        backend: what runs: `"auto"`, `"triton"` or `"torch"`.
+
+    Returns:
+        `reward` [B] = `Σ weight · sentence_reward`, `sentence_reward` [N] and `weight` [N], in fp32 (fp64 for fp64). The first two are
+        differentiable in `value`.
+
+    Raises:
+        TypeError: a tensor of another dtype.
+        ValueError: another pooling, shapes that do not match, or offsets that do not fit.
+        RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
+    """
     op = "sentence_pool"
-    if pooling not in ("mean", "sum", "last"):
-        raise ValueError(f"{op}: `pooling` must be mean, sum or last, got {pooling!r}.")
+    check_pooling(op, pooling, PLAIN_POOLINGS, " `sentence_attention_pool` has the others.")
     check_float(op, value=value)
-    _check(op, value, cu)
-    check_same_device(op, value=value, cu=cu)
-    return _pool(None, None, value, cu, None, include_prompt, difference, pooling, backend)
+    _check(op, value, cu_boundaries)
+    check_same_device(op, value=value, cu_boundaries=cu_boundaries)
+    return _pool(None, None, value, cu_boundaries, None, include_prompt, difference, pooling, backend)
 
 
-def _check(op: str, value: Tensor, cu: Tensor) -> None:
+def _check(op: str, value: Tensor, cu_boundaries: Tensor) -> None:
     if value.dim() != 1:
         raise ValueError(f"{op}: `value` must have shape [N], got {list(value.shape)}.")
-    check_offsets(op, "cu", cu, value.shape[0], "len(value)")
+    check_offsets(op, "cu_boundaries", cu_boundaries, value.shape[0], "len(value)")
 
 
 @torch.library.custom_op("srm_kernels::sentence_attention_pool", mutates_args=())
@@ -97,7 +130,7 @@ def _pool(
     query: Tensor | None,
     key: Tensor | None,
     value: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     rope_theta: float | None,
     include_prompt: bool,
     difference: bool,
@@ -107,8 +140,8 @@ def _pool(
     if choose_backend("sentence_attention_pool", backend, value.device) == "triton":
         from .kernels import sentence_attention_pool_forward
 
-        return sentence_attention_pool_forward(query, key, value, cu, rope_theta, include_prompt, difference, pooling)
-    return sentence_attention_pool_reference(query, key, value, cu, rope_theta, include_prompt, difference, pooling)
+        return sentence_attention_pool_forward(query, key, value, cu_boundaries, rope_theta, include_prompt, difference, pooling)
+    return sentence_attention_pool_reference(query, key, value, cu_boundaries, rope_theta, include_prompt, difference, pooling)
 
 
 @_pool.register_fake
@@ -116,7 +149,7 @@ def _(
     query: Tensor | None,
     key: Tensor | None,
     value: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     rope_theta: float | None,
     include_prompt: bool,
     difference: bool,
@@ -124,7 +157,7 @@ def _(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = accumulate_dtype(query, key, value)
-    reward_B = value.new_empty(cu.shape[0] - 1, dtype=dtype)
+    reward_B = value.new_empty(cu_boundaries.shape[0] - 1, dtype=dtype)
     return reward_B, value.new_empty(value.shape, dtype=dtype), value.new_empty(value.shape, dtype=dtype)
 
 
@@ -132,13 +165,13 @@ def _(
 def _pool_backward(
     grad_reward: Tensor,
     grad_sentence_reward: Tensor,
-    grad_attention: Tensor,
+    grad_weight: Tensor,
     query: Tensor | None,
     key: Tensor | None,
     value: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     sentence_reward: Tensor,
-    attention: Tensor,
+    weight: Tensor,
     rope_theta: float | None,
     include_prompt: bool,
     difference: bool,
@@ -146,13 +179,13 @@ def _pool_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `query` [B, A], `key` [N, A] (empty without attention) and `value` [N]."""
-    grads = (grad_reward, grad_sentence_reward, grad_attention)
+    grads = (grad_reward, grad_sentence_reward, grad_weight)
     if choose_backend("sentence_attention_pool", backend, value.device) == "triton":
         from .kernels import sentence_attention_pool_backward as run
     else:
         run = sentence_attention_pool_backward_reference
     grad_query, grad_key, grad_value = run(
-        *grads, query, key, value, cu, sentence_reward, attention, rope_theta, include_prompt, difference, pooling
+        *grads, query, key, value, cu_boundaries, sentence_reward, weight, rope_theta, include_prompt, difference, pooling
     )
     if grad_query is None or grad_key is None:
         return value.new_empty(0), value.new_empty(0), grad_value
@@ -163,13 +196,13 @@ def _pool_backward(
 def _(
     grad_reward: Tensor,
     grad_sentence_reward: Tensor,
-    grad_attention: Tensor,
+    grad_weight: Tensor,
     query: Tensor | None,
     key: Tensor | None,
     value: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     sentence_reward: Tensor,
-    attention: Tensor,
+    weight: Tensor,
     rope_theta: float | None,
     include_prompt: bool,
     difference: bool,
@@ -182,13 +215,13 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    query, key, value, cu, *ctx.options = inputs
-    ctx.save_for_backward(query, key, value, cu, output[1], output[2])
+    query, key, value, cu_boundaries, *ctx.options = inputs
+    ctx.save_for_backward(query, key, value, cu_boundaries, output[1], output[2])
 
 
-def _backward(ctx: Any, grad_reward: Tensor, grad_sentence_reward: Tensor, grad_attention: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_reward: Tensor, grad_sentence_reward: Tensor, grad_weight: Tensor) -> tuple[Tensor | None, ...]:
     query, *_ = saved = ctx.saved_tensors
-    grad_query, grad_key, grad_value = _pool_backward(grad_reward, grad_sentence_reward, grad_attention, *saved, *ctx.options)
+    grad_query, grad_key, grad_value = _pool_backward(grad_reward, grad_sentence_reward, grad_weight, *saved, *ctx.options)
     if query is None:
         return None, None, grad_value, None, None, None, None, None, None
     return grad_query, grad_key, grad_value, None, None, None, None, None, None

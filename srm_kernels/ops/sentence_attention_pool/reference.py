@@ -14,70 +14,83 @@ from ..difference_rewards.reference import difference_by_segment, transposed_dif
 from ..segment_softmax.reference import softmax_by_segment
 from ..segments import accumulate_dtype, first_of_segment, segment_of, segment_sum
 
-__all__ = ["sentence_attention_pool_backward_reference", "sentence_attention_pool_reference"]
+__all__ = ["pooling_of", "sentence_attention_pool_backward_reference", "sentence_attention_pool_reference"]
 
 
 def sentence_attention_pool_reference(
     query: Tensor | None,
     key: Tensor | None,
     value: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     rope_theta: float | None = 1e4,
     include_prompt: bool = True,
     difference: bool = True,
-    pooling: str = "attention",
+    pooling: str = "value_attention",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`reward` [B], `sentence_reward` [N], `attention` [N] from `query` [B, A], `key` [N, A], `value` [N]; fp32 (fp64 for fp64).
+    """`sentence_attention_pool` and `sentence_pool`, differentiable as often as you like.
 
-    `query` and `key` are None unless `pooling` is "attention" or "value_attention".
+    Args:
+        query: [B, A]; None where `pooling` has no attention.
+        key: [N, A]; None where `pooling` has no attention.
+        value: [N].
+        cu_boundaries: int [B + 1].
+        rope_theta: base of the rotary embedding on the boundary's index, or None.
+        include_prompt: whether index 0 takes part.
+        difference: sentence reward `v_i - v_{i-1}`; False: `v_i`.
+        pooling: one of `Pooling`.
+
+    Returns:
+        `reward` [B], `sentence_reward` [N] and `weight` [N], in fp32 (fp64 if any input is).
     """
-    num, num_responses = value.shape[0], cu.numel() - 1
+    num, num_responses = value.shape[0], cu_boundaries.numel() - 1
     dtype = accumulate_dtype(query, key, value)
-    segment_N, first_N = segment_of(cu, num), first_of_segment(cu, num)
+    segment_N, first_N = segment_of(cu_boundaries, num), first_of_segment(cu_boundaries, num)
     if query is not None and key is not None:
-        cos_NJ, sin_NJ = _relative_rotation(cu, segment_N, key.shape[1], rope_theta, dtype)
+        cos_NJ, sin_NJ = _relative_rotation(cu_boundaries, segment_N, key.shape[1], rope_theta, dtype)
         score_N = _score(query.to(dtype)[segment_N], key.to(dtype), cos_NJ, sin_NJ)
     else:
         score_N = value.new_zeros(num, dtype=dtype)
-    attention_N = _pooling_weight(score_N, cu, segment_N, first_N, include_prompt, pooling)
+    pooling = pooling_of(pooling, difference)
+    weight_N = _pooling_weight(score_N, cu_boundaries, segment_N, first_N, include_prompt, pooling)
     value_N = value.to(dtype)
     reward_N = difference_by_segment(value_N, first_N) if difference else value_N.clone()
-    return segment_sum(attention_N * reward_N, segment_N, num_responses), reward_N, attention_N
+    return segment_sum(weight_N * reward_N, segment_N, num_responses), reward_N, weight_N
 
 
 def sentence_attention_pool_backward_reference(
     grad_reward: Tensor,
     grad_sentence_reward: Tensor,
-    grad_attention: Tensor,
+    grad_weight: Tensor,
     query: Tensor | None,
     key: Tensor | None,
     value: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     sentence_reward: Tensor,
-    attention: Tensor,
+    weight: Tensor,
     rope_theta: float | None,
     include_prompt: bool,
     difference: bool,
     pooling: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """Gradients of `query` [B, A], `key` [N, A] and `value` [N], each in its tensor's dtype."""
-    num, num_responses = value.shape[0], cu.numel() - 1
-    dtype = attention.dtype
-    segment_N, first_N = segment_of(cu, num), first_of_segment(cu, num)
+    num, num_responses = value.shape[0], cu_boundaries.numel() - 1
+    dtype = weight.dtype
+    segment_N, first_N = segment_of(cu_boundaries, num), first_of_segment(cu_boundaries, num)
     reward_grad_N = grad_reward[segment_N]
-    grad_r_N = grad_sentence_reward + attention * reward_grad_N
+    grad_r_N = grad_sentence_reward + weight * reward_grad_N
     grad_value_N = transposed_difference(grad_r_N, first_N) if difference else grad_r_N
     if query is None or key is None:
         return None, None, grad_value_N.to(value.dtype)
-    grad_a_N = grad_attention + sentence_reward * reward_grad_N
-    mean_B = segment_sum(attention * grad_a_N, segment_N, num_responses)
-    if pooling == "value_attention":
+    grad_a_N = grad_weight + sentence_reward * reward_grad_N
+    mean_B = segment_sum(weight * grad_a_N, segment_N, num_responses)
+    attention_N = weight
+    if pooling_of(pooling, difference) == "value_attention":
         # From the weights behind each boundary to the softmax's own: their differences, and the transpose of the sum for the gradient.
-        attention = transposed_difference(attention, first_N)
-        attention = attention if include_prompt else attention.masked_fill(first_N, 0)
-        grad_a_N = _sum_to(grad_a_N, cu, segment_N)
-    score_grad_N = attention * (grad_a_N - mean_B[segment_N])
-    cos_NJ, sin_NJ = _relative_rotation(cu, segment_N, key.shape[1], rope_theta, dtype)
+        attention_N = transposed_difference(weight, first_N)
+        attention_N = attention_N if include_prompt else attention_N.masked_fill(first_N, 0)
+        grad_a_N = _sum_to(grad_a_N, cu_boundaries, segment_N)
+    score_grad_N = attention_N * (grad_a_N - mean_B[segment_N])
+    cos_NJ, sin_NJ = _relative_rotation(cu_boundaries, segment_N, key.shape[1], rope_theta, dtype)
     scaled_N1 = (score_grad_N / math.sqrt(key.shape[1])).unsqueeze(1)
     # The score is bilinear in q and k: each gradient is the other one, turned by the relative angle.
     back_NJ = None if sin_NJ is None else -sin_NJ
@@ -86,8 +99,13 @@ def sentence_attention_pool_backward_reference(
     return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value_N.to(value.dtype)
 
 
+def pooling_of(pooling: str, difference: bool) -> str:
+    """Without differences a sentence reward is the value: attention over either is the same, and its weight is the softmax's."""
+    return "attention" if pooling == "value_attention" and not difference else pooling
+
+
 def _relative_rotation(
-    cu: Tensor, segment: Tensor, width: int, theta: float | None, dtype: torch.dtype
+    cu_boundaries: Tensor, segment: Tensor, width: int, theta: float | None, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None]:
     """cos and sin [N, J] of `(n - i) θ^(-2j/A)`, the angle between the query at index n and the key at index i.
 
@@ -95,9 +113,9 @@ def _relative_rotation(
     """
     if theta is None:
         return None, None
-    last_N = cu[1:].long()[segment] - 1
-    distance_N = last_N - torch.arange(segment.numel(), device=cu.device)
-    pair_J = torch.arange(width // 2, device=cu.device, dtype=torch.float64)
+    last_N = cu_boundaries[1:].long()[segment] - 1
+    distance_N = last_N - torch.arange(segment.numel(), device=cu_boundaries.device)
+    pair_J = torch.arange(width // 2, device=cu_boundaries.device, dtype=torch.float64)
     # Whole turns are dropped in fp64: in fp32 the angle of sentence 3,000 would already be off by 1e-4 radians.
     turns_NJ = distance_N.unsqueeze(1) * (theta ** (-2 * pair_J / width) / (2 * math.pi))
     angle_NJ = ((turns_NJ - turns_NJ.round()) * (2 * math.pi)).to(dtype)
@@ -116,25 +134,25 @@ def _score(query: Tensor, key: Tensor, cos: Tensor | None, sin: Tensor | None) -
     return (_turn(query, cos, sin) * key).sum(1) / math.sqrt(key.shape[1])
 
 
-def _pooling_weight(score: Tensor, cu: Tensor, segment: Tensor, first: Tensor, include_prompt: bool, pooling: str) -> Tensor:
+def _pooling_weight(score: Tensor, cu_boundaries: Tensor, segment: Tensor, first: Tensor, include_prompt: bool, pooling: str) -> Tensor:
     """Weight [N] of each sentence reward in its response's reward."""
     left_out = first if not include_prompt else torch.zeros_like(first)
     if pooling == "sum":
         return (~left_out).to(score.dtype)
     if pooling == "last":
-        is_last = torch.arange(segment.numel(), device=cu.device) == cu[1:].long()[segment] - 1
+        is_last = torch.arange(segment.numel(), device=cu_boundaries.device) == cu_boundaries[1:].long()[segment] - 1
         return (is_last & ~left_out).to(score.dtype)
-    weight_N = softmax_by_segment(score.masked_fill(left_out, -torch.inf), segment, cu.numel() - 1)
-    return _sum_from(weight_N, cu, segment) if pooling == "value_attention" else weight_N
+    weight_N = softmax_by_segment(score.masked_fill(left_out, -torch.inf), segment, cu_boundaries.numel() - 1)
+    return _sum_from(weight_N, cu_boundaries, segment) if pooling == "value_attention" else weight_N
 
 
-def _sum_from(x: Tensor, cu: Tensor, segment: Tensor) -> Tensor:
+def _sum_from(x: Tensor, cu_boundaries: Tensor, segment: Tensor) -> Tensor:
     """[N] sum of `x` [N] from each element to the end of its segment. In fp64, because the differences are of sums over all segments."""
     total_N = torch.cat([x.new_zeros(1, dtype=torch.float64), x.double().cumsum(0)])
-    return (total_N[cu[1:].long()][segment] - total_N[:-1]).to(x.dtype)
+    return (total_N[cu_boundaries[1:].long()][segment] - total_N[:-1]).to(x.dtype)
 
 
-def _sum_to(x: Tensor, cu: Tensor, segment: Tensor) -> Tensor:
+def _sum_to(x: Tensor, cu_boundaries: Tensor, segment: Tensor) -> Tensor:
     """[N] sum of `x` [N] from the beginning of each element's segment to it. The transpose of `_sum_from`."""
     total_N = torch.cat([x.new_zeros(1, dtype=torch.float64), x.double().cumsum(0)])
-    return (total_N[1:] - total_N[cu[:-1].long()][segment]).to(x.dtype)
+    return (total_N[1:] - total_N[cu_boundaries[:-1].long()][segment]).to(x.dtype)

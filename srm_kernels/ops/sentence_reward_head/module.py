@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ...backend import Backend
 from ...layout import SentenceLayout
-from ..sentence_attention_pool.op import ATTENTION_POOLINGS
-from .op import POOLINGS, Pooling, SentenceRewardOutput, sentence_reward_head
+from ...pooling import ATTENTION_POOLINGS, POOLINGS, Pooling, check_pooling
+from .op import SentenceRewardHeadOutput, sentence_reward_head
 
 __all__ = ["SentenceRewardHead"]
 
@@ -16,15 +16,22 @@ START_STD = 0.001
 
 
 class SentenceRewardHead(nn.Module):
-    """Scores every sentence and response of a packed batch; see `sentence_reward_head` for the arithmetic.
-
-    hidden_size: D.
-    attention_size: A, width of query and key; even where `rope_theta` is set.
-    pooling: "attention", "value_attention", "mean", "sum" or "last"; only the first two have `query` and `key`.
-    rope_theta, include_prompt, difference, backend: as in `sentence_reward_head`.
+    """Scores every sentence and response of a packed batch; `sentence_reward_head` with its weights (arXiv 2503.04793, section 3).
 
     It starts with all values at zero and the attention near uniform. From a random start Bradley-Terry finds, about as often, the
     solution in which the value jumps *up* at a bad sentence and the attention picks the drop that follows: same accuracy, inverted credit.
+
+    Args:
+        hidden_size: D.
+        attention_size: A, width of query and key; even where `rope_theta` is set.
+        pooling: as in `sentence_reward_head`; only a head that attends has `query` and `key`.
+        rope_theta: as in `sentence_reward_head`.
+        include_prompt: as in `sentence_reward_head`.
+        difference: as in `sentence_reward_head`.
+        backend: what runs: `"auto"`, `"triton"` or `"torch"`.
+
+    Raises:
+        ValueError: another pooling, or an odd `attention_size` with `rope_theta`.
     """
 
     def __init__(
@@ -32,15 +39,14 @@ class SentenceRewardHead(nn.Module):
         hidden_size: int,
         *,
         attention_size: int = 256,
-        pooling: Pooling = "attention",
+        pooling: Pooling = "value_attention",
         rope_theta: float | None = 1e4,
         include_prompt: bool = True,
         difference: bool = True,
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
-        if pooling not in POOLINGS:
-            raise ValueError(f"SentenceRewardHead: `pooling` must be one of {', '.join(POOLINGS)}, got {pooling!r}.")
+        check_pooling("SentenceRewardHead", pooling, POOLINGS)
         attends = pooling in ATTENTION_POOLINGS
         if attends and rope_theta is not None and attention_size % 2:
             raise ValueError(f"SentenceRewardHead: `attention_size` must be even for rotary pairs, got {attention_size}.")
@@ -67,8 +73,19 @@ class SentenceRewardHead(nn.Module):
                     projection.weight.normal_(0.0, START_STD)
                     projection.bias.zero_()
 
-    def forward(self, hidden: Tensor, layout: SentenceLayout) -> SentenceRewardOutput:
-        """`hidden` [T, D] -> `reward` [B], `sentence_reward` [N], `attention` [N], `value` [N], all fp32 (fp64 for fp64)."""
+    def forward(self, hidden: Tensor, layout: SentenceLayout) -> SentenceRewardHeadOutput:
+        """Scores a batch.
+
+        Args:
+            hidden: [T, D], final hidden states; fp16, bf16, fp32 or fp64.
+            layout: where the sentences end.
+
+        Returns:
+            `reward` [B], `sentence_reward` [N], `weight` [N], `value` [N], all fp32 (fp64 for fp64).
+
+        Raises:
+            TypeError: `value`, `query` or `key` is no `nn.Linear`, as when an adapter wraps it; and what `sentence_reward_head` raises.
+        """
         weights = []
         for name in ("value", "query", "key") if self.pooling in ATTENTION_POOLINGS else ("value",):
             child = getattr(self, name)

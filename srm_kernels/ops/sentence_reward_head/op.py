@@ -5,7 +5,7 @@ Shape letters: `T` tokens, `N` boundaries, `B` responses, `D` hidden, `A` attent
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,29 +13,28 @@ from torch.nn.functional import linear
 
 from ...backend import Backend
 from ...layout import SentenceLayout
+from ...pooling import ATTENTION_POOLINGS, POOLINGS, Pooling, check_pooling
 from ..gather_boundaries.op import gather_boundaries
 from ..registration import check_float, check_shape
 from ..segments import accumulate_dtype
-from ..sentence_attention_pool.op import ATTENTION_POOLINGS, sentence_attention_pool, sentence_pool
+from ..sentence_attention_pool.op import sentence_attention_pool, sentence_pool
 
-__all__ = ["POOLINGS", "Pooling", "SentenceRewardOutput", "sentence_reward_head"]
-
-Pooling = Literal["attention", "value_attention", "mean", "sum", "last"]
-POOLINGS: tuple[str, ...] = get_args(Pooling)
+__all__ = ["SentenceRewardHeadOutput", "sentence_reward_head"]
 
 
-class SentenceRewardOutput(NamedTuple):
+class SentenceRewardHeadOutput(NamedTuple):
     """What the head returns, in fp32 (fp64 for fp64 input).
 
-    reward: [B], `Σ attention · sentence_reward` over each response.
-    sentence_reward: [N]; index 0 of each response is the prompt's.
-    attention: [N], the weight of each sentence reward.
-    value: [N], the value head's output at each boundary.
+    Attributes:
+        reward: [B], `R = Σ weight · sentence_reward` over each response.
+        sentence_reward: [N], `r_i`; index 0 of each response is the prompt's.
+        weight: [N], `w_i`, the weight of each sentence reward in its response's reward.
+        value: [N], `v_i`, the value head's output at each boundary.
     """
 
     reward: Tensor
     sentence_reward: Tensor
-    attention: Tensor
+    weight: Tensor
     value: Tensor
 
 
@@ -49,32 +48,43 @@ def sentence_reward_head(
     key_weight: Tensor | None = None,
     key_bias: Tensor | None = None,
     *,
-    norm_weight: Tensor | None = None,
-    eps: float = 1e-6,
-    pooling: Pooling = "attention",
+    pooling: Pooling = "value_attention",
     rope_theta: float | None = 1e4,
     include_prompt: bool = True,
     difference: bool = True,
     backend: Backend = "auto",
-) -> SentenceRewardOutput:
+) -> SentenceRewardHeadOutput:
     """Scores every sentence and response of a packed batch (arXiv 2503.04793, section 3).
 
-    hidden: [T, D] final hidden states, fp16 / bf16 / fp32 / fp64. With `norm_weight` [D] they are the states *before* the backbone's
-        final RMS norm, which then runs on the N boundary rows only.
-    layout: where the sentences end.
-    value_weight, value_bias: [1, D] or [D], and [1] or a scalar: `v = w·h + c`.
-    query_*, key_*: [A, D] and [A]; needed where the pooling is "attention" or "value_attention".
-    pooling: how sentence rewards become the response's reward: softmax attention, softmax attention over values (see
-        `sentence_attention_pool`), their mean, their sum, or the last one.
-    rope_theta: base of the rotary embedding on the sentence index; None turns it off.
-    include_prompt: whether index 0 (the prompt) takes part in pooling.
-    difference: sentence reward = difference of consecutive values; False: the value itself.
-
     Arithmetic is fp32 (fp64 where `hidden` or `value_weight` is) whatever the autocast state or the dtype of `hidden`.
+
+    Args:
+        hidden: [T, D], final hidden states; fp16, bf16, fp32 or fp64.
+        layout: where the sentences end.
+        value_weight: [1, D] or [D], `w` of the value `v = w·h + c`.
+        value_bias: [1] or a scalar, `c`.
+        query_weight: [A, D]; this and the next three are needed where `pooling` is an attention, and not read elsewhere.
+        query_bias: [A].
+        key_weight: [A, D].
+        key_bias: [A].
+        pooling: how sentence rewards become the response's reward; see `Pooling`.
+        rope_theta: base of the rotary embedding on the sentence index; None turns it off.
+        include_prompt: whether index 0 (the prompt) takes part in pooling.
+        difference: sentence reward = difference of consecutive values; False: the value itself.
+        backend: what runs: `"auto"`, `"triton"` or `"torch"`.
+
+    Returns:
+        `SentenceRewardHeadOutput`, differentiable in `hidden` and all weights.
+
+    Raises:
+        TypeError: a tensor of another dtype.
+        ValueError: another pooling, attention without a query and a key, shapes or devices that do not match, or a layout that does
+            not fit.
+        IndexError: a boundary outside [0, T), on the CPU and in debug mode; undefined behaviour on a GPU otherwise.
+        RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "sentence_reward_head"
-    if pooling not in POOLINGS:
-        raise ValueError(f"{op}: `pooling` must be one of {', '.join(POOLINGS)}, got {pooling!r}.")
+    check_pooling(op, pooling, POOLINGS)
     check_float(op, hidden=hidden, value_weight=value_weight, value_bias=value_bias)
     if value_weight.numel() != hidden.shape[-1]:
         raise ValueError(f"{op}: `value_weight` must have shape [1, D] or [D] with D={hidden.shape[-1]}, got {list(value_weight.shape)}.")
@@ -82,11 +92,11 @@ def sentence_reward_head(
         raise ValueError(f"{op}: `value_bias` must have one element, got shape {list(value_bias.shape)}.")
     dtype = accumulate_dtype(hidden, value_weight)
     with torch.autocast(device_type=hidden.device.type, enabled=False):
-        row_ND = gather_boundaries(hidden, layout.boundaries, norm_weight, eps, out_dtype=dtype, backend=backend)
+        row_ND = gather_boundaries(hidden, layout.boundaries, out_dtype=dtype, backend=backend)
         value_N = row_ND @ value_weight.to(dtype).flatten() + value_bias.to(dtype).reshape(())
         if pooling not in ATTENTION_POOLINGS:
             pooled = sentence_pool(value_N, layout.cu_boundaries, pooling, include_prompt, difference=difference, backend=backend)
-            return SentenceRewardOutput(*pooled, value_N)
+            return SentenceRewardHeadOutput(*pooled, value_N)
         if query_weight is None or query_bias is None or key_weight is None or key_bias is None:
             raise ValueError(f'{op}: `pooling="{pooling}"` needs the weights and biases of query and key, got None.')
         for name, weight, bias in (("query", query_weight, query_bias), ("key", key_weight, key_bias)):
@@ -106,7 +116,7 @@ def sentence_reward_head(
             pooling=pooling,
             backend=backend,
         )
-    return SentenceRewardOutput(*pooled, value_N)
+    return SentenceRewardHeadOutput(*pooled, value_N)
 
 
 def _last_rows(row: Tensor, layout: SentenceLayout) -> Tensor:

@@ -26,16 +26,32 @@ def sentence_reward_head_reference(
     key_weight: Tensor | None = None,
     key_bias: Tensor | None = None,
     *,
-    norm_weight: Tensor | None = None,
-    eps: float = 1e-6,
-    pooling: str = "attention",
+    pooling: str = "value_attention",
     rope_theta: float | None = 1e4,
     include_prompt: bool = True,
     difference: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reward` [B], `sentence_reward` [N], `attention` [N], `value` [N] from `hidden` [T, D]."""
+    """The head, differentiable as often as you like.
+
+    Args:
+        hidden: [T, D].
+        layout: where the sentences end.
+        value_weight: [1, D] or [D].
+        value_bias: [1] or a scalar.
+        query_weight: [A, D]; None, as the next three, where `pooling` has no attention.
+        query_bias: [A].
+        key_weight: [A, D].
+        key_bias: [A].
+        pooling: one of `Pooling`.
+        rope_theta: base of the rotary embedding on the sentence index, or None.
+        include_prompt: whether index 0 takes part.
+        difference: sentence reward `v_i - v_{i-1}`; False: `v_i`.
+
+    Returns:
+        `reward` [B], `sentence_reward` [N], `weight` [N] and `value` [N], in fp32 (fp64 where `hidden` or `value_weight` is).
+    """
     dtype = accumulate_dtype(hidden, value_weight)
-    row_ND = gather_boundaries_reference(hidden, layout.boundaries, norm_weight, eps, dtype)
+    row_ND = gather_boundaries_reference(hidden, layout.boundaries, dtype)
     value_N = row_ND @ value_weight.to(dtype).flatten() + value_bias.to(dtype)
     query_BA = key_NA = None
     if query_weight is not None and query_bias is not None and key_weight is not None and key_bias is not None:

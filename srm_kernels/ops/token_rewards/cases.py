@@ -17,7 +17,7 @@ def cases() -> Iterator[CompileCase]:
         for code, estimator in enumerate(ESTIMATORS):
             data, wider, index = f"*{dtype}", f"*{ACC_NAME[dtype]}", f"*{INDEX[dtype]}"
             constants = {"ACC": ACC[dtype], "ESTIMATOR": code, "BLOCK": k.BLOCK}
-            shared = {"cu_ptr": index, "logprob_ptr": data, "ref_logprob_ptr": data, "kl_high": "fp32", "kl_low": "fp32"}
+            shared = {"cu_boundaries_ptr": index, "logprob_ptr": data, "ref_logprob_ptr": data, "kl_high": "fp32", "kl_low": "fp32"}
             shared |= dict.fromkeys(("num", "num_offsets", "num_tokens", "offset_steps"), "i32")
             forward = {**shared, "reward_ptr": data, "sorted_ptr": "*i32", "order_ptr": "*i64", "out_ptr": wider, "steps": "i32"}
             label = f"{dtype} {estimator}"

@@ -41,7 +41,7 @@ def token_rewards_kernel(
     reward_ptr,
     sorted_ptr,
     order_ptr,
-    cu_ptr,
+    cu_boundaries_ptr,
     logprob_ptr,
     ref_logprob_ptr,
     out_ptr,
@@ -75,8 +75,8 @@ def token_rewards_kernel(
     while j < most:
         present = first + j < last
         n = tl.load(order_ptr + (first + j), mask=present, other=0)
-        response = upper_bound(cu_ptr, num_offsets, n, offset_steps) - 1
-        begin = tl.load(cu_ptr + response, mask=present, other=0).to(tl.int64)
+        response = upper_bound(cu_boundaries_ptr, num_offsets, n, offset_steps) - 1
+        begin = tl.load(cu_boundaries_ptr + response, mask=present, other=0).to(tl.int64)
         # Index 0 sits on the prompt and earns nothing.
         total += tl.load(reward_ptr + n, mask=present & (n > begin), other=0).to(ACC)
         j += 1
@@ -87,7 +87,7 @@ def token_rewards_kernel(
 def token_rewards_backward_kernel(
     grad_ptr,
     boundary_ptr,
-    cu_ptr,
+    cu_boundaries_ptr,
     logprob_ptr,
     ref_logprob_ptr,
     grad_reward_ptr,
@@ -117,8 +117,8 @@ def token_rewards_backward_kernel(
     grad = -kl_coef * slope * tl.load(grad_ptr + i, mask=i < num_tokens, other=0).to(ACC)
     tl.store(grad_logprob_ptr + i, grad, mask=i < num_tokens)
     tl.store(grad_ref_logprob_ptr + i, -grad, mask=i < num_tokens)
-    response = upper_bound(cu_ptr, num_offsets, i, offset_steps) - 1
-    begin = tl.load(cu_ptr + response, mask=i < num, other=0).to(tl.int64)
+    response = upper_bound(cu_boundaries_ptr, num_offsets, i, offset_steps) - 1
+    begin = tl.load(cu_boundaries_ptr + response, mask=i < num, other=0).to(tl.int64)
     position = tl.load(boundary_ptr + i, mask=i < num, other=0).to(tl.int64)
     earned = tl.load(grad_ptr + position, mask=(i < num) & (i > begin), other=0).to(ACC)
     tl.store(grad_reward_ptr + i, earned, mask=i < num)
@@ -127,7 +127,7 @@ def token_rewards_backward_kernel(
 def token_rewards_forward(
     sentence_reward: Tensor,
     boundaries: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
     kl_coef: float,
@@ -135,7 +135,7 @@ def token_rewards_forward(
 ) -> Tensor:
     """Rewards [T]."""
     dtype = accumulate_dtype(sentence_reward, logprobs, ref_logprobs)
-    num, num_tokens, cu = boundaries.numel(), logprobs.numel(), aligned(cu)
+    num, num_tokens, cu_boundaries = boundaries.numel(), logprobs.numel(), aligned(cu_boundaries)
     out = torch.empty(num_tokens, dtype=dtype, device=logprobs.device)
     if num_tokens:
         positions, order = sort_positions(boundaries, num_tokens)
@@ -144,15 +144,15 @@ def token_rewards_forward(
                 aligned(sentence_reward),
                 positions,
                 order,
-                cu,
+                cu_boundaries,
                 aligned(logprobs),
                 aligned(ref_logprobs),
                 out,
                 num,
-                cu.numel(),
+                cu_boundaries.numel(),
                 num_tokens,
                 search_steps(num),
-                search_steps(cu.numel()),
+                search_steps(cu_boundaries.numel()),
                 *split_float(kl_coef),
                 ACC=acc_type(dtype),
                 ESTIMATOR=ESTIMATORS.index(estimator),
@@ -166,28 +166,28 @@ def token_rewards_backward(
     grad: Tensor,
     sentence_reward: Tensor,
     boundaries: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
     kl_coef: float,
     estimator: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of sentence_reward [N], logprobs [T], ref_logprobs [T]."""
-    num, num_tokens, cu = boundaries.numel(), logprobs.numel(), aligned(cu)
+    num, num_tokens, cu_boundaries = boundaries.numel(), logprobs.numel(), aligned(cu_boundaries)
     grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (sentence_reward, logprobs, ref_logprobs))
     if max(num, num_tokens):
         with device_of(grad):
             token_rewards_backward_kernel[(triton.cdiv(max(num, num_tokens), BLOCK),)](
                 aligned(grad),
                 aligned(boundaries),
-                cu,
+                cu_boundaries,
                 aligned(logprobs),
                 aligned(ref_logprobs),
                 *grads,
                 num,
-                cu.numel(),
+                cu_boundaries.numel(),
                 num_tokens,
-                search_steps(cu.numel()),
+                search_steps(cu_boundaries.numel()),
                 *split_float(kl_coef),
                 ACC=acc_type(grad.dtype),
                 ESTIMATOR=ESTIMATORS.index(estimator),

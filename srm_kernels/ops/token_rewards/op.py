@@ -22,7 +22,7 @@ __all__ = ["token_rewards"]
 def token_rewards(
     sentence_reward: Tensor,
     boundaries: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
     kl_coef: float = 0.0,
@@ -30,22 +30,31 @@ def token_rewards(
     *,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Sentence rewards on their last token, minus the KL penalty of each token.
+    """Sentence rewards on their last token, minus the KL penalty of each token (arXiv 2503.04793, section 3, for RL).
 
-    sentence_reward: [N], `r_i` or `attention · r_i`. Index 0 of each response is the prompt's and earns nothing.
-    boundaries: [N] int32 or int64 in [0, T), the token that closes each sentence; rewards that share a token sum.
-    cu: [B + 1] int32 or int64 offsets into `sentence_reward` and `boundaries`.
-    logprobs, ref_logprobs: [T], log-probability of each token under the policy and the reference. Make them equal (0, say) where no
-        penalty is due, such as on prompts.
-    kl_coef: factor of the penalty.
-    estimator: of the KL divergence, from `x = logprobs - ref_logprobs`: k1 `x`, k2 `x²/2`, k3 `exp(-x) - 1 + x`.
+    Args:
+        sentence_reward: [N], `r_i` or `w_i · r_i`; fp16, bf16, fp32 or fp64. Index 0 of each response is the prompt's and earns nothing.
+        boundaries: int32 or int64 [N] in [0, T), the token that closes each sentence; rewards that share a token sum.
+        cu_boundaries: int32 or int64 [B + 1], offsets in boundaries: response `b` owns `cu_boundaries[b]:cu_boundaries[b + 1]`.
+        logprobs: [T], log-probability of each token under the policy, in nats; any of these dtypes.
+        ref_logprobs: [T], the same under the reference. Make them equal (0, say) where no penalty is due, such as on prompts.
+        kl_coef: factor of the penalty, in units of reward a nat.
+        estimator: of the KL divergence, from `x = logprobs - ref_logprobs`: k1 `x`, k2 `x²/2`, k3 `exp(-x) - 1 + x`.
+        backend: what runs: `"auto"`, `"triton"` or `"torch"`.
 
-    Returns [T] in fp32 (fp64 if any input is), differentiable in `sentence_reward`, `logprobs` and `ref_logprobs`.
+    Returns:
+        Rewards [T] in fp32 (fp64 if any input is), differentiable in `sentence_reward`, `logprobs` and `ref_logprobs`.
+
+    Raises:
+        TypeError: a tensor of another dtype.
+        ValueError: shapes or devices that do not match, offsets that do not fit, another estimator, or a `kl_coef` that is not finite.
+        IndexError: a boundary outside [0, T), on the CPU and in debug mode; undefined behaviour on a GPU otherwise.
+        RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "token_rewards"
     check_float(op, sentence_reward=sentence_reward, logprobs=logprobs, ref_logprobs=ref_logprobs)
     check_index(op, "boundaries", boundaries)
-    check_offsets(op, "cu", cu, boundaries.numel(), "len(boundaries)")
+    check_offsets(op, "cu_boundaries", cu_boundaries, boundaries.numel(), "len(boundaries)")
     if estimator not in ESTIMATORS:
         raise ValueError(f"{op}: `estimator` must be one of {', '.join(ESTIMATORS)}, got {estimator!r}.")
     check_finite(op, kl_coef=kl_coef)
@@ -53,16 +62,23 @@ def token_rewards(
         raise ValueError(f"{op}: `logprobs` must have shape [T], got {list(logprobs.shape)}.")
     check_shape(op, "sentence_reward", sentence_reward, (boundaries.numel(),), "[N]")
     check_shape(op, "ref_logprobs", ref_logprobs, (logprobs.numel(),), "[T]")
-    check_same_device(op, sentence_reward=sentence_reward, boundaries=boundaries, cu=cu, logprobs=logprobs, ref_logprobs=ref_logprobs)
+    check_same_device(
+        op,
+        sentence_reward=sentence_reward,
+        boundaries=boundaries,
+        cu_boundaries=cu_boundaries,
+        logprobs=logprobs,
+        ref_logprobs=ref_logprobs,
+    )
     check_positions(op, "boundaries", boundaries, logprobs.numel())
-    return _token_rewards(sentence_reward, boundaries, cu, logprobs, ref_logprobs, kl_coef, estimator, backend)
+    return _token_rewards(sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, kl_coef, estimator, backend)
 
 
 @torch.library.custom_op("srm_kernels::token_rewards", mutates_args=())
 def _token_rewards(
     sentence_reward: Tensor,
     boundaries: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
     kl_coef: float,
@@ -72,15 +88,15 @@ def _token_rewards(
     if choose_backend("token_rewards", backend, logprobs.device) == "triton":
         from .kernels import token_rewards_forward
 
-        return token_rewards_forward(sentence_reward, boundaries, cu, logprobs, ref_logprobs, kl_coef, estimator)
-    return token_rewards_reference(sentence_reward, boundaries, cu, logprobs, ref_logprobs, kl_coef, estimator)
+        return token_rewards_forward(sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, kl_coef, estimator)
+    return token_rewards_reference(sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, kl_coef, estimator)
 
 
 @_token_rewards.register_fake
 def _(
     sentence_reward: Tensor,
     boundaries: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
     kl_coef: float,
@@ -95,7 +111,7 @@ def _token_rewards_backward(
     grad: Tensor,
     sentence_reward: Tensor,
     boundaries: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
     kl_coef: float,
@@ -107,7 +123,7 @@ def _token_rewards_backward(
         from .kernels import token_rewards_backward as run
     else:
         run = token_rewards_backward_reference
-    return run(grad, sentence_reward, boundaries, cu, logprobs, ref_logprobs, kl_coef, estimator)
+    return run(grad, sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, kl_coef, estimator)
 
 
 @_token_rewards_backward.register_fake
@@ -115,7 +131,7 @@ def _(
     grad: Tensor,
     sentence_reward: Tensor,
     boundaries: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
     kl_coef: float,

@@ -17,17 +17,30 @@ ESTIMATORS = ("k1", "k2", "k3")
 def token_rewards_reference(
     sentence_reward: Tensor,
     boundaries: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
     kl_coef: float,
     estimator: str = "k1",
 ) -> Tensor:
-    """Rewards [T]: `r_i` on the last token of sentence `i ≥ 1`, minus `kl_coef` times the KL estimate of each token."""
+    """`r_i` on the last token of sentence `i ≥ 1`, minus the KL penalty of each token; differentiable as often as you like.
+
+    Args:
+        sentence_reward: [N].
+        boundaries: int [N].
+        cu_boundaries: int [B + 1].
+        logprobs: [T].
+        ref_logprobs: [T].
+        kl_coef: factor of the penalty.
+        estimator: k1, k2 or k3.
+
+    Returns:
+        [T] in fp32 (fp64 if any input is).
+    """
     dtype = accumulate_dtype(sentence_reward, logprobs, ref_logprobs)
     log_ratio_T = logprobs.to(dtype) - ref_logprobs.to(dtype)
     # Index 0 sits on the prompt's last token, which the policy did not write: it earns nothing.
-    earned_N = sentence_reward.to(dtype).masked_fill(first_of_segment(cu, sentence_reward.shape[0]), 0)
+    earned_N = sentence_reward.to(dtype).masked_fill(first_of_segment(cu_boundaries, sentence_reward.shape[0]), 0)
     return (-kl_coef * _kl(log_ratio_T, estimator)).index_add(0, boundaries, earned_N)
 
 
@@ -35,7 +48,7 @@ def token_rewards_backward_reference(
     grad: Tensor,
     sentence_reward: Tensor,
     boundaries: Tensor,
-    cu: Tensor,
+    cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
     kl_coef: float,
@@ -43,7 +56,7 @@ def token_rewards_backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `sentence_reward` [N], `logprobs` [T] and `ref_logprobs` [T]."""
     log_ratio_T = logprobs.to(grad.dtype) - ref_logprobs.to(grad.dtype)
-    grad_N = grad.index_select(0, boundaries).masked_fill(first_of_segment(cu, sentence_reward.shape[0]), 0)
+    grad_N = grad.index_select(0, boundaries).masked_fill(first_of_segment(cu_boundaries, sentence_reward.shape[0]), 0)
     grad_T = -kl_coef * _kl_slope(log_ratio_T, estimator) * grad
     return grad_N.to(sentence_reward.dtype), grad_T.to(logprobs.dtype), (-grad_T).to(ref_logprobs.dtype)
 

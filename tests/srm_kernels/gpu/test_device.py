@@ -43,7 +43,7 @@ def weights() -> list[Tensor]:
 
 def everything(hidden: Tensor, lay: k.SentenceLayout, w: list[Tensor]) -> Tensor:
     """All ops in one scalar."""
-    out = k.sentence_reward_head(hidden, lay, *w, norm_weight=torch.ones(hidden.shape[1], device="cuda"), backend="triton")
+    out = k.sentence_reward_head(hidden, lay, *w, backend="triton")
     pairs = torch.arange(4, device="cuda").reshape(2, 2)
     loss = k.bradley_terry_loss(out.reward, pairs, 0.1, 0.1, 0.01, backend="triton")
     logprobs = hidden.float().mean(1)
@@ -52,7 +52,7 @@ def everything(hidden: Tensor, lay: k.SentenceLayout, w: list[Tensor]) -> Tensor
     cu_tokens = torch.arange(3, device="cuda") * hidden.shape[0] // 2
     advantages, returns = k.packed_gae(paid, logprobs, cu_tokens, 0.99, 0.95, backend="triton")
     share = k.segment_softmax(k.difference_rewards(out.value, lay.cu_boundaries, backend="triton"), lay.cu_boundaries, backend="triton")
-    return loss + advantages.square().mean() + returns.mean() + share.square().sum() + out.attention.square().sum()
+    return loss + advantages.square().mean() + returns.mean() + share.square().sum() + out.weight.square().sum()
 
 
 def step(hidden: Tensor, lay: k.SentenceLayout, w: list[Tensor]) -> list[Tensor]:
@@ -122,7 +122,6 @@ def test_other_lengths_compile_nothing():
     for num_tokens, lengths in ((2049, LENGTHS), (3001, [1, 1, 1, 1]), (2048, [16, 16, 16, 16]), (4100, [17, 3, 2, 300]), (7000, LENGTHS)):
         hidden, lay = draw(0, num_tokens, WIDTH), layout(lengths, num_tokens)
         step(hidden, lay, w)
-        torch.autograd.grad(k.gather_boundaries(hidden, lay.boundaries, backend="triton").sum(), hidden)
         counts.append(count())
     assert counts[0] > 10
     assert counts == counts[:1] * 5

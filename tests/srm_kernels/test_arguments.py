@@ -1,0 +1,107 @@
+"""Tensors that cannot be right are refused before anything runs, by an error that names the argument.
+
+Types, shapes and devices everywhere; the values of offsets where they can be read.
+"""
+
+import re
+
+import pytest
+import torch
+
+import srm_kernels as k
+
+# Op on `x` [3] and offsets, and what its error calls the offsets.
+OPS = {
+    "segment_softmax": (lambda x, cu: k.segment_softmax(x, cu), "cu_seqlens", "len(score)"),
+    "difference_rewards": (lambda x, cu: k.difference_rewards(x, cu), "cu_boundaries", "len(value)"),
+    "sentence_attention_pool": (
+        lambda x, cu: k.sentence_attention_pool(x.new_ones(len(cu) - 1, 2), x.new_ones(3, 2), x, cu),
+        "cu_boundaries",
+        "len(value)",
+    ),
+    "sentence_pool": (lambda x, cu: k.sentence_pool(x, cu, "mean"), "cu_boundaries", "len(value)"),
+    "token_rewards": (lambda x, cu: k.token_rewards(x, torch.zeros_like(x).long(), cu, x, x), "cu_boundaries", "len(boundaries)"),
+    "packed_gae": (lambda x, cu: k.packed_gae(x, x, cu), "cu_seqlens", "len(reward)"),
+    "SentenceLayout": (lambda x, cu: k.SentenceLayout(torch.zeros_like(x).long(), cu), "cu_boundaries", "len(boundaries)"),
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # The second one's values cannot be read, as on a GPU.
+@pytest.mark.parametrize("name", OPS)
+def test_shapes_of_offsets(name, device):
+    op, argument, total = OPS[name]
+    x = torch.ones(3, device=device)
+    # With no segment no kernel would be launched, and what comes back would be memory that nobody wrote.
+    message = re.escape(f"{name}: `{argument}` must have B + 1 entries, got 1, so B = 0, but {total}=3. Rebuild")
+    with pytest.raises(ValueError, match=message):
+        op(x, torch.zeros(1, dtype=torch.int64, device=device))
+    op(x, torch.tensor([0, 3], device=device))
+    if name != "sentence_attention_pool":  # Its query has B rows, and here B would be -1.
+        with pytest.raises(ValueError, match=rf"^{name}: `{argument}` must have B \+ 1 entries, got none"):
+            op(x, torch.zeros(0, dtype=torch.int64, device=device))
+    with pytest.raises(TypeError, match=rf"^{name}: `{argument}` must be int32 or int64, got torch\.float32"):
+        op(x, torch.zeros(2, device=device))
+    with pytest.raises(ValueError, match=rf"^{name}: `{argument}` must have one dimension"):
+        op(x, torch.zeros(2, 1, dtype=torch.int64, device=device))
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if name != "SentenceLayout"])  # Which has `validate`.
+@pytest.mark.parametrize(
+    ("offsets", "rule"),
+    [
+        ([1, 3], "must start at 0, got 1"),
+        ([0, 2, 1, 3], r"must not fall, got 2 then 1 \(response 1\)"),
+        ([0, 1, 2], "must end at .*=3, got 2"),
+    ],
+)
+def test_values_of_offsets(name, offsets, rule):
+    op, argument, _ = OPS[name]
+    with pytest.raises(ValueError, match=f"^{name}: `{argument}` {rule}"):
+        op(torch.ones(3), torch.tensor(offsets))
+
+
+CU = torch.tensor([0, 3])
+X, INDEX = torch.ones(3), torch.tensor([0, 1, 2])
+# Op to its tensors and what else it needs.
+TENSORS = {
+    "gather_boundaries": ({"hidden": torch.ones(3, 2), "boundaries": INDEX}, {}),
+    "segment_softmax": ({"score": X, "cu_seqlens": CU}, {}),
+    "difference_rewards": ({"value": X, "cu_boundaries": CU}, {}),
+    "sentence_attention_pool": ({"query": torch.ones(1, 2), "key": torch.ones(3, 2), "value": X, "cu_boundaries": CU}, {}),
+    "sentence_pool": ({"value": X, "cu_boundaries": CU}, {"pooling": "mean"}),
+    "bradley_terry_loss": ({"reward": X, "pairs": torch.tensor([[0, 1]]), "margin": torch.ones(1), "weight": torch.ones(1)}, {}),
+    "token_rewards": ({"sentence_reward": X, "boundaries": INDEX, "cu_boundaries": CU, "logprobs": X, "ref_logprobs": X}, {}),
+    "packed_gae": ({"reward": X, "value": X, "cu_seqlens": CU, "bootstrap_value": torch.ones(1)}, {}),
+}
+ARGUMENTS = [(name, argument) for name, (tensors, _) in TENSORS.items() for argument in tensors]
+
+
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+def test_types(name, argument):
+    tensors, rest = TENSORS[name]
+    kind = "floating point" if tensors[argument].is_floating_point() else "int32 or int64"
+    wrong = tensors[argument].bool()
+    with pytest.raises(TypeError, match=rf"^{name}: `{argument}` must be (an )?{kind}.*, got torch\.bool"):
+        getattr(k, name)(**tensors | {argument: wrong}, **rest)
+    if argument != "margin":  # Which may be a number.
+        with pytest.raises(TypeError, match=f"^{name}: `{argument}` must be .*tensor, got list"):
+            getattr(k, name)(**tensors | {argument: tensors[argument].tolist()}, **rest)
+
+
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+def test_devices(name, argument):
+    tensors, rest = TENSORS[name]
+    first, second, *_ = tensors
+    moved = tensors | {argument: tensors[argument].to("meta")}
+    wrong, right = (second if argument == first else argument), first
+    message = rf"^{name}: `{wrong}` is on {moved[wrong].device}, but `{right}` is on {moved[right].device}\. Move it there"
+    with pytest.raises(ValueError, match=message):
+        getattr(k, name)(**moved, **rest)
+
+
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+def test_shapes(name, argument):
+    """Two dimensions too many."""
+    tensors, rest = TENSORS[name]
+    with pytest.raises(ValueError, match=rf"^{name}: `{argument}` must have (shape|one dimension)"):
+        getattr(k, name)(**tensors | {argument: tensors[argument][None, None]}, **rest)
