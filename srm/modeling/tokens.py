@@ -16,8 +16,8 @@ from torch import Tensor
 from srm.errors import UserError
 from srm.modeling.scoring import max_positions, sentence_means
 from srm.packing import PackedBatch, PackingMode, PromptGroup, ResponseIds, pack
-from srm.segmentation import ByteTable, SegmentationConfig, TokenSegmenter, make_segmenter, sentence_ends_from_offsets
-from srm.segmentation.token_segmenter import content_lengths
+from srm.segmentation import ByteTable, TokenSegmenter, content_lengths
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
