@@ -15,7 +15,7 @@ from srm.data.template import ChatFormat
 from srm.errors import UserError
 from srm.packing import ResponseIds
 from srm.packing.batch import IntArray
-from srm.segmentation import Segmenter, Span, sentence_ends_from_offsets
+from srm.segmentation import Segmenter, Span, TokenSegmenter, sentence_ends_from_offsets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,7 +62,14 @@ class ResponseEncoder:
         self.tokenizer = tokenizer
         self.segmenter = segmenter
         self.format = ChatFormat(tokenizer)
+        self._token_segmenter: tuple[PreTrainedTokenizerBase, TokenSegmenter] | None = None
         self.boundary_ids = [] if boundary_token is None else [_token_id(tokenizer, boundary_token)]
+
+    def token_segmenter(self, tokenizer: PreTrainedTokenizerBase) -> TokenSegmenter:
+        """Cuts ids of `tokenizer` into the sentences that this encoder finds in their text; kept, because it takes a while to build."""
+        if self._token_segmenter is None or self._token_segmenter[0] is not tokenizer:
+            self._token_segmenter = tokenizer, TokenSegmenter(tokenizer, self.segmenter)
+        return self._token_segmenter[1]
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Tokens of `prompt`, at least one: its last one is the first boundary.
@@ -102,29 +109,26 @@ class ResponseEncoder:
             return_attention_mask=False,
             verbose=False,
         )
-        return [self._encode(*parts) for parts in zip(texts, batch["input_ids"], batch["offset_mapping"], strict=True)]
+        rows = zip(texts, batch["input_ids"], batch["offset_mapping"], self.segmenter.segment_batch(texts), strict=True)
+        return [self._encode(*row) for row in rows]
 
-    def _encode(self, text: str, ids: list[int], offsets: list[tuple[int, int]]) -> EncodedResponse:
+    def _encode(self, text: str, ids: list[int], offsets: list[tuple[int, int]], spans: list[Span]) -> EncodedResponse:
         if lead := len(self.format.lead):
             offsets = [(max(start - lead, 0), max(end - lead, 0)) for start, end in offsets]
         if not ids:
             raise UserError(f"the tokenizer makes no token of the response {text[:40]!r}. Fix or delete the row.")
-        ends, spans = sentence_ends_from_offsets(self.segmenter.segment(text), offsets, text=text)
-        if self.boundary_ids:
-            ids, ends = _with_boundaries(ids, ends, self.boundary_ids)
-        return EncodedResponse(ids=np.array(ids, np.int32), sentence_ends=np.array(ends, np.int32), spans=spans, text=text)
+        ends, spans = sentence_ends_from_offsets(spans, offsets, text=text)
+        marked, marks = self.with_boundaries(np.array(ids, dtype=np.int32), np.array(ends, dtype=np.int32))
+        return EncodedResponse(ids=marked, sentence_ends=marks, spans=spans, text=text)
 
+    def with_boundaries(self, ids: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:
+        """`ids` with the boundary token behind each of the sentences that end at `ends`, and where those tokens are.
 
-def _with_boundaries(ids: list[int], ends: list[int], boundary: list[int]) -> tuple[list[int], list[int]]:
-    """`ids` with the boundary token after each sentence, and where those tokens are."""
-    marked: list[int] = []
-    marks: list[int] = []
-    start = 0
-    for end in ends:
-        marked += ids[start : end + 1] + boundary
-        marks.append(len(marked) - 1)
-        start = end + 1
-    return marked, marks
+        Without a boundary token, `ids` and `ends` as they are.
+        """
+        if not self.boundary_ids:
+            return ids, ends
+        return np.insert(ids, ends + 1, self.boundary_ids[0]), (ends + np.arange(1, len(ends) + 1)).astype(np.int32)
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

@@ -20,6 +20,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -139,8 +140,7 @@ def _sees_ahead(backbone: nn.Module, model: PreTrainedModel, ids: list[int]) -> 
 
 def _run_padded(backbone: nn.Module, model: PreTrainedModel, ids: list[int]) -> Tensor:
     """Hidden states [len(ids), D] with the backbone's own attention."""
-    group = PromptGroup(prompt_ids=ids[:-1], responses=[ResponseIds(ids=ids[-1:], sentence_ends=[0])])
-    return run_backbone(backbone, pack([group], mode="none", pad_token_id=0).to(model.device))
+    return run_backbone(backbone, pack([_group(ids[:-1], ids[-1:])], mode="none", pad_token_id=0).to(model.device))
 
 
 def _coarser(one: torch.dtype, other: torch.dtype) -> torch.dtype:
@@ -196,7 +196,7 @@ def _check_attention_calls(backbone: nn.Module, model: PreTrainedModel) -> None:
 
 def _check_leaks(backbone: nn.Module, model: PreTrainedModel, groups: list[PromptGroup], shared: Tensor, tolerance: float) -> None:
     first, *siblings = groups[0].responses
-    changed = replace(first, ids=_draw(model, len(first.ids), seed=1))
+    (changed,) = _group([0], _draw(model, len(first.ids), seed=1)).responses
     other = [replace(groups[0], responses=[changed, *siblings]), *groups[1:]]
     moved = run_backbone(backbone, pack(other, pad_token_id=0).to(model.device))
     start = len(groups[0].prompt_ids) + len(first.ids)
@@ -245,13 +245,17 @@ def _draw(model: PreTrainedModel, count: int, *, seed: int) -> list[int]:
 
 def _groups(model: PreTrainedModel) -> list[PromptGroup]:
     ids = iter(_draw(model, sum(prompt + sum(responses) for prompt, responses in _LENGTHS), seed=2))
-    return [
-        PromptGroup(
-            prompt_ids=list(islice(ids, prompt)),
-            responses=[ResponseIds(ids=list(islice(ids, length)), sentence_ends=[length - 1]) for length in responses],
-        )
-        for prompt, responses in _LENGTHS
-    ]
+    return [_group(list(islice(ids, prompt)), *(list(islice(ids, length)) for length in responses)) for prompt, responses in _LENGTHS]
+
+
+def _group(prompt: list[int], *responses: list[int]) -> PromptGroup:
+    """Each response is one sentence."""
+    return PromptGroup(
+        prompt_ids=np.array(prompt, dtype=np.int32),
+        responses=[
+            ResponseIds(ids=np.array(ids, dtype=np.int32), sentence_ends=np.array([len(ids) - 1], dtype=np.int32)) for ids in responses
+        ],
+    )
 
 
 def _probe_attention(

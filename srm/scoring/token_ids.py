@@ -6,8 +6,7 @@ Shape letters: `B` responses, `L` width of the padded responses, `N` boundaries 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +19,7 @@ from srm.packing import PackingMode, PromptGroup, ResponseIds
 from srm.packing.batch import IntArray
 from srm.scoring.protocol import RewardModel
 from srm.scoring.run import score_all
-from srm.segmentation import ByteTable, SegmentationConfig, TokenSegmenter, make_segmenter, sentence_ends_from_offsets
-from srm.segmentation.token_segmenter import content_lengths
+from srm.segmentation import ByteTable, content_lengths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -184,56 +182,17 @@ def _own_groups(
     model: RewardModel, policy: PreTrainedTokenizerBase, prompts: list[tuple[int, ...]], padded: Tensor, lengths: Tensor
 ) -> list[PromptGroup]:
     """Responses of a policy with the reward model's vocabulary: its ids are what the model reads."""
-    boundary = model.encoder.boundary_ids
+    encoder = model.encoder
     groups = []
-    all_ends = _sentence_ends(model, policy, padded, lengths)
+    all_ends = encoder.token_segmenter(policy).segment(padded, lengths).tolist()
     rows = padded.to("cpu", torch.int32).numpy()
     for prompt, ids, length, ends in zip(prompts, rows, lengths.tolist(), all_ends, strict=True):
         text, policy_ends = ids[:length].copy(), np.asarray(ends, dtype=np.int32)
-        response = PolicyResponse(ids=text, sentence_ends=policy_ends, policy_ends=policy_ends)
-        if boundary:
-            # The model was trained with a token of its own behind each sentence. The policy's ids are copied, not changed.
-            marked = np.insert(text, policy_ends + 1, boundary[0])
-            response = replace(response, ids=marked, sentence_ends=policy_ends + np.arange(1, len(ends) + 1, dtype=np.int32))
-        groups.append(PromptGroup(prompt_ids=np.array([*prompt, *boundary], dtype=np.int32), responses=[response]))
+        # The model may have been trained with a token of its own behind each sentence. The policy's ids are copied, not changed.
+        marked, marks = encoder.with_boundaries(text, policy_ends)
+        response = PolicyResponse(ids=marked, sentence_ends=marks, policy_ends=policy_ends)
+        groups.append(PromptGroup(prompt_ids=np.array([*prompt, *encoder.boundary_ids], dtype=np.int32), responses=[response]))
     return groups
-
-
-def _sentence_ends(model: RewardModel, policy: PreTrainedTokenizerBase, padded: Tensor, lengths: Tensor) -> list[list[int]]:
-    """The last token of each sentence: by rules on ids where the segmenter has them, else through the text of each response."""
-    config = SegmentationConfig(**model.config.segmenter)
-    if config.name in ("punkt", "newline") and config.min_chars <= 1:
-        return _segmenter(model, policy, config).segment(padded, lengths).tolist()
-    segmenter, table = make_segmenter(**model.config.segmenter), ByteTable.from_tokenizer(policy)
-    found = []
-    for ids, length in zip(padded.cpu(), lengths.tolist(), strict=True):
-        text, offsets = _text_of(table, ids[:length])
-        found.append(sentence_ends_from_offsets(segmenter.segment(text), offsets, text=text).ends if text else [length - 1] * bool(length))
-    return found
-
-
-def _segmenter(model: RewardModel, policy: PreTrainedTokenizerBase, config: SegmentationConfig) -> TokenSegmenter:
-    """The token segmenter of this tokenizer, kept on the model: its table takes a while to build."""
-    kept = model.__dict__.get("_token_segmenter")
-    if kept is None or kept[0] is not policy:
-        kept = (policy, TokenSegmenter(policy, config))
-        model.__dict__["_token_segmenter"] = kept
-    return kept[1]
-
-
-def _text_of(table: ByteTable, ids: Tensor) -> tuple[str, list[tuple[int, int]]]:
-    """The text of `ids` and the characters of each token. A byte that is no UTF-8, as where a response was cut, is one U+FFFD."""
-    written, offsets = table.expand(ids.to(torch.int64))
-    raw = bytes(written.tolist()).decode("utf-8", errors="surrogateescape")
-    # One character for each such byte, so that bytes and characters can be counted against each other.
-    text = "".join("\ufffd" if 0xDC80 <= ord(character) <= 0xDCFF else character for character in raw)
-    character_of = [at for at, character in enumerate(raw) for _ in character.encode("utf-8", errors="surrogateescape")]
-    character_of.append(len(text))
-    edges = offsets.tolist()
-    # A token that ends inside a character covers it, as in a fast tokenizer's own offsets.
-    return text, [
-        (character_of[start], character_of[end - 1] + 1 if end > start else character_of[start]) for start, end in pairwise(edges)
-    ]
 
 
 def _other_groups(
@@ -243,7 +202,7 @@ def _other_groups(
     table = ByteTable.from_tokenizer(policy)
     groups = []
     for prompt, ids, length in zip(prompts, padded.cpu(), lengths.tolist(), strict=True):
-        text, offsets = _text_of(table, ids[:length])
+        text, offsets = table.decode(ids[:length])
         response = NO_TEXT
         # Where there is no text the policy may still have written tokens, but nothing to pay them for.
         if text.strip():

@@ -3,7 +3,7 @@
 from srm.segmentation.byte_table import ByteTable
 from srm.segmentation.config import SegmentationConfig, Segmenter, Span
 from srm.segmentation.segmenters import make_segmenter
-from srm.segmentation.token_segmenter import TokenSegmenter, TokenSentences
+from srm.segmentation.token_segmenter import TokenSegmenter, TokenSentences, content_lengths
 from srm.segmentation.tokens import SentenceTokens, sentence_ends_from_offsets
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Span",
     "TokenSegmenter",
     "TokenSentences",
+    "content_lengths",
     "make_segmenter",
     "sentence_ends_from_offsets",
 ]

@@ -1,81 +1,59 @@
-"""Token ids to the bytes and to the character codes of their text, by tables over the vocabulary.
+"""Token ids to the text they write, by a table over the vocabulary.
 
-Shape letters: `V` ids, `T` tokens, `L` bytes, `C` characters.
+Shape letters: `B` responses, `T` tokens of all responses, `L` bytes of all responses.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from srm.errors import UserError
-from srm.segmentation.characters import character_codes, positions, to_codes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ByteTable"]
+__all__ = ["ByteTable", "Written"]
 
-_SEPARATOR = b"\n\n"
-# The least first bytes of characters of two, three and four bytes.
-_LEADS = 0xC0, 0xE0, 0xF0
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+# How Python writes a byte that is no UTF-8.
+_ESCAPED = re.compile("[\udc80-\udcff]")
 
 
-class _Rows:
-    """Rows of uint8, one an id: `flat` [S], cut into `lengths` int64 [V + 1]."""
+class Written(NamedTuple):
+    """What the tokens of `B` responses write.
 
-    def __init__(self, flat: Tensor, lengths: Tensor) -> None:
-        self.flat = flat
-        self.lengths = lengths
-        # Half the width, because reading them is most of the work.
-        self.ends = lengths.cumsum(0).to(torch.int32)
-        self.starts = self.ends - lengths.to(torch.int32)
+    raw: the bytes of all of them, [L]. edge: int64 [T + 1], where in it each token begins; the last one ends it.
+    escaped: [B], the responses as Python decodes them, a byte that is no UTF-8 as a lone surrogate, so that none is lost.
+    """
 
-    def to(self, device: torch.device) -> None:
-        self.flat, self.lengths, self.starts, self.ends = (part.to(device) for part in (self.flat, self.lengths, self.starts, self.ends))
+    raw: bytes
+    edge: NDArray[np.int64]
+    escaped: list[str]
 
-    def expand(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of `ids` [T] behind one another, and the offset int64 [T + 1] of each."""
-        length_T = self.lengths.index_select(0, ids)
-        offset_T = length_T.new_zeros(ids.numel() + 1)
-        torch.cumsum(length_T, 0, out=offset_T[1:])
-        # Where an element lies in the table: one further than the one before it, but for a jump where a row begins.
-        # Where rows are empty, several jumps add up.
-        index = torch.ones(int(offset_T[-1]) + 1, dtype=torch.int32, device=ids.device)
-        jump = self.starts.index_select(0, ids)
-        jump[1:] -= self.ends.index_select(0, ids[:-1])
-        jump[:1] -= 1
-        index.scatter_add_(0, offset_T[:-1], jump)
-        return self.flat.index_select(0, torch.cumsum(index, 0, dtype=torch.int32, out=index)[:-1]), offset_T
+    @property
+    def texts(self) -> list[str]:
+        """The responses as text, U+FFFD for a byte that is no UTF-8."""
+        return [text if text.isascii() else _ESCAPED.sub("\ufffd", text) for text in self.escaped]
 
 
 class ByteTable:
     """The bytes that each token id adds to a text.
 
     tokens: the bytes of id 0, 1, ...; `b""` for ids that write nothing (special tokens).
-
-    The table moves to the ids' device with its first use there.
     """
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
-        entries = [*tokens, _SEPARATOR]
-        lengths = torch.tensor([len(token) for token in entries])
-        flat = torch.frombuffer(bytearray(b"".join(entries)), dtype=torch.uint8)
-        codes, begin = to_codes(flat)
-        end = lengths.cumsum(0)
-        count = torch.bincount(torch.searchsorted(end, begin, right=True), minlength=len(entries))
-        self._bytes, self._codes = _Rows(flat, lengths), _Rows(codes, count)
-        # How many bytes of its last character a token writes where the tokens behind it write the rest; 0 where the character is whole.
-        last = begin[(count.cumsum(0) - 1).clamp(min=0)]
-        behind = torch.searchsorted(torch.tensor(_LEADS), flat[last].to(torch.int64), right=True)
-        self._open = torch.where((count > 0) & (last + behind >= end), end - last, 0).to(torch.uint8)
+        self._flat = np.frombuffer(b"".join(tokens), dtype=np.uint8)
+        self._length = np.array([len(token) for token in tokens], dtype=np.int64)
+        self._start = np.cumsum(self._length) - self._length
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> ByteTable:
@@ -112,55 +90,46 @@ class ByteTable:
         return cls(tokens)
 
     def __len__(self) -> int:
-        return self._bytes.lengths.numel() - 1
+        return len(self._length)
 
-    @property
-    def separator(self) -> int:
-        """An id behind the vocabulary that writes a blank line."""
-        return len(self)
+    def decode(self, ids: Tensor | Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+        """The text that `ids` [T] write, and the characters `start:end` of it that each token covers.
 
-    def check(self, ids: Tensor) -> None:
-        """Raises IndexError for an id outside the vocabulary."""
-        if not ids.numel():
-            return
-        least, most = ids.aminmax()
-        if int(least) < 0 or int(most) >= len(self):
-            bad = ids[(ids < 0) | (ids >= len(self))][0]
-            raise IndexError(f"byte table: token id {int(bad)} is outside the vocabulary of {len(self)} ids the table was made from.")
+        A byte that is no UTF-8, as where a response was cut inside a character, is one U+FFFD. A token that writes part of a character
+        covers it, as in a fast tokenizer's own offsets; one that writes nothing covers nothing.
 
-    def to(self, device: torch.device) -> ByteTable:
-        """This table, moved to `device` in place."""
-        if self._open.device != device:
-            self._bytes.to(device)
-            self._codes.to(device)
-            self._open = self._open.to(device)
-        return self
-
-    def expand(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Bytes uint8 [L] of `ids` [T] and the offset int64 [T + 1] of each token's first byte."""
-        self.to(ids.device)
-        return self._bytes.expand(ids)
-
-    def expand_codes(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes uint8 [C] of the characters of `ids` [T] and the offset int64 [T + 1] of each token's first one; see `characters`.
-
-        A character belongs to the token that writes its first byte. Bytes that begin none (a response cut inside one) belong to the
-        character before them, or to none.
+        Raises:
+            IndexError: an id outside the vocabulary.
         """
-        self.to(ids.device)
-        codes, offset_T = self._codes.expand(ids)
-        parted = positions(self._open.index_select(0, ids) > 0)
-        if parted.numel():
-            codes[offset_T[parted + 1] - 1] = self._parted_codes(ids, parted)
-        return codes, offset_T
+        flat = ids.cpu().numpy() if isinstance(ids, Tensor) else np.array(ids, dtype=np.int64)
+        written = self.write(flat, np.array([0, len(flat)]))
+        character = _character_of_bytes(written.escaped[0])
+        start, end = written.edge[:-1], written.edge[1:]
+        # Empty tokens end where they start.
+        stop = np.where(start < end, character[end - 1] + 1, character[start])
+        return written.texts[0], list(zip(character[start].tolist(), stop.tolist(), strict=True))
 
-    def _parted_codes(self, ids: Tensor, parted: Tensor) -> Tensor:
-        """Codes of the characters that the tokens `parted` begin and those behind them, at least one byte each, go on with."""
-        near = (parted[:, None] + torch.arange(4, device=ids.device)).clamp(max=ids.numel() - 1)
-        bytes_L, offset = self._bytes.expand(ids[near.flatten()])
-        begin = offset[1::4] - self._open[ids[parted]]
-        padded = torch.nn.functional.pad(bytes_L, (0, 2))
-        return character_codes(*(padded[begin + step] for step in range(3)))
+    def write(self, ids: NDArray[np.integer], cu_tokens: NDArray[np.int64]) -> Written:
+        """What responses write that lie behind one another: `ids` [T] with the offsets `cu_tokens` [B + 1]."""
+        self._check(ids)
+        length = self._length[ids]
+        edge = np.concatenate([[0], np.cumsum(length)])
+        # A byte lies in the table as far behind its token's row as it lies behind the token's first byte here.
+        at = np.repeat(self._start[ids] - edge[:-1], length) + np.arange(edge[-1])
+        raw = self._flat[at].tobytes()
+        edges = edge[cu_tokens].tolist()
+        return Written(raw, edge, [raw[start:end].decode(errors="surrogateescape") for start, end in pairwise(edges)])
+
+    def _check(self, ids: NDArray[np.integer]) -> None:
+        if ids.size and (ids.min() < 0 or ids.max() >= len(self)):
+            bad = ids[(ids < 0) | (ids >= len(self))][0]
+            raise IndexError(f"byte table: token id {bad} is outside the vocabulary of {len(self)} ids the table was made from.")
+
+
+def _character_of_bytes(escaped: str) -> NDArray[np.int64]:
+    """int64 [L + 1]: the character that each byte belongs to, and behind the last byte the number of characters."""
+    width = [len(character.encode(errors="surrogateescape")) for character in escaped]
+    return np.append(np.repeat(np.arange(len(width)), width), len(width))
 
 
 def _printable_bytes() -> dict[str, int]:

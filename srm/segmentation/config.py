@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -33,6 +34,10 @@ class Segmenter(Protocol):
 
         White space after a sentence belongs to it; white space that opens the text belongs to the first sentence.
         """
+        ...
+
+    def segment_batch(self, texts: Sequence[str]) -> list[list[Span]]:
+        """Sentences of each of `texts`."""
         ...
 
     def without_limits(self) -> Segmenter:

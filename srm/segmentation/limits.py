@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 __all__ = ["join_tiny", "split_long"]
 
@@ -21,21 +22,21 @@ _CONTINUES = frozenset("\u200d\ufe0e\ufe0f")
 
 
 def join_tiny(starts: Sequence[int], text: str, min_chars: int) -> list[int]:
-    """`starts` without those of sentences that hold fewer than `min_chars` letters and digits.
+    """`starts`, the first of them 0, without those of sentences that hold fewer than `min_chars` letters and digits.
 
     A sentence without any (a rule, an emoji, stray punctuation) joins the one before it. A short one stays open and takes in the sentences
     after it until it has enough; what is left open at the end joins the one before it.
     """
     if min_chars == 0:
         return list(starts)
-    enough = re.compile(rf"(?:[\W_]*[^\W_]){{{min_chars}}}")
+    enough = _letters(min_chars)
     kept, is_full = [0], False
     for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
-        if _WORD.match(text, start, end) is None:
+        if not text[start].isalnum() and _WORD.match(text, start, end) is None:
             continue
         if is_full:
             kept.append(start)
-        is_full = enough.match(text, kept[-1], end) is not None
+        is_full = min_chars == 1 or enough.match(text, kept[-1], end) is not None
     return kept if is_full or len(kept) == 1 else kept[:-1]
 
 
@@ -55,6 +56,11 @@ def split_long(text: str, start: int, end: int, max_chars: int, *, code: bool) -
         start = cut if (space := _SPACE.match(text, cut)) is None else space.end()
         if start < end:
             yield start
+
+
+@lru_cache(maxsize=8)
+def _letters(count: int) -> re.Pattern[str]:
+    return re.compile(rf"(?:[\W_]*[^\W_]){{{count}}}")
 
 
 def _nearest(mark: re.Pattern[str], text: str, low: int, high: int, aim: int) -> int | None:

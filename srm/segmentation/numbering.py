@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-
 __all__ = ["join_markers", "mend_numbering"]
 
 _NUMBER = re.compile(r"(?<!\S)\(?(\d{1,2})[.)]\s+\Z")
 _MARKER = re.compile(r"\(?(?:\d{1,3}|[A-Za-z])[.)][ \t]*(?:\r?\n)?[ \t]*")
 
 
-def mend_numbering(text: str, starts: Iterable[int]) -> set[int]:
-    """`starts` with those behind the numbers of a list that counts 1, 2, … moved to before the number."""
-    mended = set(starts)
+def mend_numbering(text: str, starts: list[int]) -> list[int]:
+    """`starts`, in order, with those behind the numbers of a list that counts 1, 2, ... moved to before the number."""
+    if "2." not in text and "2)" not in text:
+        return starts
     # A number as close as this to the start of a sentence; the test in front keeps the search off ordinary sentences.
     numbers = [
-        (start, found.start(), int(found[1]))
-        for start in sorted(mended)
+        (at, found.start(), int(found[1]))
+        for at, start in enumerate(starts)
         if start > 2 and text[start - 3].isdigit() and text[start - 2] in ".)" and (found := _NUMBER.search(text, max(0, start - 6), start))
     ]
+    if len(numbers) < 2:
+        return starts
+    mended = list(starts)
     run: list[tuple[int, int, int]] = []
     for number in [*numbers, (0, 0, 0)]:
         if run and number[2] == run[-1][2] + 1:
             run.append(number)
             continue
         if len(run) > 1:
-            mended.difference_update(start for start, _, _ in run)
-            mended.update(before for _, before, _ in run)
+            for at, before, _ in run:
+                mended[at] = before
         run = [number] if number[2] == 1 else []
     return mended
 

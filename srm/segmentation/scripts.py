@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001  # Punctuation of other scripts is the subject of this file.
-"""Sentence ends that Punkt does not look for: ellipses, and the terminators of scripts other than Latin."""
+"""Sentence ends that Punkt does not look for: ellipses, the terminators of scripts other than Latin, and the end of a model's thoughts."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ CLOSERS = rf"(?:[\"'”’“‘»«›)\]}}*_~`」』】》〉）］｝〗〙]|
 TERMINATORS = "。！？｡‼⁇⁈⁉।॥؟۔։።፧፨။។៕༎᠃᠉܀܁܂߹᱾᱿"
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3"
 
-# The look-behinds keep the scan linear: a run of terminators is tried once, not once from each of its characters.
-_FOREIGN = re.compile(
-    rf"(?<![{TERMINATORS}])(?:[{TERMINATORS}]|(?<!\d)．)[{TERMINATORS}．.!?…]*{CLOSERS}\s*"
-    # An ASCII terminator between two CJK characters.
-    rf"|(?<=[{_CJK}])[.!?]+{CLOSERS}(?=[{_CJK}])"
-)
-_ELLIPSIS = re.compile(rf"(?<![.…])(?:\.\.|…)[.…!?]*{CLOSERS}\s+(?P<next>[\"'“‘«(\[*_]*(?P<first>\w))")
+# A class of characters in front makes a search fast, so the look-behinds come second.
+_FOREIGN = re.compile(rf"[{TERMINATORS}．](?<!\d．)[{TERMINATORS}．.!?…]*{CLOSERS}\s*")
+# An ASCII terminator between two CJK characters.
+_BETWEEN_CJK = re.compile(rf"[.!?](?<=[{_CJK}].)[.!?]*{CLOSERS}(?=[{_CJK}])")
+_ELLIPSIS = re.compile(rf"(?:\.\.(?<![.…]..)|…(?<![.…].))[.…!?]*{CLOSERS}\s+(?P<next>[\"'“‘«(\[*_]*(?P<first>\w))")
+_END_OF_THOUGHTS = re.compile(r"</think(?:ing)?>\s*")
 
 
 def script_starts(text: str) -> Iterator[int]:
-    """Starts of sentences behind an ellipsis or a terminator of another script, in no particular order."""
+    """Starts of sentences behind an ellipsis, a terminator of another script or a thought, in no particular order."""
     if ".." in text or "…" in text:
         # An ellipsis ends a sentence where a capital follows; otherwise it is a pause.
         yield from (match.start("next") for match in _ELLIPSIS.finditer(text) if match["first"].isupper())
+    if "</think" in text:
+        yield from (match.end() for match in _END_OF_THOUGHTS.finditer(text))
     if text.isascii():
         return
     for match in _FOREIGN.finditer(text):
         # A Japanese quote with the particle "to" behind it: the sentence goes on.
         if not (text.startswith("と", match.end()) and text[match.end() - 1] in "」』"):
             yield match.end()
+    yield from (match.end() for match in _BETWEEN_CJK.finditer(text))

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
+from operator import sub
 from typing import Any
 
 from srm.errors import UserError
 from srm.segmentation.config import SegmentationConfig, Segmenter, SegmenterName, Span
 from srm.segmentation.limits import join_tiny, split_long
 from srm.segmentation.numbering import join_markers, mend_numbering
-from srm.segmentation.punkt import load_punkt, load_punkt_tab
+from srm.segmentation.punkt import load_punkt
+from srm.segmentation.punkt_tab import load_punkt_tab
 from srm.segmentation.sat import load_sat
 from srm.segmentation.scripts import script_starts
 from srm.segmentation.structure import read_structure
 
 __all__ = ["make_segmenter"]
 
-# A base splitter: from a text to the starts of its sentences, the first left out.
-Splitter = Callable[[str], Iterable[int]]
+# A base splitter: from a text to the starts of its sentences, in order, the first left out.
+Splitter = Callable[[str], list[int]]
 
 
 def make_segmenter(name: SegmenterName = "punkt", **config: Any) -> Segmenter:
@@ -60,14 +62,18 @@ class LineSegmenter:
         """See `Segmenter.without_limits`."""
         return LineSegmenter(_unlimited(self.config))
 
+    def segment_batch(self, texts: Sequence[str]) -> list[list[Span]]:
+        """See `Segmenter.segment_batch`."""
+        return [self.segment(text) for text in texts]
+
     def segment(self, text: str) -> list[Span]:
         """See `Segmenter.segment`."""
         if not text:
             return []
-        starts, position = set(), 0
+        starts, position = [], 0
         for line in text.split("\n"):
             if line and not line.isspace():
-                starts.add(position + len(line) - len(line.lstrip()))
+                starts.append(position + len(line) - len(line.lstrip()))
             position += len(line) + 1
         return _spans(text, starts, [], self.config)
 
@@ -87,13 +93,16 @@ class StructuredSegmenter:
         """See `Segmenter.without_limits`."""
         return StructuredSegmenter(_unlimited(self.config), self._splitter)
 
+    def segment_batch(self, texts: Sequence[str]) -> list[list[Span]]:
+        """See `Segmenter.segment_batch`."""
+        return [self.segment(text) for text in texts]
+
     def segment(self, text: str) -> list[Span]:
         """See `Segmenter.segment`."""
         if not text:
             return []
         structure = read_structure(text)
-        inside = mend_numbering(text, self._splitter(text))
-        inside.update(script_starts(text))
+        inside = [*mend_numbering(text, self._splitter(text)), *script_starts(text)]
         starts = sorted({*structure.starts, *_outside(inside, structure.sealed)})
         return _spans(text, join_markers(text, starts), structure.code, self.config)
 
@@ -110,21 +119,21 @@ def _outside(starts: Iterable[int], sealed: list[tuple[int, int]]) -> Iterable[i
     return (start for start in starts if not (at := bisect_right(begins, start - 1)) or start >= sealed[at - 1][1])
 
 
-def _spans(text: str, starts: Iterable[int], code: list[tuple[int, int]], config: SegmentationConfig) -> list[Span]:
-    """Apply the limits to the `starts` of sentences and turn them into spans; `code` lists the blocks of code, in order."""
+def _spans(text: str, starts: list[int], code: list[tuple[int, int]], config: SegmentationConfig) -> list[Span]:
+    """Apply the limits to the `starts` of sentences, in order, and turn them into spans; `code` lists the blocks of code, in order."""
     opening = len(text) - len(text.lstrip())
-    inner = sorted(start for start in starts if opening < start < len(text))
-    kept = join_tiny([0, *inner], text, config.min_chars)
-    spans: list[Span] = []
-    for start, end in zip(kept, [*kept[1:], len(text)], strict=True):
-        if end - start > min(config.max_chars, config.max_code_chars):
-            # Code where a block of it reaches into the sentence; the last one that begins before its end is the one to ask.
-            at = bisect_left(code, (end, 0))
-            is_code = at > 0 and start < code[at - 1][1]
-            limit = config.max_code_chars if is_code else config.max_chars
-            content_end = start + len(text[start:end].rstrip())
-            for cut in split_long(text, start, content_end, limit, code=is_code):
-                spans.append(Span(start, cut))
-                start = cut
-        spans.append(Span(start, end))
-    return spans
+    kept = join_tiny([0, *starts[bisect_right(starts, opening) : bisect_left(starts, len(text))]], text, config.min_chars)
+    ends = [*kept[1:], len(text)]
+    if max(map(sub, ends, kept)) > min(config.max_chars, config.max_code_chars):
+        kept = [cut for start, end in zip(kept, ends, strict=True) for cut in (start, *_cuts(text, start, end, code, config))]
+        ends = [*kept[1:], len(text)]
+    return list(map(Span, kept, ends))
+
+
+def _cuts(text: str, start: int, end: int, code: list[tuple[int, int]], config: SegmentationConfig) -> Iterator[int]:
+    """Where the sentence `text[start:end]` is cut to keep the limits."""
+    # Code where a block of it reaches into the sentence; the last one that begins before its end is the one to ask.
+    at = bisect_left(code, (end, 0))
+    is_code = at > 0 and start < code[at - 1][1]
+    limit = config.max_code_chars if is_code else config.max_chars
+    return split_long(text, start, start + len(text[start:end].rstrip()), limit, code=is_code)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 __all__ = ["Structure", "read_structure"]
 
-# One match a line. The group that matched last tells the line's kind.
+# One match a line. The group that matched last tells the line's kind. `prose` is `plain` as well: what most lines are comes first.
 _LINE = re.compile(
     r"""^(?P<indent>[^\S\n]*)(?:
       (?P<blank>(?:>[^\S\n]*)*$)
+    | (?P<prose>[A-Z][a-z]+[ ,][^\n]*[^\s;{]$)
     | (?P<fence>`{3,}(?=[^`\n]*$)|~{3,})
     | (?P<maths>\$\$|\\\[|\\begin\{)
     | (?P<table>\||:?-{2,}:?[ \t]*\|)
@@ -37,6 +39,8 @@ _MATHS_END = {"$$": "$$", "\\[": "\\]", "\\begin{": "\\end{"}
 
 # Kinds that stand by themselves: what comes before and after such a line is another sentence.
 _APART = frozenset({"blank", "fence", "maths", "heading", "table", "rule"})
+# Kinds that are code where code stands above.
+_MAY_BE_CODE = frozenset({"prose", "plain", "item", "heading"})
 
 
 @dataclass
@@ -61,34 +65,39 @@ class Structure:
 def read_structure(text: str) -> Structure:
     """Classify the lines of `text`, in time linear in its length."""
     found = Structure()
-    # Inside a block: its kind, what opened it, where.
-    block, opening, opened = "", "", 0
+    # What opened the display maths that is not closed yet.
+    opening = ""
     above, above_text = "blank", ""
     # Code without a fence: (start of its first line, end of its last one). A single line proves nothing and stays empty.
     bare_code: list[tuple[int, int]] = []
-    for line in _LINE.finditer(text):
+    next_line = 0
+    while (line := _LINE.match(text, next_line)) is not None:
         # `plain` matches where nothing else does, so there is always a last group.
         kind, begin, end = str(line.lastgroup), line.end("indent"), line.end()
-        content = text[begin:end].rstrip()
-        if block == "fence" or (block and kind != "blank"):
-            if _closes(content, block, opening):
-                found.seal(block, opened, end)
-                block, above = "", block
-            continue
-        # A blank line ends maths without a seal: TeX allows none inside, so it was never closed.
-        block = ""
+        next_line = end + 1
         if kind == "blank":
-            above = kind
+            # TeX allows no blank line inside maths: what it ends was never closed.
+            opening, above = "", kind
+            continue
+        content = text[begin:end].rstrip()
+        if opening:
+            if _MATHS_END[opening] in content:
+                found.seal("maths", opened, end)
+                opening, above = "", "maths"
             continue
         indent = begin - line.start()
-        if above == "code" and kind in ("plain", "item", "heading") and (indent > 1 or _looks_like_code(content)):
+        if above == "code" and kind in _MAY_BE_CODE and (indent > 1 or _looks_like_code(content)):
             kind = "code"
-        if above != "marker" and _begins_sentence(kind, content, indent, above, above_text):
+        if above == "blank" or (above != "marker" and _begins_sentence(kind, content, indent, above, above_text)):
             found.starts.append(begin)
         if kind == "fence":
-            block, opening, opened = kind, line["fence"], begin
-        elif kind == "maths" and not _closes(content[2:], kind, line["maths"]):
-            block, opening, opened = kind, line["maths"], begin
+            closing = _closing_fence(line["fence"]).search(text, end)
+            # Without one, an answer cut off inside its code.
+            end = len(text) if closing is None else closing.end()
+            found.seal(kind, begin, end)
+            next_line = end + 1
+        elif kind == "maths" and _MATHS_END[line["maths"]] not in content[2:]:
+            opening, opened = line["maths"], begin
         elif kind in ("heading", "table"):
             found.seal(kind, begin, end)
         elif kind == "item":
@@ -98,9 +107,6 @@ def read_structure(text: str) -> Structure:
         elif kind == "code":
             bare_code.append((bare_code.pop()[0], end) if above == "code" else (begin, begin))
         above, above_text = kind, content
-    if block == "fence":
-        # An answer cut off inside its code.
-        found.seal(block, opened, len(text))
     for start, end in bare_code:
         if start < end:
             found.seal("code", start, end)
@@ -109,11 +115,10 @@ def read_structure(text: str) -> Structure:
     return found
 
 
-def _closes(content: str, block: str, opening: str) -> bool:
-    """Whether a line closes the block that `opening` opened."""
-    if block == "maths":
-        return _MATHS_END[opening] in content
-    return content.startswith(opening) and content == content[0] * len(content)
+@lru_cache(maxsize=64)
+def _closing_fence(opening: str) -> re.Pattern[str]:
+    """A line that closes the block of code that `opening` opened, with the line break before it."""
+    return re.compile(rf"\n[^\S\n]*{opening[0]}{{{len(opening)},}}[^\S\n]*$", re.MULTILINE)
 
 
 def _looks_like_code(content: str) -> bool:
