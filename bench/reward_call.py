@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -92,7 +91,7 @@ class Clock:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = environment.parser(__doc__)
     parser.add_argument("--input", help="pairs whose responses of about the wanted length to take; generated ones where it is not given")
     parser.add_argument("--model", default="smollm2-135m", help="backbone of the reward model")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the backbone")
@@ -101,7 +100,6 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8, help="responses to a prompt")
     parser.add_argument("--forward_responses", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     model = SentenceRewardModel.from_backbone(arguments.model, dtype=getattr(torch, arguments.dtype)).eval()
     work = find_work(model, arguments)
@@ -121,11 +119,8 @@ def main() -> None:
         "milliseconds_without_forward": {name: round(sum(spent.values()) - spent["forward"], 1) for name, spent in parts.items()},
         "milliseconds_in_all": {name: round(sum(spent.values()), 1) for name, spent in parts.items()},
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n")
+    print(json.dumps(result, indent=2))
+    environment.write(arguments.json, result)
 
 
 def find_work(model: SentenceRewardModel, arguments: argparse.Namespace) -> Work:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import socket
@@ -80,13 +79,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, load in result["loads"].items():
         speeds = ", ".join(f"{server} {speed:.2f}/s" for server, speed in load["requests_per_second"].items())
         print(f"{name}: {speeds}; batching is {load['speedup']:.2f} times as fast ({load['low']:.2f}-{load['high']:.2f})")
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    environment.write(arguments.json, result)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = environment.parser(__doc__)
     parser.add_argument("--model", default="smollm2-135m", help="backbone, name or folder (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--clients", type=int, default=64, help="at once (default: %(default)s)")
@@ -102,7 +99,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="at most (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=6, help="no further round is begun that would end later (default: %(default)s)")
     parser.add_argument("--check", type=int, default=4, help="requests of each kind asked of each server first (default: %(default)s)")
-    parser.add_argument("--json", type=Path)
     return parser.parse_args(argv)
 
 

@@ -1,9 +1,9 @@
 """Train on real preference pairs and score held-out ones with the commands a user types, and write down what came out.
 
-    python bench/real_pairs.py --data ../shared/data --json bench/results/real_pairs_cpu.json
+    python -m research.real_pairs --data FOLDER --json research/results/real_pairs_cpu.json
 
-DATA holds pairs_train.jsonl.gz and pairs_test.jsonl.gz with the columns prompt, chosen, rejected, subset (docs/results.md says where
-they come from). Training takes the first 512 pairs, scoring 500 drawn from the test file with a fixed seed.
+FOLDER holds pairs_train.jsonl.gz and pairs_test.jsonl.gz with the columns prompt, chosen, rejected, subset (README.md says where they
+come from). Training takes the first 512 pairs, scoring 500 drawn from the test file with a fixed seed. Half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -13,20 +13,18 @@ import gzip
 import json
 import random
 import shlex
-import subprocess
-import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import environment
-
+from bench import environment
+from research.commands import run_command
 from srm.evaluation.pairs import accuracy_by_subset, pair_outcomes, scored_rows
 
 
 def main() -> None:
     arguments = _arguments()
-    work = Path(arguments.output_dir)
+    work: Path = arguments.output_dir
     work.mkdir(parents=True, exist_ok=True)
     drawn = _draw(arguments.data / "pairs_test.jsonl.gz", arguments.num_test, arguments.seed, work / "drawn.jsonl")
     train = shlex.split(
@@ -45,23 +43,20 @@ def main() -> None:
         "num_train": arguments.num_train,
         "accuracy": [asdict(row) for row in accuracy_by_subset(pair_outcomes(scored_rows(str(drawn), work / "scores.jsonl")))],
     }
-    if arguments.json:
-        Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n")
+    environment.write(arguments.json, result)
     for row in result["accuracy"]:
         print(f"{row['subset']:24} {row['num_pairs']:5} pairs   model {row['accuracy']:.1%}   longer wins {row['longer_wins']:.1%}")
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = environment.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--num_train", type=int, default=512)
     parser.add_argument("--num_test", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output_dir", default="outputs/real_pairs")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/real_pairs"))
     parser.add_argument("--score_only", action="store_true", help="take the model that an earlier run left in --output_dir")
-    parser.add_argument("--json")
     return parser.parse_args()
 
 
@@ -72,21 +67,15 @@ def _draw(source: Path, count: int, seed: int, target: Path) -> Path:
     return target
 
 
-def _train(command: list[str], work: Path) -> dict[str, object]:
+def _train(command: list[str], work: Path) -> dict[str, Any]:
     record = {**environment.describe(), **_run(command, work / "train.log")}
-    (work / "train.json").write_text(json.dumps(record, indent=2) + "\n")
+    environment.write(work / "train.json", record)
     return record
 
 
-def _run(command: list[str], log: Path) -> dict[str, object]:
-    """Run one of our commands, its output kept in `log`; the command and its seconds."""
+def _run(command: list[str], log: Path) -> dict[str, Any]:
     print("$", shlex.join(command), flush=True)
-    start = time.monotonic()
-    with log.open("w") as file:
-        done = subprocess.run([sys.executable, "-m", f"srm.cli.{command[0][4:]}", *command[1:]], stdout=file, stderr=file, check=False)
-    if done.returncode:
-        sys.exit(f"{command[0]} failed with exit code {done.returncode}; its output is in {log}")
-    return {"command": shlex.join(command), "seconds": round(time.monotonic() - start, 1)}
+    return {"command": shlex.join(command), "seconds": run_command(command, log)}
 
 
 if __name__ == "__main__":
