@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["describe", "parser", "settings", "write"]
+__all__ = ["describe", "parser", "say", "settings", "write"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "nltk", "peft", "trl")
@@ -45,6 +46,11 @@ def write(path: Path | None, result: Mapping[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def say(line: str) -> None:
+    """A line on how it goes, at once and apart from the results."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, str]:

@@ -126,7 +126,9 @@ def _load(name: str, arguments: argparse.Namespace, model: SentenceRewardModel) 
         prompts[start : start + arguments.clients] = draw.sample(block, len(block))
     started = time.perf_counter()
     expected = [scored.reward for scored in model.score(prompts, responses)]
-    _say(f"{name}: {len(prompts)} requests; model.score took {time.perf_counter() - started:.1f} s, the servers loading beside it")
+    environment.say(
+        f"{name}: {len(prompts)} requests; model.score took {time.perf_counter() - started:.1f} s, the servers loading beside it"
+    )
     return Load(
         name=name,
         prompts=prompts,
@@ -220,7 +222,7 @@ def _rounds(urls: dict[str, str], loads: list[Load], arguments: argparse.Namespa
                 counts[server] = len(load.prompts) if server == "batching" else min(len(load.prompts), arguments.plain)
                 answer = _ask(urls[server], load, arguments, count=counts[server])
                 seconds[server], errors[server] = answer[0], _check(server, load, answer)
-                _say(f"round {number + 1}, {load.name}, {server}: {counts[server]} requests in {seconds[server]:.1f} s")
+                environment.say(f"round {number + 1}, {load.name}, {server}: {counts[server]} requests in {seconds[server]:.1f} s")
             rounds[load.name].append({"requests": counts, "seconds": seconds, "reward_error": errors})
         took = time.monotonic() - started
         if time.monotonic() - began + took > 60 * arguments.minutes:
@@ -248,10 +250,6 @@ def _summary(load: Load, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "low": round(min(ratios), 3),
         "high": round(max(ratios), 3),
     }
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.batch_size % arguments.pass_size:
         sys.exit(f"throughput: --batch_size {arguments.batch_size} is not a multiple of --pass_size {arguments.pass_size}")
     models = Models(arguments.model, dtype=getattr(torch, arguments.dtype), device=device)
-    _say(f"{arguments.model}, {models.num_weights / 1e6:.0f} M weights outside the embedding, {arguments.dtype}, {device}")
+    environment.say(f"{arguments.model}, {models.num_weights / 1e6:.0f} M weights outside the embedding, {arguments.dtype}, {device}")
     result: dict[str, Any] = {**environment.describe(), "settings": environment.settings(arguments), "modes": {}}
     product: list[float] = []
     for mode in arguments.modes:
@@ -149,7 +149,7 @@ def _installed(choices: Sequence[str], *, needs: str, names: Sequence[str], what
     """`choices`, without those of `names` where the package that they need is missing."""
     if importlib.util.find_spec(needs) is not None:
         return list(choices)
-    _say(f"{needs} is not installed: {what} left out")
+    environment.say(f"{needs} is not installed: {what} left out")
     return [choice for choice in choices if choice not in names]
 
 
@@ -218,7 +218,7 @@ def _check(mode: str, models: Models, contenders: dict[str, Contender], rows: Ro
                 f"throughput: {mode}: {name} gives other rewards, off by {error:.3g} of their spread, where rounding is at most "
                 f"{tolerance:g}; nothing is timed"
             )
-    _say(f"{mode}: same rewards, off by at most {max(errors.values()):.1e} of their spread")
+    environment.say(f"{mode}: same rewards, off by at most {max(errors.values()):.1e} of their spread")
     return errors
 
 
@@ -238,7 +238,9 @@ def _time(
                 gc.collect()  # or garbage from before counts as held
             with measure_peak(models.device) if i == 0 else nullcontext(Peak()) as peak:
                 record = _run(models.device, contenders[name], chosen[name][i])
-            _say(f"{mode} {'warm-up' if i == 0 else f'{i}/{rounds - 1}'}  {name:12} {record['tokens']:7} tokens {record['seconds']:7.2f} s")
+            environment.say(
+                f"{mode} {'warm-up' if i == 0 else f'{i}/{rounds - 1}'}  {name:12} {record['tokens']:7} tokens {record['seconds']:7.2f} s"
+            )
             if i:
                 measured[name].append(record)
             else:
@@ -353,10 +355,6 @@ def _print(result: dict[str, Any]) -> None:
             )
             if row["note"]:
                 print(f"{'':12} {row['note']}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

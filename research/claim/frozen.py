@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,11 @@ from research.claim.features import Features, cached_features, frozen_model
 from research.claim.heads import BATCH, EPOCHS, HEADS, RATES, Head, outputs, scored, train
 from research.claim.runs import Run, scores_of
 from research.claim.summary import RANKED, accuracy, summarise, table, write
-from research.claim.variants import Budget
+from research.claim.variants import BUDGETS
 from srm.evaluation.spans import read_spans
 from srm.evaluation.suites import SuiteRow, read_suite
 
-SIZE = Budget(
-    train_pairs=3000,
-    test_pairs=1000,
-    suite_pairs=1000,
-    span_responses=100,
-    max_chars=1200,
-    learning_rates=RATES,
-    tune_pairs=None,
-    seeds=(0, 1, 2),
-    flags="",
-)
+SIZE = dataclasses.replace(BUDGETS["cpu_hours"], train_pairs=3000, max_chars=1200, learning_rates=RATES, flags="")
 
 
 class Study:
@@ -55,7 +44,7 @@ class Study:
         model = frozen_model(arguments.model_name_or_path)
         self.features: dict[str, Features] = {}
         for name, of in rows.items():
-            print(f"{name}: features of {len(of)} rows", file=sys.stderr)
+            environment.say(f"{name}: features of {len(of)} rows")
             path = arguments.output_dir / "features" / f"{name}.pt"
             self.features[name] = cached_features(path, model, of, max_length=SIZE.score_max_length)
         self.scale = self.features["train"].scale
@@ -99,7 +88,7 @@ def main() -> None:
         setting, tried = study.tuned(head)
         tuning[name] = {"chosen": setting, "accuracy": tried}
         runs += [study.finish(name, head, setting, seed) for seed in SIZE.seeds]
-        print(f"{name}: {setting}, {max(tried.values()):.1%} of the tuning pairs", file=sys.stderr)
+        environment.say(f"{name}: {setting}, {max(tried.values()):.1%} of the tuning pairs")
     rows = summarise(runs, study.folder, {name: study.suites[name] for name in RANKED}, study.spans)
     result = {
         **environment.describe(),
