@@ -4,7 +4,8 @@
 
 before: decode the ids, `model.score` the text, find each sentence's last token again. after: `model.score_tokens`. Both are the
 library's own calls with a clock around their parts. Everything but the forward runs on all responses, in turns, and the median of the
-rounds counts. The forward is the same in both; it is timed on the first `--forward_responses` and scaled by tokens.
+rounds counts. The forward is the same in both; it is timed on the first `--forward_responses` and scaled by tokens. Without --input it
+needs no data.
 """
 
 from __future__ import annotations

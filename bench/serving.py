@@ -6,7 +6,7 @@ Two servers of the same model run side by side as processes of their own, one wi
 them is always idle. Two kinds of load: groups of requests that share a prompt, and requests whose prompts all differ. Before anything is
 timed, both servers must give model.score's rewards on some of the requests; every reward of the timed rounds is checked too, and a wrong
 one ends the benchmark without a result. A server without batching answers at a constant rate, so --plain requests show it. With the
-defaults it takes four to six minutes on two CPU cores.
+defaults it takes four to six minutes on two CPU cores. Needs the extra `serve`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How fast reward models train and score, ours beside its peers: same weights, same pairs, same truncation, in turn within one run.
 
-    python bench/throughput.py --input ../shared/data/pairs_train.jsonl.gz --json outputs/throughput.json --plot outputs/throughput.png
+    python bench/throughput.py --input pairs.jsonl.gz --json outputs/throughput.json --plot outputs/throughput.png
 
 Without --input the pairs are generated, as long as real ones. Providers: our packing modes shared, packed and none; trl, its RewardTrainer
 as it comes, and trl-grouped, the same with batches grouped by length (training); hf-padded, AutoModelForSequenceClassification on
@@ -10,7 +10,7 @@ Every provider cuts all rows into its own batches. A spread of them, from small 
 is scaled to the tokens that the provider runs in the whole epoch: random batches differ too much in padding to time a few and stop.
 
 The modes length (scoring) and length-train (both passes) ask what a token costs in packed rows of 4k to 64k tokens of equal sequences.
-docs/throughput.md says what each number means.
+docs/throughput.md says what each number means. Training needs greenlet and, for its peers, trl.
 """
 
 from __future__ import annotations
