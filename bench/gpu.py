@@ -3,7 +3,8 @@
     python bench/gpu.py --output_dir outputs/gpu [--input pairs.jsonl.gz]
 
 Each part has a share of the time and is stopped when that is over. A part that fails is reported and makes the exit code 1; the next one
-runs all the same. Leaves gpu.json (exit codes, seconds, the end of each part's output), gpu.md, and what the benchmarks write. Needs a CUDA device and greenlet.
+runs all the same. Leaves gpu.json (exit codes, seconds, the end of each part's output), gpu.md, and what the benchmarks write.
+Needs a CUDA device and greenlet.
 """
 
 from __future__ import annotations
