@@ -1,24 +1,28 @@
-"""What a measured number needs beside it: device, versions, commit, settings. Every script in this folder puts it into its JSON."""
+"""What every script that measures shares: its flags, and a JSON file with device, versions, commit and settings beside the numbers."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 
-__all__ = ["describe", "settings"]
+__all__ = ["describe", "parser", "say", "settings", "write"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "nltk", "peft", "trl")
 
 
-def describe() -> dict[str, object]:
+def describe() -> dict[str, Any]:
     """Device, CPU threads of torch, versions, commit (with `-dirty` where files differ from it) and time of this run."""
     return {
         "device": _gpu() or _cpu(),
@@ -28,6 +32,25 @@ def describe() -> dict[str, object]:
         "commit": _commit(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def parser(documentation: str | None, **options: Any) -> argparse.ArgumentParser:
+    """A parser with `--json`, whose help is the docstring of the script. options: of `argparse.ArgumentParser`."""
+    made = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    made.add_argument("--json", type=Path, help="file to write what was measured to")
+    return made
+
+
+def write(path: Path | None, result: Mapping[str, Any]) -> None:
+    """Write `result` as JSON; nothing where no `path` was given."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def say(line: str) -> None:
+    """A line on how it goes, at once and apart from the results."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, str]:

@@ -1,9 +1,10 @@
 """Everything that needs a GPU, in one command of under 9 minutes: the tests, the kernel benchmark, the throughput benchmark.
 
-    python bench/gpu.py --output_dir bench/results/gpu [--input pairs.jsonl.gz]
+    python bench/gpu.py --output_dir outputs/gpu [--input pairs.jsonl.gz]
 
 Each part has a share of the time and is stopped when that is over. A part that fails is reported and makes the exit code 1; the next one
 runs all the same. Leaves gpu.json (exit codes, seconds, the end of each part's output), gpu.md, and what the benchmarks write.
+Needs a CUDA device and greenlet.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import os
 import re
 import signal
@@ -68,8 +68,7 @@ def main() -> int:
         sys.exit("bench/gpu.py: greenlet is not installed, and training cannot be timed without it. Run `pip install greenlet`.")
     outcomes = run_parts(gpu_parts(arguments.output_dir, arguments.input), 60 * arguments.minutes)
     result = {**environment.describe(), "parts": [{**vars(outcome), "verdict": outcome.verdict} for outcome in outcomes]}
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    (arguments.output_dir / "gpu.json").write_text(json.dumps(result, indent=2) + "\n")
+    environment.write(arguments.output_dir / "gpu.json", result)
     rows = [f"| {o.name} | {o.verdict} | {o.seconds:.0f} | {o.summary.replace('|', '/')} |" for o in outcomes]
     head = [f"{result['device']}, commit {result['commit']}, {result['time']}", "", "| part | verdict | seconds | last line |"]
     table = "\n".join([*head, "|---|---|---|---|", *rows]) + "\n"
@@ -79,22 +78,20 @@ def main() -> int:
 
 
 def gpu_parts(output_dir: Path, source: str | None) -> list[Part]:
-    """The tests, the kernels, and the throughput where its script is there."""
+    """The tests, the kernels, the throughput."""
     python, bench = sys.executable, ROOT / "bench"
     lengths = ("--input", source) if source else ()
     # Most of the tests' time is compilation, on the CPU.
     workers = ("-n", "4") if importlib.util.find_spec("xdist") else ()
     kernels = ("--output_dir", str(output_dir), "--budget", "0.5", "--time_limit", SECONDS)
-    parts = [
+    outputs = ("--json", str(output_dir / "throughput.json"), "--plot", str(output_dir / "throughput.png"))
+    model = ("--model", "random-llama-1b", "--device", "cuda", "--modes", "train,score,group,length,length-train")
+    throughput = (*model, "--minutes", MINUTES, *outputs)
+    return [
         Part(name="tests", command=(python, "-m", "pytest", "-q", "-m", "gpu", *workers), share=0.4),
         Part(name="kernels", command=(python, str(bench / "kernels.py"), *kernels, *lengths), share=0.75),
+        Part(name="throughput", command=(python, str(bench / "throughput.py"), *throughput)),
     ]
-    if (bench / "throughput.py").exists():
-        outputs = ("--json", str(output_dir / "throughput.json"), "--plot", str(output_dir / "throughput.png"))
-        modes = ("--modes", "train,score,group,length,length-train")
-        model = ("--model", "random-llama-1b", "--device", "cuda", "--minutes", MINUTES, *modes)
-        parts.append(Part(name="throughput", command=(python, str(bench / "throughput.py"), *model, *outputs)))
-    return parts
 
 
 def run_parts(parts: Sequence[Part], seconds: float) -> list[Outcome]:
@@ -137,7 +134,7 @@ def _run(part: Part, limit: float) -> Outcome:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "bench" / "results" / "gpu")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/gpu"), help="folder of the reports (default: %(default)s)")
     parser.add_argument("--input", help="preference pairs to take lengths from; a distribution fitted to public ones where it is not given")
     parser.add_argument("--minutes", type=float, default=8.8, help="time for all parts together (default: %(default)s)")
     arguments = parser.parse_args()

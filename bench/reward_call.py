@@ -4,7 +4,8 @@
 
 before: decode the ids, `model.score` the text, find each sentence's last token again. after: `model.score_tokens`. Both are the
 library's own calls with a clock around their parts. Everything but the forward runs on all responses, in turns, and the median of the
-rounds counts. The forward is the same in both; it is timed on the first `--forward_responses` and scaled by tokens.
+rounds counts. The forward is the same in both; it is timed on the first `--forward_responses` and scaled by tokens. Without --input it
+needs no data.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -92,7 +92,7 @@ class Clock:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = environment.parser(__doc__)
     parser.add_argument("--input", help="pairs whose responses of about the wanted length to take; generated ones where it is not given")
     parser.add_argument("--model", default="smollm2-135m", help="backbone of the reward model")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the backbone")
@@ -101,7 +101,6 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8, help="responses to a prompt")
     parser.add_argument("--forward_responses", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     model = SentenceRewardModel.from_backbone(arguments.model, dtype=getattr(torch, arguments.dtype)).eval()
     work = find_work(model, arguments)
@@ -121,11 +120,8 @@ def main() -> None:
         "milliseconds_without_forward": {name: round(sum(spent.values()) - spent["forward"], 1) for name, spent in parts.items()},
         "milliseconds_in_all": {name: round(sum(spent.values()), 1) for name, spent in parts.items()},
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n")
+    print(json.dumps(result, indent=2))
+    environment.write(arguments.json, result)
 
 
 def find_work(model: SentenceRewardModel, arguments: argparse.Namespace) -> Work:

@@ -6,14 +6,13 @@ Two servers of the same model run side by side as processes of their own, one wi
 them is always idle. Two kinds of load: groups of requests that share a prompt, and requests whose prompts all differ. Before anything is
 timed, both servers must give model.score's rewards on some of the requests; every reward of the timed rounds is checked too, and a wrong
 one ends the benchmark without a result. A server without batching answers at a constant rate, so --plain requests show it. With the
-defaults it takes four to six minutes on two CPU cores.
+defaults it takes four to six minutes on two CPU cores. Needs the extra `serve`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import socket
@@ -80,13 +79,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, load in result["loads"].items():
         speeds = ", ".join(f"{server} {speed:.2f}/s" for server, speed in load["requests_per_second"].items())
         print(f"{name}: {speeds}; batching is {load['speedup']:.2f} times as fast ({load['low']:.2f}-{load['high']:.2f})")
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    environment.write(arguments.json, result)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = environment.parser(__doc__)
     parser.add_argument("--model", default="smollm2-135m", help="backbone, name or folder (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--clients", type=int, default=64, help="at once (default: %(default)s)")
@@ -102,7 +99,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="at most (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=6, help="no further round is begun that would end later (default: %(default)s)")
     parser.add_argument("--check", type=int, default=4, help="requests of each kind asked of each server first (default: %(default)s)")
-    parser.add_argument("--json", type=Path)
     return parser.parse_args(argv)
 
 
@@ -130,7 +126,9 @@ def _load(name: str, arguments: argparse.Namespace, model: SentenceRewardModel) 
         prompts[start : start + arguments.clients] = draw.sample(block, len(block))
     started = time.perf_counter()
     expected = [scored.reward for scored in model.score(prompts, responses)]
-    _say(f"{name}: {len(prompts)} requests; model.score took {time.perf_counter() - started:.1f} s, the servers loading beside it")
+    environment.say(
+        f"{name}: {len(prompts)} requests; model.score took {time.perf_counter() - started:.1f} s, the servers loading beside it"
+    )
     return Load(
         name=name,
         prompts=prompts,
@@ -224,7 +222,7 @@ def _rounds(urls: dict[str, str], loads: list[Load], arguments: argparse.Namespa
                 counts[server] = len(load.prompts) if server == "batching" else min(len(load.prompts), arguments.plain)
                 answer = _ask(urls[server], load, arguments, count=counts[server])
                 seconds[server], errors[server] = answer[0], _check(server, load, answer)
-                _say(f"round {number + 1}, {load.name}, {server}: {counts[server]} requests in {seconds[server]:.1f} s")
+                environment.say(f"round {number + 1}, {load.name}, {server}: {counts[server]} requests in {seconds[server]:.1f} s")
             rounds[load.name].append({"requests": counts, "seconds": seconds, "reward_error": errors})
         took = time.monotonic() - started
         if time.monotonic() - began + took > 60 * arguments.minutes:
@@ -252,10 +250,6 @@ def _summary(load: Load, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "low": round(min(ratios), 3),
         "high": round(max(ratios), 3),
     }
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast reward models train and score, ours beside its peers: same weights, same pairs, same truncation, in turn within one run.
 
-    python bench/throughput.py --input ../shared/data/pairs_train.jsonl.gz --json bench/results/throughput_cpu.json --plot throughput.png
+    python bench/throughput.py --input pairs.jsonl.gz --json outputs/throughput.json --plot outputs/throughput.png
 
 Without --input the pairs are generated, as long as real ones. Providers: our packing modes shared, packed and none; trl, its RewardTrainer
 as it comes, and trl-grouped, the same with batches grouped by length (training); hf-padded, AutoModelForSequenceClassification on
@@ -10,14 +10,14 @@ Every provider cuts all rows into its own batches. A spread of them, from small 
 is scaled to the tokens that the provider runs in the whole epoch: random batches differ too much in padding to time a few and stop.
 
 The modes length (scoring) and length-train (both passes) ask what a token costs in packed rows of 4k to 64k tokens of equal sequences.
-docs/throughput.md says what each number means.
+docs/throughput.md says what each number means. Training needs greenlet and, for its peers, trl.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
-import json
 import statistics
 import sys
 import time
@@ -28,11 +28,12 @@ from typing import Any
 
 import environment
 import torch
-from peak import Peak, gigabytes, measure_peak
 from providers import OURS, Batch, Contender, Models, Rows, hf_padded, ours
 from throughput_length import GROUP_TOKENS, length_contenders, length_summary, print_lengths
+from throughput_plot import plot
+from timing import Peak, measure_peak, wait
 from trainers import TRL, Turns, ours_trainer, trl_trainer
-from workloads import generated_groups, generated_pairs, read_pairs
+from workloads import generated_groups, generated_pairs, read_pairs, real_tokens
 
 from srm.memory import keep_freed_memory
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.batch_size % arguments.pass_size:
         sys.exit(f"throughput: --batch_size {arguments.batch_size} is not a multiple of --pass_size {arguments.pass_size}")
     models = Models(arguments.model, dtype=getattr(torch, arguments.dtype), device=device)
-    _say(f"{arguments.model}, {models.num_weights / 1e6:.0f} M weights outside the embedding, {arguments.dtype}, {device}")
+    environment.say(f"{arguments.model}, {models.num_weights / 1e6:.0f} M weights outside the embedding, {arguments.dtype}, {device}")
     result: dict[str, Any] = {**environment.describe(), "settings": environment.settings(arguments), "modes": {}}
     product: list[float] = []
     for mode in arguments.modes:
@@ -64,14 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         measure = _measure_lengths if mode in LENGTH_MODES else _measure
         result["modes"][mode] = measure(mode, arguments, models, limit, product)
         result["product_tflops"] = round(statistics.median(product) / 1e12, 4)
-        if arguments.json:
-            # After every mode: the next one may be stopped.
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        # After every mode: the next one may be stopped.
+        environment.write(arguments.json, result)
     _print(result)
     if arguments.plot:
-        from throughput_plot import plot
-
         plot(result, arguments.plot)
 
 
@@ -97,7 +94,7 @@ def _measure_lengths(mode: str, arguments: argparse.Namespace, models: Models, l
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = environment.parser(__doc__)
     listed = {"type": lambda text: text.split(",")}
     parser.add_argument(
         "--providers", **listed, help=f"comma-separated: {','.join(PROVIDERS)} (default: all; without trl's where it is not installed)"
@@ -129,8 +126,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", type=int, default=4, help="rows on which rewards are compared (default: %(default)s)")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the weights (default: %(default)s)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--plot", type=Path, help="file of a picture")
     arguments = parser.parse_args(argv)
     if arguments.providers is None:
         arguments.providers = _installed(PROVIDERS, needs="trl", names=TRL, what="its trainers are")
@@ -153,7 +149,7 @@ def _installed(choices: Sequence[str], *, needs: str, names: Sequence[str], what
     """`choices`, without those of `names` where the package that they need is missing."""
     if importlib.util.find_spec(needs) is not None:
         return list(choices)
-    _say(f"{needs} is not installed: {what} left out")
+    environment.say(f"{needs} is not installed: {what} left out")
     return [choice for choice in choices if choice not in names]
 
 
@@ -222,29 +218,33 @@ def _check(mode: str, models: Models, contenders: dict[str, Contender], rows: Ro
                 f"throughput: {mode}: {name} gives other rewards, off by {error:.3g} of their spread, where rounding is at most "
                 f"{tolerance:g}; nothing is timed"
             )
-    _say(f"{mode}: same rewards, off by at most {max(errors.values()):.1e} of their spread")
+    environment.say(f"{mode}: same rewards, off by at most {max(errors.values()):.1e} of their spread")
     return errors
 
 
 def _time(
     mode: str, models: Models, contenders: dict[str, Contender], chosen: dict[str, list[Batch]], limit: float, product: list[float]
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int | None]]:
-    """Seconds and tokens of each timed batch, by provider, and the peak memory of the warm-up's; all providers run once a round."""
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, float | None]]:
+    """Seconds and tokens of each timed batch, by provider, and the peak gigabytes of the warm-up's; all providers run once a round."""
     start = time.monotonic()
     names = list(contenders)
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    peaks: dict[str, int | None] = {}
+    peaks: dict[str, float | None] = {}
     rounds = min(map(len, chosen.values()))
     for i in range(rounds):
         began = time.monotonic()
         for name in names[i % len(names) :] + names[: i % len(names)]:
+            if i == 0:
+                gc.collect()  # or garbage from before counts as held
             with measure_peak(models.device) if i == 0 else nullcontext(Peak()) as peak:
                 record = _run(models.device, contenders[name], chosen[name][i])
-            _say(f"{mode} {'warm-up' if i == 0 else f'{i}/{rounds - 1}'}  {name:12} {record['tokens']:7} tokens {record['seconds']:7.2f} s")
+            environment.say(
+                f"{mode} {'warm-up' if i == 0 else f'{i}/{rounds - 1}'}  {name:12} {record['tokens']:7} tokens {record['seconds']:7.2f} s"
+            )
             if i:
                 measured[name].append(record)
             else:
-                peaks[name] = peak.bytes
+                peaks[name] = peak.gigabytes
         product.append(_product(models))
         now = time.monotonic()
         if i >= 2 and now - start + (now - began) > limit:
@@ -260,10 +260,10 @@ def _run(device: torch.device, contender: Contender, batch: Batch) -> dict[str, 
         seen.append((args[0] if args else kwargs["input_ids"]).numel())
 
     hook = contender.backbone.register_forward_pre_hook(count, with_kwargs=True)
-    _wait(device)
+    wait(device)
     start = time.perf_counter()
     contender.run(batch)
-    _wait(device)
+    wait(device)
     seconds = time.perf_counter() - start
     hook.remove()
     assert sum(seen) == batch.tokens, f"{sum(seen)} tokens went through the backbone, and {batch.tokens} were claimed"
@@ -278,10 +278,10 @@ def _product(models: Models) -> float:
     right = torch.randn(outer, inner, device=models.device, dtype=torch.bfloat16)
     times = []
     for _ in range(6):
-        _wait(models.device)
+        wait(models.device)
         start = time.perf_counter()
         torch.nn.functional.linear(left, right)
-        _wait(models.device)
+        wait(models.device)
         times.append(time.perf_counter() - start)
     return 2 * rows * inner * outer / statistics.median(times[1:])
 
@@ -291,7 +291,7 @@ def _summary(
     models: Models,
     contenders: dict[str, Contender],
     rounds: dict[str, list[dict[str, Any]]],
-    peaks: dict[str, int | None],
+    peaks: dict[str, float | None],
     rows: Rows,
     product: float,
     errors: dict[str, float],
@@ -316,7 +316,7 @@ def _summary(
             "real_tokens_per_second": real_per_unit / seconds,
             "tokens_run_per_real_token": run / real,
             "utilisation": flops / statistics.median(per_token) / product,
-            "peak_gb": gigabytes(peaks[name]),
+            "peak_gb": peaks[name],
             "reward_error": errors[name],
             "note": contender.note,
             "rounds": rounds[name],
@@ -325,8 +325,7 @@ def _summary(
 
 
 def _real_tokens_per_unit(mode: str, rows: Rows) -> float:
-    total = sum(len(row.prompt_ids) * len(row.responses) + sum(len(response.ids) for response in row.responses) for row in rows)
-    return total / (sum(len(row.responses) for row in rows) if mode == "group" else len(rows))
+    return real_tokens(rows) / (sum(len(row.responses) for row in rows) if mode == "group" else len(rows))
 
 
 def _ratios(per_unit: dict[str, list[float]], tokens_per_unit: dict[str, float]) -> dict[str, Any]:
@@ -356,15 +355,6 @@ def _print(result: dict[str, Any]) -> None:
             )
             if row["note"]:
                 print(f"{'':12} {row['note']}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from peak import gigabytes
 from providers import Batch, Contender, Models, ours
 from workloads import generated_groups, real_tokens
 
@@ -54,7 +53,7 @@ def _training(models: Models) -> Contender:
 
 
 def length_summary(
-    rounds: dict[str, list[dict[str, Any]]], peaks: dict[str, int | None], *, operations: float, product: float, errors: dict[str, float]
+    rounds: dict[str, list[dict[str, Any]]], peaks: dict[str, float | None], *, operations: float, product: float, errors: dict[str, float]
 ) -> dict[str, Any]:
     """Of each length, the seconds of a token at the median, and round by round against the shortest.
 
@@ -71,7 +70,7 @@ def length_summary(
             "low": min(relative),
             "high": max(relative),
             "utilisation": operations / statistics.median(seconds) / product,
-            "peak_gb": gigabytes(peaks[length]),
+            "peak_gb": peaks[length],
             "rounds": rounds[length],
         }
     return {"sequences": f"{_SIZE} responses of {_RESPONSE} tokens to prompts of {_PROMPT}", "lengths": lengths, "reward_error": errors}

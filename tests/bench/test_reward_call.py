@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,9 +19,8 @@ TEXTS = [
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "bench"))
-    return importlib.import_module("reward_call")
+def script(load: Callable[[str], Any]) -> Any:
+    return load("reward_call")
 
 
 @pytest.fixture
@@ -33,12 +29,12 @@ def model(awake_model: Callable[..., SentenceRewardModel]) -> SentenceRewardMode
 
 
 @pytest.fixture
-def work(bench: ModuleType, model: SentenceRewardModel) -> Any:
+def work(script: Any, model: SentenceRewardModel) -> Any:
     prompts = ["Why is bread salty?", "Where is the cat?"]
     rows = [one.ids for one in model.encoder.encode_responses(TEXTS)]
     end = model.encoder.tokenizer.eos_token_id
     width = 1 + max(map(len, rows))
-    return bench.Work(
+    return script.Work(
         prompts=prompts,
         prompt_ids=[model.encoder.encode_prompt(prompt) for prompt in prompts],
         response_ids=torch.tensor([row + [end] * (width - len(row)) for row in rows]),
@@ -46,20 +42,20 @@ def work(bench: ModuleType, model: SentenceRewardModel) -> Any:
     )
 
 
-def test_both_ways_give_the_same_rewards(bench: ModuleType, model: SentenceRewardModel, work: Any) -> None:
-    assert bench.check(model, work)["boundaries_in_one"] == 0
-    clock = bench.Clock()
-    scored = bench.after(model, work, clock)
-    text_way = bench.before(model, work, clock, bench.Vocabulary.of(model))
+def test_both_ways_give_the_same_rewards(script: Any, model: SentenceRewardModel, work: Any) -> None:
+    assert script.check(model, work)["boundaries_in_one"] == 0
+    clock = script.Clock()
+    scored = script.after(model, work, clock)
+    text_way = script.before(model, work, clock, script.Vocabulary.of(model))
     torch.testing.assert_close(text_way, scored.to_padded(scored.weighted_reward), atol=1e-5, rtol=1e-4)
 
 
-def test_every_part_is_timed(bench: ModuleType, model: SentenceRewardModel, work: Any) -> None:
-    spent = bench.time_host(model, work, rounds=2)
-    assert set(spent["before"]) == set(bench.PARTS) - {"forward"}
+def test_every_part_is_timed(script: Any, model: SentenceRewardModel, work: Any) -> None:
+    spent = script.time_host(model, work, rounds=2)
+    assert set(spent["before"]) == set(script.PARTS) - {"forward"}
     assert set(spent["after"]) == {"segment", "pack", "head", "scatter", "rest"}
     assert all(milliseconds > 0 for parts in spent.values() for milliseconds in parts.values())
-    forward = bench.time_forward(model, work, responses=1, rounds=1)
+    forward = script.time_forward(model, work, responses=1, rounds=1)
     # The first group alone, and that times the tokens of both.
     sizes = [len(ids) for ids in work.prompt_ids]
     lengths = work.lengths.tolist()
@@ -70,16 +66,16 @@ def test_every_part_is_timed(bench: ModuleType, model: SentenceRewardModel, work
     )
 
 
-def test_other_boundaries_stop_the_run(bench: ModuleType, model: SentenceRewardModel, work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.tokens_module, "_sentence_ends", lambda model, policy, padded, lengths: [[0]] * len(padded))
+def test_other_boundaries_stop_the_run(script: Any, model: SentenceRewardModel, work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script.tokens_module, "_sentence_ends", lambda model, policy, padded, lengths: [[0]] * len(padded))
     with pytest.raises(SystemExit, match=r"below 0\.97; nothing is timed"):
-        bench.check(model, work)
+        script.check(model, work)
 
 
-def test_a_part_inside_another_is_taken_out(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = bench.Clock()
+def test_a_part_inside_another_is_taken_out(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = script.Clock()
     ticks = iter([0.0, 1.0, 3.0, 6.0])
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(script.time, "perf_counter", lambda: next(ticks))
     with clock.part("outer"), clock.part("inner"):
         pass
     assert clock.spent == {"outer": 1.0 + 3.0, "inner": 2.0}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,10 @@ import pytest
 for name in ("fastapi", "prometheus_client", "httpx"):
     pytest.importorskip(name, reason="the server needs the extra `serve`")
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
-
 
 @pytest.fixture
-def serving(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCH))
-    return importlib.import_module("serving")
+def serving(load: Any) -> Any:
+    return load("serving")
 
 
 def flags(model: Path, *more: str) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
-import importlib
 import json
 import threading
 from pathlib import Path
@@ -14,23 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
 TINY = (
     *("--model", "random-tiny", "--pairs", "24", "--max_length", "64", "--batch_size", "4", "--rounds", "2"),
     *("--group", "4x8x24", "--tokens_per_batch", "512", "--device", "cpu"),
 )
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCH))
-
-    def load(name: str) -> Any:
-        module = importlib.import_module(name)
-        gc.freeze()  # or each batch that is measured would look for garbage among all imports
-        return module
-
-    return load
 
 
 def test_every_mode_end_to_end(load: Any, tmp_path: Path) -> None:
@@ -130,16 +115,6 @@ def test_generated_pairs_are_as_long_as_real_ones(load: Any) -> None:
     ends = rows[0].responses[0].sentence_ends
     assert ends[-1] == len(rows[0].responses[0].ids) - 1
     assert (np.diff(ends) > 0).all()
-
-
-def test_peak_is_what_the_block_held(load: Any) -> None:
-    measure_peak = load("peak").measure_peak
-    for megabytes in (80, 20):  # a later, smaller one is not blamed for an earlier one
-        with measure_peak(torch.device("cpu")) as peak:
-            torch.ones(megabytes * 250_000)
-        if peak.bytes is None:
-            pytest.skip("this system does not let a process reset its peak memory")
-        assert peak.bytes == pytest.approx(megabytes * 1e6, rel=0.2)
 
 
 def test_a_prompt_of_several_rows_is_counted_once_where_it_runs_once(load: Any) -> None:

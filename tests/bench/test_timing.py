@@ -1,22 +1,14 @@
 """Timing: what counts, what does not, and that all jobs take turns."""
 
-import importlib.util
-import sys
 import time
-from pathlib import Path
 
 import pytest
+import torch
 
-PATH = Path(__file__).resolve().parents[2] / "bench" / "timing.py"
 
-
-@pytest.fixture(scope="module")
-def timing():
-    spec = importlib.util.spec_from_file_location("bench_timing", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # The dataclass decorator looks its module up.
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def timing(load):
+    return load("timing")
 
 
 def test_only_the_run_counts(timing):
@@ -45,3 +37,12 @@ def test_rounds_follow_the_budget(timing):
 
 def test_no_peak_memory_without_a_gpu(timing):
     assert timing.peak_bytes(timing.Job(run=lambda _: None), "cpu") is None
+
+
+def test_peak_is_what_the_block_held(timing):
+    for megabytes in (80, 20):  # a later, smaller one is not blamed for an earlier one
+        with timing.measure_peak(torch.device("cpu")) as peak:
+            torch.ones(megabytes * 250_000)
+        if peak.bytes is None:
+            pytest.skip("this system does not let a process reset its peak memory")
+        assert peak.bytes == pytest.approx(megabytes * 1e6, rel=0.2)

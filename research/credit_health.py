@@ -1,10 +1,11 @@
 """Does the logged `mean_value_accuracy` tell sentence rewards that mean something from those that do not?
 
-    python bench/credit_health.py --input pairs_train.jsonl.gz --json bench/results/credit_health_cpu.json
+    python -m research.credit_health --input pairs_train.jsonl.gz --json research/results/credit_health_cpu.json
 
 Trains heads on a frozen backbone from good and from bad starts, on pairs whose rejected answer has one bad sentence: of each generated
 kind, and of --input's chosen answers with one sentence of another answer in them. Then compares the two accuracies, as training logs
 them, with how well the sentence rewards find the bad sentence. Held-out pairs; generated ones are from the templates of training.
+Needs the backbone, and without --input no data.
 """
 
 from __future__ import annotations
@@ -19,17 +20,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import environment
 import torch
-from claim.features import Features, cached_features
-from claim.heads import HEADS, Head, outputs, train
 
-from srm import SentenceRewardModel
+from bench import environment
+from research.claim.features import Features, cached_features, frozen_model
+from research.claim.heads import HEADS, Head, outputs, scored, train
 from srm.data.files import RawRow, file_rows
 from srm.data.synthetic import KINDS, Damage, SyntheticPair, generate_pairs
 from srm.evaluation.credit import credit_report, judge
 from srm.evaluation.suites import SuiteRow
-from srm.scoring.text import read_off
 from srm.segmentation import make_segmenter
 from srm.training.credit_watch import CreditWatch
 from srm.training.losses import mean_value
@@ -56,7 +55,7 @@ def main() -> None:
     for task in [*KINDS, *(["swapped"] if arguments.input else [])]:
         pairs = _pairs(task, arguments)
         features = _features(task, pairs, arguments)
-        scale = float(features["train"].last.float().square().mean().sqrt())
+        scale = features["train"].scale
         for start, head in STARTS.items():
             for seed in range(arguments.num_seeds):
                 trained = train(head, features["train"], scale, rate=RATE, epochs=EPOCHS, seed=seed)
@@ -65,9 +64,7 @@ def main() -> None:
             _print(task, start, runs[-arguments.num_seeds :])
     result["summary"] = _summary(runs)
     print(json.dumps(result["summary"], indent=2))
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    environment.write(arguments.json, result)
 
 
 def _pairs(task: str, arguments: argparse.Namespace) -> dict[str, list[SyntheticPair]]:
@@ -111,8 +108,7 @@ def swapped_pairs(source: str, count: int, *, seed: int) -> list[SyntheticPair]:
 
 
 def _features(task: str, pairs: Mapping[str, Sequence[SyntheticPair]], arguments: argparse.Namespace) -> dict[str, Features]:
-    model = SentenceRewardModel.from_backbone(arguments.model, dtype=torch.bfloat16).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = frozen_model(arguments.model)
     found = {}
     for name, of in pairs.items():
         rows = [
@@ -134,11 +130,9 @@ def _features(task: str, pairs: Mapping[str, Sequence[SyntheticPair]], arguments
 def _judged(head: Head, trained: torch.nn.Module, features: Features, scale: float, pairs: Sequence[SyntheticPair]) -> dict[str, Any]:
     """Both accuracies, and the credit of the rejected answers' sentences."""
     output = outputs(head, trained, features, scale)
-    reward, by_mean_value = output.reward.view(-1, 2), mean_value(output.value, features.cu).view(-1, 2)
-    rewards, attention = (x.split(features.cu.diff().tolist()) for x in (output.sentence_reward, output.weight))
-    parts = zip(features.responses, output.reward.tolist(), rewards, attention, strict=True)
-    scored = [read_off(response, total, r.tolist(), a.tolist()) for response, total, r, a in parts]
-    credit = credit_report(judge(rejected, pair.to_row()["damaged"]) for rejected, pair in zip(scored[1::2], pairs, strict=True)).overall
+    reward, by_mean_value = output.reward.view(-1, 2), mean_value(output.value, features.cu_boundaries).view(-1, 2)
+    rejected = scored(features, output)[1::2]
+    credit = credit_report(judge(bad, pair.to_row()["damaged"]) for bad, pair in zip(rejected, pairs, strict=True)).overall
     accuracy, of_mean_value = (float((scores[:, 0] > scores[:, 1]).float().mean()) for scores in (reward, by_mean_value))
     return {
         "accuracy": accuracy,
@@ -169,14 +163,13 @@ def _print(task: str, start: str, runs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = environment.parser(__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--input", help="pairs file, a row `prompt`, `chosen`, `id` each, to swap sentences in")
     parser.add_argument("--num_seeds", type=int, default=5)
     parser.add_argument("--num_pairs", type=int, default=400)
     parser.add_argument("--num_eval_pairs", type=int, default=150)
     parser.add_argument("--features", type=Path, default=Path("outputs/credit_health"), help="folder of the backbone's features")
-    parser.add_argument("--json", type=Path)
     return parser.parse_args(argv)
 
 

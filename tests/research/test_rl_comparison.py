@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
-
-
-@pytest.fixture
-def comparison(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.syspath_prepend(str(BENCH))
-    import rl_comparison
-
-    yield rl_comparison
-    # Scripts beside it have common names.
-    for name in ("rl_comparison", "environment"):
-        sys.modules.pop(name, None)
+from research.rl_comparison import REPO, plot, table
+from srm.rl.arguments import parse_rl_config
 
 
 def made_up() -> dict[str, Any]:
@@ -37,23 +24,21 @@ def made_up() -> dict[str, Any]:
     return {"num_prompts": 4, "seeds": [0, 1], "device": "a test", "runs": runs}
 
 
-def test_table_compares_the_first_and_the_last_pass(comparison: Any) -> None:
-    head, sentence, response = comparison.table(made_up()).splitlines()
+def test_table_compares_the_first_and_the_last_pass() -> None:
+    head, sentence, response = table(made_up()).splitlines()
     assert head.split() == ["--reward", "reward,", "first", "pass", "last", "pass", "kl", "length", "entropy", "s/step"]
     # Means of steps 0, 1 and of 2, 3, and those of the second seed one higher.
     assert sentence.split()[:10] == ["sentence", "1.00", "±", "0.50", "3.00", "±", "0.50", "2.50", "±", "0.00"]
     assert response.split()[:7] == ["response", "0.75", "±", "0.50", "1.75", "±", "0.50"]
 
 
-def test_plot_is_written(comparison: Any, tmp_path: Path) -> None:
-    comparison.plot(made_up(), tmp_path / "plot.png")
+def test_plot_is_written(tmp_path: Path) -> None:
+    plot(made_up(), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_example_it_runs_is_readable_by_the_command() -> None:
-    from srm.rl.arguments import parse_rl_config
-
-    file = BENCH.parent / "examples" / "rl" / "cpu.yaml"
+    file = REPO / "examples" / "rl" / "cpu.yaml"
     config = parse_rl_config(["--config", str(file)])
     written = yaml.safe_load(file.read_text())
     assert all(getattr(config, name) == value for name, value in written.items())

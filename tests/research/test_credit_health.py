@@ -1,24 +1,15 @@
-"""bench/credit_health.py: real answers with one sentence of another answer, and the two accuracies beside credit."""
+"""research/credit_health.py: real answers with one sentence of another answer, and the two accuracies beside credit."""
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from research import credit_health
 from srm_kernels import SentenceRewardHeadOutput
-
-BENCH = Path(__file__).resolve().parents[2] / "bench"
-
-
-@pytest.fixture
-def credit_health(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCH))
-    return importlib.import_module("credit_health")
 
 
 @pytest.fixture
@@ -30,7 +21,7 @@ def source(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_one_sentence_is_swapped_for_one_of_the_next_answer(credit_health: Any, source: str) -> None:
+def test_one_sentence_is_swapped_for_one_of_the_next_answer(source: str) -> None:
     pairs = credit_health.swapped_pairs(source, 2, seed=3)
     assert pairs == credit_health.swapped_pairs(source, 2, seed=3)
     assert len(pairs) == 2
@@ -42,13 +33,13 @@ def test_one_sentence_is_swapped_for_one_of_the_next_answer(credit_health: Any, 
         assert not pair.rejected_sentences[damage.sentence].startswith(f"Answer {pair.id} ")
 
 
-def test_too_few_answers_are_told(credit_health: Any, source: str) -> None:
+def test_too_few_answers_are_told(source: str) -> None:
     with pytest.raises(SystemExit, match="3 fitting answers, and 4 are needed"):
         credit_health.swapped_pairs(source, 3, seed=0)
 
 
 def test_both_accuracies_and_credit_of_every_start_and_kind(
-    credit_health: Any, source: str, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = {"model": tiny_backbone_dir, "input": source, "num_seeds": 1, "num_pairs": 1, "num_eval_pairs": 1}
     monkeypatch.setattr(credit_health, "KINDS", ("rudeness",))
@@ -65,7 +56,7 @@ def test_both_accuracies_and_credit_of_every_start_and_kind(
 
 
 def test_credit_and_the_mean_value_are_read_off_the_values(
-    credit_health: Any, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = credit_health._arguments(["--model", str(tiny_backbone_dir), "--features", str(tmp_path)])
     pairs = credit_health.generate_pairs(6, kinds=("rudeness",), multi_share=0.0)
@@ -76,7 +67,7 @@ def test_credit_and_the_mean_value_are_read_off_the_values(
         bad = pair.damaged[0].sentence
         values += [0.0] * (1 + len(pair.chosen_sentences)) + [-float(index > bad) for index in range(1 + len(pair.rejected_sentences))]
     value = torch.tensor(values)
-    first = torch.zeros(len(value), dtype=torch.bool).index_fill(0, features.cu[:-1], True)
+    first = torch.zeros(len(value), dtype=torch.bool).index_fill(0, features.cu_boundaries[:-1], True)
     rewards = torch.where(first, value, value - value.roll(1))
     answer = SentenceRewardHeadOutput(torch.tensor([0.0, 1.0] * 6), rewards, torch.ones(len(value)), value)
     monkeypatch.setattr(credit_health, "outputs", lambda *_: answer)
@@ -84,7 +75,7 @@ def test_credit_and_the_mean_value_are_read_off_the_values(
     assert found == {"accuracy": 0.0, "mean_value_accuracy": 1.0, "auc": 1.0, "hit_rate": 1.0, "would_warn": False}
 
 
-def test_runs_that_rank_well_are_summed_up_by_the_warning(credit_health: Any) -> None:
+def test_runs_that_rank_well_are_summed_up_by_the_warning() -> None:
     runs = [
         {"accuracy": accuracy, "auc": auc, "would_warn": warn}
         for accuracy, auc, warn in ((0.9, 0.3, True), (0.9, 0.6, True), (1.0, 0.9, False), (0.7, 0.1, False))

@@ -12,18 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from claim.runs import Run, scores_of
+from bench import environment
+from research.claim.runs import Run, scores_of
 from srm.evaluation.intervals import Bootstrap, interval
 from srm.evaluation.score_suite import BASELINES, baseline_rewards, read_rewards, read_scored
 from srm.evaluation.sections import Rewards, rows_won, suite_scores
 from srm.evaluation.spans import SpanRow, evaluate_spans
 from srm.evaluation.suites import Suite
 
-__all__ = ["MEASURES", "accuracy", "plot", "summarise", "table"]
+__all__ = ["MEASURES", "RANKED", "accuracy", "summarise", "table", "write"]
 
 # name: title of a column.
 MEASURES = {"test": "held-out pairs", "suite": "suite, mean of sections", "credit": "credit AUC on marked errors"}
 REFERENCE = "response"
+# Files of pairs that results come from.
+RANKED = ("test", "suite")
 Traces = dict[str, np.ndarray]
 
 
@@ -74,6 +77,14 @@ def _mean(seeds: Sequence[Traces]) -> Traces:
     return {name: np.mean([traces[name] for traces in seeds], axis=0) for name in seeds[0]}
 
 
+def write(path: Path | None, result: Mapping[str, Any], title: str) -> None:
+    """Write `result`, whose `rows` are those of `summarise`, as JSON, and its table (.md) and figure (.png) beside it."""
+    environment.write(path, result)
+    if path is not None:
+        path.with_suffix(".md").write_text(table(result["rows"]), encoding="utf-8")
+        plot(result["rows"], path.with_suffix(".png"), title)
+
+
 def table(rows: Mapping[str, dict[str, Any]]) -> str:
     """A Markdown table: estimate and interval of each measure, and the difference to `response` of those in percent."""
     scale = {"test": 100, "suite": 100, "credit": 1}
@@ -115,6 +126,5 @@ def plot(rows: Mapping[str, dict[str, Any]], path: Path, title: str) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=9)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -1,10 +1,11 @@
 """Train the same policy on sentence rewards and on response rewards, at equal rollouts and on the same seeds, and plot both.
 
-    python bench/rl_comparison.py --reward_model outputs/demo/model --json bench/results/rl_comparison_cpu.json
+    python -m research.rl_comparison --reward_model outputs/demo/model --json research/results/rl_comparison_cpu.json
 
 Settings are those of examples/rl/cpu.yaml; flags of srm-rl that this script does not know go to both kinds of runs. Writes a plot beside
 the JSON file. Prompts come from the generated pairs (srm.data.synthetic), none of which the reward model has seen. They are few, so that
 every few steps see all of them again: some earn more than others whatever the policy writes, and the curves are means over such passes.
+Needs a reward model, such as that of `make demo`, and some ten minutes a run on one core.
 """
 
 from __future__ import annotations
@@ -14,16 +15,15 @@ import json
 import shlex
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import environment
 import yaml
 
+from bench import environment
+from research.commands import run_command
 from srm.data.synthetic import generate_pairs, write_jsonl
 
 REPO = Path(__file__).resolve().parents[1]
@@ -51,9 +51,7 @@ def main() -> None:
             for kind in KINDS:
                 result["runs"].append(_run(kind, seed, prompts, Path(work), arguments, flags))
                 # After every run: the next one may be stopped.
-                if arguments.json:
-                    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-                    arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+                environment.write(arguments.json, result)
             if arguments.json:
                 plot(result, arguments.json.with_suffix(".png"))
     print(table(result))
@@ -62,12 +60,11 @@ def main() -> None:
 
 
 def _arguments() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = environment.parser(__doc__, allow_abbrev=False)
     parser.add_argument("--reward_model", type=Path, required=True, help="folder of a trained reward model, such as outputs/demo/model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num_prompts", type=int, default=8)
     parser.add_argument("--config", type=Path, default=REPO / "examples" / "rl" / "cpu.yaml")
-    parser.add_argument("--json", type=Path)
     return parser.parse_known_args()
 
 
@@ -86,10 +83,7 @@ def _run(kind: str, seed: int, prompts: Path, work: Path, arguments: argparse.Na
     more = {"reward": kind, "seed": seed, "save_steps": 1_000_000}
     words = [word for name, value in (own | more).items() for word in (f"--{name}", str(value))]
     print(f"--reward {kind} --seed {seed}", flush=True)
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "srm.cli.rl", *words, *flags], check=False)
-    if done.returncode:
-        sys.exit(f"bench/rl_comparison.py: --reward {kind} --seed {seed} failed with exit code {done.returncode}")
+    seconds = run_command(["srm-rl", *words, *flags])
     steps = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     settings = yaml.safe_load((folder / "srm_rl.yaml").read_text(encoding="utf-8"))
     # A checkpoint is three times the policy, with Adam's state.
@@ -97,7 +91,7 @@ def _run(kind: str, seed: int, prompts: Path, work: Path, arguments: argparse.Na
     for name in ("output_dir", "dataset_name", "reward_model_path"):
         # Temporary folders, and one that is somebody's own.
         del settings[name]
-    return {"reward": kind, "seed": seed, "seconds": round(time.perf_counter() - started, 1), "settings": settings, "steps": steps}
+    return {"reward": kind, "seed": seed, "seconds": seconds, "settings": settings, "steps": steps}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -1,9 +1,8 @@
-"""bench/claim/compare.py on a tiny model and generated pairs: every run once, the table whole, and no run twice."""
+"""research/claim/compare.py on a tiny model and generated pairs: every run once, the table whole, and no run twice."""
 
 from __future__ import annotations
 
-import gzip
-import importlib
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,47 +10,16 @@ from typing import Any
 
 import pytest
 
-from srm.data.synthetic import generate_pairs
-
-BENCH = Path(__file__).resolve().parents[2] / "bench"
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    monkeypatch.syspath_prepend(str(BENCH))
-    return importlib.import_module
+from research.claim import compare as script
+from research.claim import runs, summary
+from research.claim.data import draw
+from research.claim.variants import BUDGETS, Budget
+from srm.cli import train
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """The four files, of generated pairs."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    train, test, suite = (generate_pairs(count, split=split) for count, split in ((12, "train"), (20, "test"), (16, "test")))
-    files: dict[str, list[dict[str, Any]]] = {
-        "pairs_train": [pair.to_row() for pair in train],
-        "pairs_test": [pair.to_row() for pair in test],
-        "suite_dev": [{**pair.to_row(), "section": "AB"[index % 2], "subset": pair.domain} for index, pair in enumerate(suite)],
-        "error_spans": [
-            {
-                "prompt": pair.prompt,
-                "response": pair.rejected,
-                "errors": [{"type": bad["kind"], "start": bad["start"], "end": bad["end"]} for bad in pair.to_row()["damaged"]],
-            }
-            for pair in suite
-        ],
-    }
-    for name, rows in files.items():
-        with gzip.open(folder / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-    return folder
-
-
-@pytest.fixture
-def trained(load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Trains in this process, where a new one would take its time to start; the output folders of the runs so far."""
-    from srm.cli import train
-
     folders: list[str] = []
 
     def run(command: list[str], log: Path) -> float:
@@ -59,17 +27,14 @@ def trained(load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> list
         assert train.main(command[1:]) == 0
         return 1.0
 
-    monkeypatch.setattr(load("claim.runs"), "_run", run)
+    monkeypatch.setattr(runs, "run_command", run)
     return folders
 
 
 @pytest.fixture
-def compare(
-    load: Callable[[str], Any], data: Path, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., dict[str, Any]]:
+def compare(data: Path, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """compare(*variants): run the command; the JSON that it wrote."""
-    variants, script = load("claim.variants"), load("claim.compare")
-    tiny = variants.Budget(
+    tiny = Budget(
         train_pairs=8,
         test_pairs=6,
         suite_pairs=10,
@@ -85,16 +50,18 @@ def compare(
     monkeypatch.setitem(script.BUDGETS, "cpu", tiny)
 
     def run(*names: str) -> dict[str, Any]:
-        results = tmp_path / "results"
-        folders = ("--data", str(data), "--output_dir", str(tmp_path / "work"), "--results", str(results))
+        result = tmp_path / "results" / "claim_cpu.json"
+        folders = ("--data", str(data), "--output_dir", str(tmp_path / "work"), "--json", str(result))
         monkeypatch.setattr("sys.argv", ["compare.py", *folders, "--model_name_or_path", str(tiny_backbone_dir), "--variants", *names])
         plots: list[tuple[Any, ...]] = []
-        monkeypatch.setattr(script, "plot", lambda *arguments: plots.append(arguments))
-        script.main()
-        # One is drawn after each run, which would take most of the time here.
-        load("claim.summary").plot(*plots[-1])
-        assert (results / "claim_cpu.png").read_bytes().startswith(b"\x89PNG")
-        return json.loads((results / "claim_cpu.json").read_text())
+        with monkeypatch.context() as patch:
+            # One is drawn after each run, which would take most of the time here.
+            patch.setattr(summary, "plot", lambda *arguments: plots.append(arguments))
+            script.main()
+        summary.plot(*plots[-1])
+        assert result.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+        assert "| longer wins |" in result.with_suffix(".md").read_text()
+        return json.loads(result.read_text())
 
     return run
 
@@ -123,8 +90,7 @@ def test_all_variants_are_trained_once_and_compared(compare, trained, tmp_path, 
     assert trained == []
 
 
-def test_a_stopped_run_goes_on_where_it_was(compare, trained, load, monkeypatch):
-    runs = load("claim.runs")
+def test_a_stopped_run_goes_on_where_it_was(compare, trained, monkeypatch):
     scored = runs.score_responses
 
     def stopped(model, source, output, **settings):
@@ -142,19 +108,16 @@ def test_a_stopped_run_goes_on_where_it_was(compare, trained, load, monkeypatch)
     assert trained == []
 
 
-def test_tuning_and_results_share_no_prompt(load, data, tmp_path):
-    variants = load("claim.variants")
-    files = load("claim.data").draw(data, tmp_path / "drawn", variants.BUDGETS["gpu"])
+def test_tuning_and_results_share_no_prompt(data, tmp_path):
+    files = draw(data, tmp_path / "drawn", BUDGETS["gpu"])
     prompts = {name: {json.loads(line)["prompt"] for line in file.read_text().splitlines()} for name, file in files.items()}
     assert prompts["tune"]
     assert prompts["test"]
     assert not prompts["tune"] & prompts["test"]
-    assert len(prompts["tune"] | prompts["test"]) == 20
+    assert len(prompts["tune"] | prompts["test"]) == 24
 
 
-def test_long_rows_are_left_out_but_not_among_the_marked(load, data, tmp_path):
-    variants = load("claim.variants")
-    budget = variants.Budget(**{**vars(variants.BUDGETS["gpu"]), "max_chars": 1})
-    files = load("claim.data").draw(data, tmp_path / "drawn", budget)
+def test_long_rows_are_left_out_but_not_among_the_marked(data, tmp_path):
+    files = draw(data, tmp_path / "drawn", dataclasses.replace(BUDGETS["gpu"], max_chars=1))
     assert files["train"].read_text() == ""
     assert len(files["spans"].read_text().splitlines()) == 16

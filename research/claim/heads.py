@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from claim.features import Features
+from research.claim.features import Features
+from srm import ScoredResponse
+from srm.scoring.text import read_off
 from srm.training.losses import reward_loss
 from srm_kernels import SentenceLayout, SentenceRewardHead, SentenceRewardHeadOutput
 
-__all__ = ["EPOCHS", "HEADS", "RATES", "Head", "Part", "outputs", "train"]
+__all__ = ["EPOCHS", "HEADS", "RATES", "Head", "Part", "outputs", "scored", "train"]
 
 # The same six settings for every head; each takes its best on the tuning pairs.
 RATES, EPOCHS = (1e-3, 3e-3, 1e-2), (6, 18)
@@ -24,16 +26,16 @@ BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Features of some responses. x: [N, D] in fp32. tokens: [N]. cu: [B + 1]."""
+    """Features of some responses. x: [N, D] in fp32. tokens: [N]. cu_boundaries: [B + 1]."""
 
     x: Tensor
     tokens: Tensor
-    cu: Tensor
+    cu_boundaries: Tensor
 
     @property
     def response(self) -> Tensor:
         """[N], the response of each boundary."""
-        return torch.repeat_interleave(self.cu.diff())
+        return torch.repeat_interleave(self.cu_boundaries.diff())
 
 
 class TokenMean(nn.Module):
@@ -47,9 +49,9 @@ class TokenMean(nn.Module):
 
     def forward(self, part: Part) -> SentenceRewardHeadOutput:
         value_N = self.value(part.x)[:, 0]
-        total_B = torch.zeros(len(part.cu) - 1).index_add(0, part.response, part.tokens.float())
+        total_B = torch.zeros(len(part.cu_boundaries) - 1).index_add(0, part.response, part.tokens.float())
         share_N = part.tokens / total_B[part.response]
-        reward_B = torch.zeros(len(part.cu) - 1).index_add(0, part.response, share_N * value_N)
+        reward_B = torch.zeros(len(part.cu_boundaries) - 1).index_add(0, part.response, share_N * value_N)
         return SentenceRewardHeadOutput(reward_B, value_N, share_N, value_N)
 
 
@@ -70,11 +72,11 @@ class Pooled(nn.Module):
             nn.init.normal_(self.head.value.weight, std=0.02)
 
     def forward(self, part: Part) -> SentenceRewardHeadOutput:
-        output = self.head(part.x, SentenceLayout(torch.arange(len(part.x)), part.cu.int()))
+        output = self.head(part.x, SentenceLayout(torch.arange(len(part.x)), part.cu_boundaries.int()))
         if self.gate is None:
             return output
         share = torch.sigmoid(self.gate)
-        return output._replace(reward=share * output.reward + (1 - share) * output.value[part.cu[1:] - 1])
+        return output._replace(reward=share * output.reward + (1 - share) * output.value[part.cu_boundaries[1:] - 1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +129,10 @@ HEADS = {
 
 def part_of(features: Features, x: Tensor, responses: Tensor) -> Part:
     """`responses` [b] of the features `x` [N, D]."""
-    lengths = features.cu.diff()[responses]
-    cu = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    rows = torch.repeat_interleave(features.cu[responses] - cu[:-1], lengths) + torch.arange(int(cu[-1]))
-    return Part(x=x[rows], tokens=features.tokens[rows], cu=cu)
+    lengths = features.cu_boundaries.diff()[responses]
+    cu_boundaries = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    rows = torch.repeat_interleave(features.cu_boundaries[responses] - cu_boundaries[:-1], lengths) + torch.arange(int(lengths.sum()))
+    return Part(x=x[rows], tokens=features.tokens[rows], cu_boundaries=cu_boundaries)
 
 
 def train(head: Head, features: Features, scale: float, *, rate: float, epochs: int, seed: int) -> nn.Module:
@@ -145,13 +147,13 @@ def train(head: Head, features: Features, scale: float, *, rate: float, epochs: 
     fast = [p for name, p in model.named_parameters() if not (".query." in name or ".key." in name)]
     groups = [{"params": fast, "lr": rate}] + ([{"params": slow, "lr": rate * head.attention_share}] if slow else [])
     optimizer = torch.optim.AdamW(groups)
-    chosen = _balanced(features) if head.balanced else torch.arange((len(features.cu) - 1) // 2)
+    chosen = _balanced(features) if head.balanced else torch.arange((len(features.cu_boundaries) - 1) // 2)
     steps = epochs * -(-len(chosen) // BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for _ in range(epochs):
         for pairs in chosen[torch.randperm(len(chosen))].split(BATCH):
             part = part_of(features, x, torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten())
-            loss = reward_loss(model(part), part.cu, torch.arange(2 * len(pairs)).view(-1, 2), **head.loss)
+            loss = reward_loss(model(part), part.cu_boundaries, torch.arange(2 * len(pairs)).view(-1, 2), **head.loss)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -161,7 +163,7 @@ def train(head: Head, features: Features, scale: float, *, rate: float, epochs: 
 
 def _balanced(features: Features) -> Tensor:
     """Pairs, as many with the longer response chosen as with the shorter one; the same ones every time."""
-    ends = torch.cat([torch.zeros(1, dtype=torch.int64), features.tokens.cumsum(0)])[features.cu]
+    ends = torch.cat([torch.zeros(1, dtype=torch.int64), features.tokens.cumsum(0)])[features.cu_boundaries]
     chosen_P, rejected_P = ends.diff().view(-1, 2).unbind(1)
     sides = [torch.nonzero(chosen_P > rejected_P)[:, 0], torch.nonzero(chosen_P < rejected_P)[:, 0]]
     size = min(map(len, sides))
@@ -173,4 +175,12 @@ def _balanced(features: Features) -> Tensor:
 def outputs(head: Head, model: nn.Module, features: Features, scale: float) -> SentenceRewardHeadOutput:
     """What a trained head says about all responses of `features`."""
     x = getattr(features, head.of).float() / scale
-    return model(part_of(features, x, torch.arange(len(features.cu) - 1)))
+    return model(part_of(features, x, torch.arange(len(features.cu_boundaries) - 1)))
+
+
+def scored(features: Features, output: SentenceRewardHeadOutput) -> list[ScoredResponse]:
+    """What `output` says about every response of `features` and its sentences."""
+    lengths = features.cu_boundaries.diff().tolist()
+    reward, sentence_reward, weight, _ = output
+    parts = zip(features.responses, reward.tolist(), sentence_reward.split(lengths), weight.split(lengths), strict=True)
+    return [read_off(response, total, r.tolist(), w.tolist()) for response, total, r, w in parts]

@@ -20,7 +20,7 @@ from srm.packing import PromptGroup, pack, run_backbone
 from srm.scoring.batching import split_passes
 from srm.scoring.text import encode_groups
 
-__all__ = ["Features", "cached_features"]
+__all__ = ["Features", "cached_features", "frozen_model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +30,25 @@ class Features:
     last: fp16 [N, D], hidden states of the boundaries: last token of the prompt, last token of each sentence.
     mean: fp16 [N, D], their means over each sentence's tokens; the prompt's is its last token again.
     tokens: int64 [N], tokens of each sentence, 0 for the prompt.
-    cu: int64 [B + 1], where each response's boundaries begin.
+    cu_boundaries: int64 [B + 1], where each response's boundaries begin.
     responses: texts and their sentences.
     """
 
     last: Tensor
     mean: Tensor
     tokens: Tensor
-    cu: Tensor
+    cu_boundaries: Tensor
     responses: list[EncodedResponse]
+
+    @property
+    def scale(self) -> float:
+        """Root of the mean square of `last`: divided by it, one grid of learning rates fits any backbone."""
+        return float(self.last.float().square().mean().sqrt())
+
+
+def frozen_model(name: str) -> SentenceRewardModel:
+    """The backbone `name` in bf16, on the GPU where there is one."""
+    return SentenceRewardModel.from_backbone(name, dtype=torch.bfloat16).eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def cached_features(path: Path, model: SentenceRewardModel, rows: Sequence[SuiteRow], *, max_length: int) -> Features:
@@ -71,12 +81,11 @@ def _features(model: SentenceRewardModel, rows: Sequence[SuiteRow], max_length: 
             tokens.append(torch.cat([torch.zeros(1, dtype=torch.int64), lengths[1:]]))
         done += sum(part.is_last for part in parts)
         print(f"\r{done} of {len(groups)} rows", end="" if done < len(groups) else "\n", file=sys.stderr, flush=True)
-    cu = torch.tensor([0, *(len(part) for part in tokens)]).cumsum(0)
     return Features(
         last=torch.cat(last).cpu(),
         mean=torch.cat(mean).cpu(),
         tokens=torch.cat(tokens),
-        cu=cu,
+        cu_boundaries=torch.tensor([0, *map(len, tokens)]).cumsum(0),
         responses=[response for group in groups for response in group.responses],
     )
 

@@ -1,10 +1,11 @@
 """The heads alone: sentence, response and token level, ablations and other poolings on one frozen backbone.
 
-    python bench/claim/frozen.py --data FOLDER --output_dir outputs/frozen --results bench/results/claim
+    python -m research.claim.frozen --data FOLDER --json research/results/claim/frozen.json
 
 The backbone runs once over every text. A head then trains in seconds, so that each can be tuned in the same way and repeated on three
 seeds, on a CPU too, and judged on a thousand pairs. It is another question than that of compare.py: this backbone cannot learn to put
-anything at the ends of sentences. FOLDER as there. Stopped? The same command goes on where it was. Writes frozen.json, .md and .png.
+anything at the ends of sentences. FOLDER as there. Stopped? The same command takes the features that are there. Writes a table (.md) and a
+figure (.png) beside the JSON file.
 """
 
 from __future__ import annotations
@@ -12,40 +13,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import environment
-
-from claim.data import draw
-from claim.features import Features, cached_features
-from claim.heads import BATCH, EPOCHS, HEADS, RATES, Head, outputs, train
-from claim.runs import Run, scores_of
-from claim.summary import accuracy, plot, summarise, table
-from claim.variants import Budget
-from srm import SentenceRewardModel
+from bench import environment
+from research.claim.data import draw
+from research.claim.features import Features, cached_features, frozen_model
+from research.claim.heads import BATCH, EPOCHS, HEADS, RATES, Head, outputs, scored, train
+from research.claim.runs import Run, scores_of
+from research.claim.summary import RANKED, accuracy, summarise, table, write
+from research.claim.variants import BUDGETS
 from srm.evaluation.spans import read_spans
 from srm.evaluation.suites import SuiteRow, read_suite
-from srm.scoring.text import read_off
 
-SIZE = Budget(
-    train_pairs=3000,
-    test_pairs=1000,
-    suite_pairs=1000,
-    span_responses=100,
-    max_chars=1200,
-    learning_rates=RATES,
-    tune_pairs=None,
-    seeds=(0, 1, 2),
-    flags="",
-)
-RANKED = ("test", "suite")
+SIZE = dataclasses.replace(BUDGETS["cpu_hours"], train_pairs=3000, max_chars=1200, learning_rates=RATES, flags="")
 
 
 class Study:
@@ -58,14 +41,13 @@ class Study:
         self.folder: Path = arguments.output_dir / "runs"
         rows: dict[str, tuple[SuiteRow, ...]] = {name: suite.rows for name, suite in self.suites.items()}
         rows["spans"] = tuple(row.to_suite_row() for row in self.spans)
-        model = SentenceRewardModel.from_backbone(arguments.model_name_or_path, dtype=torch.bfloat16).eval()
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model = frozen_model(arguments.model_name_or_path)
         self.features: dict[str, Features] = {}
         for name, of in rows.items():
-            print(f"{name}: features of {len(of)} rows", file=sys.stderr)
+            environment.say(f"{name}: features of {len(of)} rows")
             path = arguments.output_dir / "features" / f"{name}.pt"
             self.features[name] = cached_features(path, model, of, max_length=SIZE.score_max_length)
-        self.scale = float(self.features["train"].last.float().square().mean().sqrt())
+        self.scale = self.features["train"].scale
 
     def tuned(self, head: Head) -> tuple[dict[str, Any], dict[str, float]]:
         """The setting with the best accuracy on the tuning pairs, and that of each."""
@@ -94,10 +76,7 @@ class Study:
     def _lines(self, head: Head, model: torch.nn.Module, suite: str) -> list[str]:
         features = self.features[suite]
         output = outputs(head, model, features, self.scale)
-        lengths = features.cu.diff().tolist()
-        rewards, attention = (values.split(lengths) for values in (output.sentence_reward, output.weight))
-        parts = zip(features.responses, output.reward.tolist(), rewards, attention, strict=True)
-        return [json.dumps(read_off(response, reward, r.tolist(), a.tolist()).to_dict()) + "\n" for response, reward, r, a in parts]
+        return [json.dumps(response.to_dict()) + "\n" for response in scored(features, output)]
 
 
 def main() -> None:
@@ -109,11 +88,11 @@ def main() -> None:
         setting, tried = study.tuned(head)
         tuning[name] = {"chosen": setting, "accuracy": tried}
         runs += [study.finish(name, head, setting, seed) for seed in SIZE.seeds]
-        print(f"{name}: {setting}, {max(tried.values()):.1%} of the tuning pairs", file=sys.stderr)
+        environment.say(f"{name}: {setting}, {max(tried.values()):.1%} of the tuning pairs")
     rows = summarise(runs, study.folder, {name: study.suites[name] for name in RANKED}, study.spans)
     result = {
         **environment.describe(),
-        "command": shlex.join(["python", "bench/claim/frozen.py"]),
+        "command": "python -m research.claim.frozen",
         "model": arguments.model_name_or_path,
         "size": dataclasses.asdict(SIZE) | {"batch_pairs": BATCH},
         "pairs": {name: len(suite.rows) for name, suite in study.suites.items()},
@@ -121,20 +100,15 @@ def main() -> None:
         "tuning": tuning,
         "rows": rows,
     }
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    stem = arguments.results / "frozen"
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-    stem.with_suffix(".md").write_text(table(rows))
-    plot(rows, stem.with_suffix(".png"), f"heads on a frozen {arguments.model_name_or_path}; bars: 95 % over prompts")
+    write(arguments.json, result, f"heads on a frozen {arguments.model_name_or_path}; bars: 95 % over prompts")
     print(table(rows))
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = environment.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model_name_or_path", default="smollm2-135m")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/frozen"), help="rows, features and scores")
-    parser.add_argument("--results", type=Path, default=Path("bench/results/claim"), help="folder of the table, figure and JSON")
     return parser.parse_args()
 
 

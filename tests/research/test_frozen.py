@@ -1,50 +1,25 @@
-"""bench/claim/frozen.py on a tiny model and generated pairs: its heads say what a whole model with their weights says."""
+"""research/claim/frozen.py on a tiny model and generated pairs: its heads say what a whole model with their weights says."""
 
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import importlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from research.claim import frozen
+from research.claim.features import Features
+from research.claim.heads import Pooled, _balanced
 from srm import SentenceRewardModel
-from srm.data.synthetic import generate_pairs
 from srm.evaluation.score_suite import read_scored, score_responses, write_responses
 from srm.scoring.file import RowSettings
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
-
 
 @pytest.fixture
-def frozen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_backbone_dir: Path) -> Any:
+def small_study(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, tiny_backbone_dir: Path) -> None:
     """The script, set to a tiny size and to files of generated pairs."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    script = importlib.import_module("claim.frozen")
-    pairs = {
-        name: generate_pairs(count, split=split)
-        for name, count, split in (("train", 12, "train"), ("test", 24, "test"), ("suite", 10, "test"))
-    }
-    files: dict[str, list[dict[str, Any]]] = {
-        "pairs_train": [pair.to_row() for pair in pairs["train"]],
-        "pairs_test": [pair.to_row() for pair in pairs["test"]],
-        "suite_dev": [{**pair.to_row(), "section": "AB"[i % 2], "subset": pair.domain} for i, pair in enumerate(pairs["suite"])],
-        "error_spans": [
-            {
-                "prompt": pair.prompt,
-                "response": pair.rejected,
-                "errors": [{"type": bad["kind"], "start": bad["start"], "end": bad["end"]} for bad in pair.to_row()["damaged"]],
-            }
-            for pair in pairs["suite"]
-        ],
-    }
-    for name, rows in files.items():
-        with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
     small = {
         "train_pairs": 12,
         "test_pairs": 8,
@@ -54,13 +29,13 @@ def frozen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_backbone_dir: P
         "seeds": (0, 1),
         "score_max_length": 256,
     }
-    monkeypatch.setattr(script, "SIZE", dataclasses.replace(script.SIZE, **small))
-    folders = ["--data", tmp_path, "--output_dir", tmp_path / "work", "--results", tmp_path / "results"]
+    monkeypatch.setattr(frozen, "SIZE", dataclasses.replace(frozen.SIZE, **small))
+    folders = ["--data", data, "--output_dir", tmp_path / "work", "--json", tmp_path / "results" / "frozen.json"]
     monkeypatch.setattr("sys.argv", ["frozen.py", *map(str, folders), "--model_name_or_path", str(tiny_backbone_dir)])
-    return script
 
 
-def test_every_head_is_tuned_repeated_and_reported(frozen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("small_study")
+def test_every_head_is_tuned_repeated_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("sentence", "response", "gate to the last value")
     monkeypatch.setattr(frozen, "HEADS", {name: frozen.HEADS[name] for name in names})
     frozen.main()
@@ -74,8 +49,9 @@ def test_every_head_is_tuned_repeated_and_reported(frozen: Any, tmp_path: Path, 
     assert (tmp_path / "results" / "frozen.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("small_study")
 @pytest.mark.parametrize("name", ["sentence", "response", "token", "no differencing", "paper"])
-def test_a_head_says_what_a_whole_model_with_its_weights_says(frozen: Any, name: str, tiny_backbone_dir: Path, tmp_path: Path) -> None:
+def test_a_head_says_what_a_whole_model_with_its_weights_says(name: str, tiny_backbone_dir: Path, tmp_path: Path) -> None:
     study = frozen.Study(frozen._arguments())
     head = frozen.HEADS[name]
     trained = frozen.train(head, study.features["train"], study.scale, rate=0.1, epochs=2, seed=0)
@@ -100,27 +76,25 @@ def test_a_head_says_what_a_whole_model_with_its_weights_says(frozen: Any, name:
             assert a["weight"] == pytest.approx(b.weight, abs=1e-3)
 
 
-def test_balanced_pairs_have_the_longer_one_chosen_in_half(frozen: Any) -> None:
-    features, heads = (importlib.import_module(f"claim.{name}") for name in ("features", "heads"))
+def test_balanced_pairs_have_the_longer_one_chosen_in_half() -> None:
     # (chosen, rejected) as tokens of their sentences: longer, longer, equal, shorter, longer.
     responses = [[5, 5], [9], [2], [1], [4], [2, 2], [1], [1, 1], [8], [7]]
     boundaries = [[0, *of] for of in responses]
-    made = features.Features(
+    made = Features(
         last=torch.zeros(0),
         mean=torch.zeros(0),
         tokens=torch.tensor([n for of in boundaries for n in of]),
-        cu=torch.tensor([0, *map(len, boundaries)]).cumsum(0),
+        cu_boundaries=torch.tensor([0, *map(len, boundaries)]).cumsum(0),
         responses=[],
     )
-    longer, shorter = heads._balanced(made).tolist()
+    longer, shorter = _balanced(made).tolist()
     assert longer in (0, 1, 4)
     assert shorter == 3
 
 
-def test_a_random_start_is_random_in_all_its_parts(frozen: Any) -> None:
-    heads = importlib.import_module("claim.heads")
+def test_a_random_start_is_random_in_all_its_parts() -> None:
     torch.manual_seed(0)
-    zero, random = heads.Pooled(32), heads.Pooled(32, random_start=True)
+    zero, random = Pooled(32), Pooled(32, random_start=True)
     assert not zero.head.value.weight.any()
     for part in ("value", "query", "key"):
         assert getattr(random.head, part).weight.std() > 2 * getattr(zero.head, part).weight.std()

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from claim.variants import VARIANTS, Budget
+from research.claim.variants import VARIANTS, Budget
+from research.commands import run_command
 from srm import SentenceRewardModel
 from srm.evaluation.score_suite import score_responses
 from srm.scoring.file import RowSettings
@@ -57,7 +55,7 @@ def finish(run: Run, folder: Path, data: dict[str, Path], *, model: str, budget:
     start = time.monotonic()
     if not (home / "train.json").exists():
         command = _train_command(run, home, data["train"], model, budget)
-        seconds = _run(command, home / "train.log")
+        seconds = run_command(command, home / "train.log")
         (home / "train.json").write_text(json.dumps({"command": shlex.join(command), "seconds": seconds}, indent=2) + "\n")
     _score(run, folder, data, budget.score_max_length)
     (home / "done").touch()
@@ -90,13 +88,3 @@ def _train_command(run: Run, home: Path, pairs: Path, model: str, budget: Budget
             "--overwrite_output_dir",
         ),
     ]
-
-
-def _run(command: Sequence[str], log: Path) -> float:
-    """Run one of our commands as a module of this Python, its output kept in `log`; its seconds."""
-    start = time.monotonic()
-    with log.open("w") as file:
-        done = subprocess.run([sys.executable, "-m", f"srm.cli.{command[0][4:]}", *command[1:]], stdout=file, stderr=file, check=False)
-    if done.returncode:
-        sys.exit(f"{shlex.join(command)}\nfailed with exit code {done.returncode}; its output is in {log}")
-    return round(time.monotonic() - start, 1)

@@ -1,10 +1,11 @@
 """The paper's comparison: response, token and sentence level on the same backbone, data, steps and seeds, and ablations of the latter.
 
-    python bench/claim/compare.py --data FOLDER --budget cpu --output_dir outputs/claim --results bench/results/claim
+    python -m research.claim.compare --data FOLDER --budget cpu --json research/results/claim/claim_cpu.json
 
-FOLDER holds pairs_train, pairs_test, suite_dev and error_spans (.jsonl.gz; docs/results.md says what they are). Each granularity is
+FOLDER holds pairs_train, pairs_test, suite_dev and error_spans (.jsonl.gz; README.md says what they are). Each granularity is
 tuned on its own, with the same learning rates, on a half of the held-out pairs that no result comes from. Stopped? The same command goes
-on where it was: a finished run is kept. Writes claim_<budget>.json, .md and .png.
+on where it was: a finished run is kept. Writes a table (.md) and a figure (.png) beside the JSON file.
+variants.py says how much each budget takes.
 """
 
 from __future__ import annotations
@@ -13,23 +14,19 @@ import argparse
 import dataclasses
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import environment
-
-from claim.data import draw
-from claim.runs import Run, finish, scores_of
-from claim.summary import accuracy, plot, summarise, table
-from claim.variants import ABLATIONS, BUDGETS, GRANULARITIES, VARIANTS, Budget
+from bench import environment
+from research.claim.data import draw
+from research.claim.runs import Run, finish, scores_of
+from research.claim.summary import RANKED, accuracy, summarise, table, write
+from research.claim.variants import ABLATIONS, BUDGETS, GRANULARITIES, VARIANTS, Budget
 from srm.evaluation.score_suite import read_rewards, write_responses
 from srm.evaluation.spans import SpanRow, read_spans
 from srm.evaluation.suites import Suite, read_suite
 
-RANKED, SPANS, TUNING = ("test", "suite"), "spans", "tune"
+SPANS, TUNING = "spans", "tune"
 
 
 class Comparison:
@@ -85,19 +82,19 @@ def main() -> None:
         rate = rates.get(variant, rates["sentence"])
         runs.append(comparison.finish(Run(variant=variant, learning_rate=rate, seed=seed, suites=(*RANKED, SPANS))))
         # After every run: the next one may be stopped.
-        _write(arguments, comparison, runs, tuning)
-    print((arguments.results / f"claim_{arguments.budget}.md").read_text())
+        result = _result(arguments, comparison, runs, tuning)
+        write(arguments.json, result, f"{comparison.model}, budget {arguments.budget}: {result['device']}; bars: 95 % over prompts")
+    print(table(result["rows"]))
 
 
-def _write(arguments: argparse.Namespace, comparison: Comparison, runs: list[Run], tuning: dict[str, dict[str, float]]) -> None:
-    budget = comparison.budget
+def _result(arguments: argparse.Namespace, comparison: Comparison, runs: list[Run], tuning: dict[str, dict[str, float]]) -> dict[str, Any]:
     rows = summarise(runs, comparison.folder, {name: comparison.suites[name] for name in RANKED}, comparison.spans)
     trained = {run.name: json.loads((comparison.folder / run.name / "train.json").read_text()) for run in runs}
-    result: dict[str, Any] = {
+    return {
         **environment.describe(),
-        "command": shlex.join(["python", "bench/claim/compare.py", "--budget", arguments.budget, "--variants", *arguments.variants]),
+        "command": shlex.join(["python", "-m", "research.claim.compare", "--budget", arguments.budget, "--variants", *arguments.variants]),
         "model": comparison.model,
-        "budget": dataclasses.asdict(budget),
+        "budget": dataclasses.asdict(comparison.budget),
         "variants": VARIANTS,
         "tuning_accuracy": tuning,
         "runs": [
@@ -106,20 +103,14 @@ def _write(arguments: argparse.Namespace, comparison: Comparison, runs: list[Run
         ],
         "rows": rows,
     }
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    stem = arguments.results / f"claim_{arguments.budget}"
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-    stem.with_suffix(".md").write_text(table(rows))
-    plot(rows, stem.with_suffix(".png"), f"{comparison.model}, budget {arguments.budget}: {result['device']}; bars: 95 % over prompts")
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = environment.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--budget", choices=list(BUDGETS), default="cpu")
     parser.add_argument("--model_name_or_path", default="smollm2-135m")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/claim"), help="data, logs and scores of the runs")
-    parser.add_argument("--results", type=Path, default=Path("bench/results/claim"), help="folder of the table, figure and JSON")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     return parser.parse_args()
 

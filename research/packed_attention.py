@@ -1,27 +1,24 @@
-"""Time the small pieces on one CPU core: sentence splitters, and ways to compute attention over a packed row.
+"""Time ways to compute attention over a packed row on one CPU core: a call per segment, with slices, and with a block mask.
 
-    python bench/pieces.py [--input pairs.jsonl.gz] --json bench/results/pieces_cpu.json
+    python -m research.packed_attention --json outputs/packed_attention.json
 
-Every variant is checked against the first before it is timed; they run in turn, and the best of the rounds counts.
+Every variant is checked against the first before it is timed; they run in turn, and the best of the rounds counts. Needs no data.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import environment
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from bench import environment
 from srm.memory import keep_freed_memory
 from srm.packing.backends.sdpa import attend
 from srm.packing.plan import AttentionPlan
-from srm.segmentation import make_segmenter
 
 # SmolLM2-135M: query heads, key and value heads, width of a head.
 HEADS, KV_HEADS, WIDTH = 9, 3, 64
@@ -36,57 +33,17 @@ Attention = Callable[[Tensor, Tensor, Tensor, list[tuple[int, list[int]]]], Tens
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", help="pairs to segment; generated ones where it is not given")
+    parser = environment.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
     result = {
         **environment.describe(),
-        "segmentation": time_segmenters(texts_of(arguments.input), arguments.rounds),
         "attention": {name: time_attention(groups, arguments.rounds) for name, groups in ROWS.items()},
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n")
-
-
-def texts_of(source: str | None) -> list[str]:
-    if source is None:
-        from srm.data.synthetic import generate_pairs
-
-        return [text for pair in generate_pairs(4000, split="train") for text in (pair.chosen, pair.rejected)]
-    from srm.data import read_responses
-
-    return [row.response for row in read_responses(source)]
-
-
-def time_segmenters(texts: list[str], rounds: int) -> dict[str, object]:
-    """Megabytes of UTF-8 a second."""
-    from nltk.tokenize.punkt import PunktSentenceTokenizer
-
-    plain = PunktSentenceTokenizer()
-    splitters: dict[str, Callable[[str], list[tuple[int, int]]]] = {
-        "NLTK PunktSentenceTokenizer() alone": lambda text: list(plain.span_tokenize(text)),
-        **{name: make_segmenter(name).segment for name in ("punkt", "newline")},
-    }
-    best: dict[str, float] = {}
-    for _ in range(rounds):
-        for name, split in splitters.items():
-            start = time.process_time()
-            for text in texts:
-                split(text)
-            best[name] = min(best.get(name, float("inf")), time.process_time() - start)
-    megabytes = sum(len(text.encode()) for text in texts) / 1e6
-    return {
-        "responses": len(texts),
-        "megabytes": round(megabytes, 2),
-        "megabytes_per_second": {name: round(megabytes / seconds, 2) for name, seconds in best.items()},
-    }
+    print(json.dumps(result, indent=2))
+    environment.write(arguments.json, result)
 
 
 def time_attention(groups: list[tuple[int, list[int]]], rounds: int) -> dict[str, list[float]]:

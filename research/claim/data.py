@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from claim.variants import Budget
+from research.claim.variants import Budget
 
 __all__ = ["draw"]
 

@@ -1,0 +1,73 @@
+"""The small studies: commands that fail, work that is not done twice, and ways of attention that agree."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from research import demo, packed_attention, real_pairs
+from research.commands import run_command
+from srm.data.synthetic import generate_pairs
+
+
+def test_a_command_that_fails_ends_the_study(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    with pytest.raises(SystemExit, match=r"(?s)srm-train\nfailed with exit code 1; its output is in .*train\.log"):
+        run_command(["srm-train"], log)
+    assert "--output_dir is missing" in log.read_text()
+
+
+def test_a_seed_with_a_report_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Sequence[str]] = []
+    report = {"settings": {"seed": 3, "output_dir": "here"}, "after": {"accuracy": 0.9}}
+
+    def run(command: Sequence[str], log: Path) -> float:
+        ran.append(command)
+        (log.parent / "demo.json").write_text(json.dumps(report))
+        return 1.0
+
+    monkeypatch.setattr(demo, "run_command", run)
+    for _ in range(2):
+        assert demo._run(3, 40, tmp_path / "3") == {"settings": {"seed": 3}, "after": {"accuracy": 0.9}}
+    assert ran == [["srm-demo", "--seed", "3", "--output_dir", str(tmp_path / "3"), "--num_pairs", "40"]]
+
+
+def test_real_pairs_are_drawn_scored_and_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gzip.open(tmp_path / "pairs_test.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({**pair.to_row(), "subset": "made"}) + "\n" for pair in generate_pairs(6))
+    ran: list[str] = []
+
+    def run(command: Sequence[str], log: Path) -> float:
+        ran.append(command[0])
+        if command[0] == "srm-score":
+            # The chosen response comes first; the first pair is lost.
+            rewards = [0.0, 1.0, *[1.0, 0.0] * 3]
+            Path(command[command.index("--output") + 1]).write_text("".join(json.dumps({"reward": reward}) + "\n" for reward in rewards))
+        return 1.0
+
+    monkeypatch.setattr(real_pairs, "run_command", run)
+    monkeypatch.setattr(real_pairs, "NUM_TEST", 4)
+    flags = {"data": tmp_path, "output_dir": tmp_path / "work", "json": tmp_path / "result.json"}
+    monkeypatch.setattr("sys.argv", ["real_pairs.py", *(word for name, value in flags.items() for word in (f"--{name}", str(value)))])
+    for _ in range(2):
+        real_pairs.main()
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [(row["subset"], row["num_pairs"], row["accuracy"]) for row in result["accuracy"]] == [("made", 4, 0.75), ("all", 4, 0.75)]
+    assert result["train"]["seconds"] == result["score"]["seconds"] == 1.0
+    assert ran == ["srm-train", "srm-score", "srm-score"], "a trained model is not trained again"
+
+
+def test_every_way_of_attention_is_timed() -> None:
+    times = packed_attention.time_attention([(5, [4, 3]), (2, [3])], rounds=1)
+    assert len(times) == 3
+    assert all(0 < forward < both < float("inf") for forward, both in times.values())
+
+
+def test_a_wrong_way_of_attention_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_attention, "slices", lambda query, key, value, groups: packed_attention.ours(query, key, -value, groups))
+    with pytest.raises(AssertionError, match="slices is wrong"):
+        packed_attention.time_attention([(5, [4, 3])], rounds=1)
