@@ -94,14 +94,15 @@ class ResponseEncoder:
             return_attention_mask=False,
             verbose=False,
         )
-        return [self._encode(*parts) for parts in zip(texts, batch["input_ids"], batch["offset_mapping"], strict=True)]
+        spans = self.segmenter.segment_batch(texts)
+        return [self._encode(*parts) for parts in zip(texts, spans, batch["input_ids"], batch["offset_mapping"], strict=True)]
 
-    def _encode(self, text: str, ids: list[int], offsets: list[tuple[int, int]]) -> EncodedResponse:
+    def _encode(self, text: str, spans: list[Span], ids: list[int], offsets: list[tuple[int, int]]) -> EncodedResponse:
         if lead := len(self.format.lead):
             offsets = [(max(start - lead, 0), max(end - lead, 0)) for start, end in offsets]
         if not ids:
             raise UserError(f"the tokenizer makes no token of the response {text[:40]!r}. Fix or delete the row.")
-        ends, spans = sentence_ends_from_offsets(self.segmenter.segment(text), offsets, text=text)
+        ends, spans = sentence_ends_from_offsets(spans, offsets, text=text)
         if self.boundary_ids:
             ids, ends = _with_boundaries(ids, ends, self.boundary_ids)
         return EncodedResponse(ids=ids, sentence_ends=ends, spans=spans, text=text)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +16,6 @@ from srm.errors import UserError
 from srm.modeling.scoring import max_positions, sentence_means
 from srm.packing import PackedBatch, PackingMode, PromptGroup, ResponseIds, pack
 from srm.segmentation import ByteTable, TokenSegmenter, content_lengths
-
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -189,7 +187,7 @@ def _own_rows(
 ) -> list[TokenRow]:
     """Rows of a policy with the reward model's vocabulary: its ids are what the model reads."""
     boundary = tuple(model.encoder.boundary_ids)
-    all_ends = _sentence_ends(model, policy, padded, lengths)
+    all_ends = _segmenter(model, policy).segment(padded, lengths).tolist()
     rows = []
     for prompt, ids, length, ends in zip(prompts, padded.tolist(), lengths.tolist(), all_ends, strict=True):
         text, model_ends = ids[:length], ends
@@ -203,41 +201,13 @@ def _own_rows(
     return rows
 
 
-def _sentence_ends(model: SentenceRewardModel, policy: PreTrainedTokenizerBase, padded: Tensor, lengths: Tensor) -> list[list[int]]:
-    """The last token of each sentence: by rules on ids where the segmenter has them, else through the text of each response."""
-    config = SegmentationConfig(**model.config.segmenter)
-    if config.name in ("punkt", "newline") and config.min_chars <= 1:
-        return _segmenter(model, policy, config).segment(padded, lengths).tolist()
-    segmenter, table = make_segmenter(**model.config.segmenter), ByteTable.from_tokenizer(policy)
-    found = []
-    for ids, length in zip(padded.cpu(), lengths.tolist(), strict=True):
-        text, offsets = _text_of(table, ids[:length])
-        found.append(sentence_ends_from_offsets(segmenter.segment(text), offsets, text=text).ends if text else [length - 1] * bool(length))
-    return found
-
-
-def _segmenter(model: SentenceRewardModel, policy: PreTrainedTokenizerBase, config: SegmentationConfig) -> TokenSegmenter:
+def _segmenter(model: SentenceRewardModel, policy: PreTrainedTokenizerBase) -> TokenSegmenter:
     """The token segmenter of this tokenizer, kept on the model: its table takes a while to build."""
     kept = model.__dict__.get("_token_segmenter")
     if kept is None or kept[0] is not policy:
-        kept = (policy, TokenSegmenter(policy, config))
+        kept = (policy, TokenSegmenter(policy, model.encoder.segmenter))
         model.__dict__["_token_segmenter"] = kept
     return kept[1]
-
-
-def _text_of(table: ByteTable, ids: Tensor) -> tuple[str, list[tuple[int, int]]]:
-    """The text of `ids` and the characters of each token. A byte that is no UTF-8, as where a response was cut, is one U+FFFD."""
-    written, offsets = table.expand(ids.to(torch.int64))
-    raw = bytes(written.tolist()).decode("utf-8", errors="surrogateescape")
-    # One character for each such byte, so that bytes and characters can be counted against each other.
-    text = "".join("\ufffd" if 0xDC80 <= ord(character) <= 0xDCFF else character for character in raw)
-    character_of = [at for at, character in enumerate(raw) for _ in character.encode("utf-8", errors="surrogateescape")]
-    character_of.append(len(text))
-    edges = offsets.tolist()
-    # A token that ends inside a character covers it, as in a fast tokenizer's own offsets.
-    return text, [
-        (character_of[start], character_of[end - 1] + 1 if end > start else character_of[start]) for start, end in pairwise(edges)
-    ]
 
 
 def _other_rows(
@@ -247,7 +217,7 @@ def _other_rows(
     table = ByteTable.from_tokenizer(policy)
     rows = []
     for prompt, ids, length in zip(prompts, padded.cpu(), lengths.tolist(), strict=True):
-        text, offsets = _text_of(table, ids[:length])
+        text, offsets = table.decode(ids[:length])
         prompt_ids = tuple(model.encoder.encode_prompt(prompt))
         if not text.strip():
             # No sentence of the model's; the policy still wrote tokens, but nothing to pay them for.
