@@ -182,7 +182,9 @@ class Vocabulary:
     @classmethod
     def of(cls, model: SentenceRewardModel) -> Vocabulary:
         table = ByteTable.from_tokenizer(model.encoder.tokenizer)
-        return cls(bytes=torch.tensor([len(token) for token in table.tokens]), blank=torch.tensor([token.isspace() for token in table.tokens]))
+        return cls(
+            bytes=torch.tensor([len(token) for token in table.tokens]), blank=torch.tensor([token.isspace() for token in table.tokens])
+        )
 
 
 def before(model: SentenceRewardModel, work: Work, clock: Clock, vocabulary: Vocabulary) -> Tensor:

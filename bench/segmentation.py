@@ -70,9 +70,7 @@ def main() -> None:
         "megabytes": round(megabytes, 2),
         "megabytes_per_second": {name: round(megabytes / spent, 1) for name, spent in seconds.items() if not name.startswith("one ")}
         | {"one expression, [.?!] and white space": round(megabytes / seconds["one expression, [.?!] and white space"], 1)},
-        "milliseconds_for_500_characters": {
-            name: round(1e3 * seconds[name] / CALLS, 3) for name in ("one text", "one row of ids")
-        },
+        "milliseconds_for_500_characters": {name: round(1e3 * seconds[name] / CALLS, 3) for name in ("one text", "one row of ids")},
         **compare(texts, encoded["offset_mapping"], [ends for ids in calls for ends in by_token.segment(ids).tolist()], by_text),
     }
     text = json.dumps(result, indent=2)

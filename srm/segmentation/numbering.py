@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+
 __all__ = ["join_markers", "mend_numbering"]
 
 _NUMBER = re.compile(r"(?<!\S)\(?(\d{1,2})[.)]\s+\Z")

@@ -67,8 +67,8 @@ def read_structure(text: str) -> Structure:
     """Classify the lines of `text`, in time linear in its length."""
     found = Structure()
     starts = found.starts
-    # What opened the display maths that is not closed yet.
-    opening = ""
+    # What opened the display maths that is not closed yet, and where.
+    opening, opened = "", 0
     above, line_above = "blank", (0, 0)
     # Code without a fence: (start of its first line, end of its last one). A single line proves nothing and stays empty.
     bare_code: list[tuple[int, int]] = []

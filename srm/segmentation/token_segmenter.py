@@ -28,6 +28,7 @@ __all__ = ["TokenSegmenter", "TokenSentences", "content_lengths"]
 
 _ROWS = 64
 
+
 @dataclass(frozen=True, kw_only=True)
 class TokenSentences:
     """Sentences of a batch of responses, as tokens.

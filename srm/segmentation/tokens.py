@@ -81,14 +81,12 @@ def spaces_to_ascii(raw: bytes) -> bytes:
     return raw if raw.isascii() else _WIDE_BYTES.sub(lambda space: b" " * len(space[0]), raw)
 
 
-def first_tokens(
-    start: NDArray[np.int64], end: NDArray[np.int64], sentence: NDArray[np.int64], units: bytes | None
-) -> NDArray[np.int64]:
+def first_tokens(start: NDArray[np.int64], end: NDArray[np.int64], sentence: NDArray[np.int64], units: bytes | None) -> NDArray[np.int64]:
     """int64 [S]: the first token of each sentence, `T` where none is left: the rule that `sentence_ends_from_offsets` describes.
 
     It is the first token that reaches into the sentence and has nothing but white space before it.
 
-    start, end: int64 [T], the units each token covers, characters or bytes. Neither ever falls, but for empty tokens, which may lie anywhere.
+    start, end: int64 [T], the units each token covers, characters or bytes. They never fall, but empty tokens may lie anywhere.
     sentence: int64 [S], where the sentences begin, not with white space.
     units: a byte for each unit, with every white space as one of ASCII; None: all that stands before a sentence counts as white space.
     """

@@ -192,7 +192,21 @@ def test_decode_of_bytes_that_are_no_utf8() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from([*(piece.encode() for piece in ["a", "B. ", ". ", " C", "é", "。但", "\u3000", "\n\n", "", "好", "!"]), b"\x80", b"\xe3\x80", b"\x80.", b"\xf0\x9f"]), min_size=1, max_size=24))
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                *(piece.encode() for piece in ["a", "B. ", ". ", " C", "é", "。但", "\u3000", "\n\n", "", "好", "!"]),
+                b"\x80",
+                b"\xe3\x80",
+                b"\x80.",
+                b"\xf0\x9f",
+            ]
+        ),
+        min_size=1,
+        max_size=24,
+    )
+)
 def test_ids_and_text_are_one_rule(punkt: Segmenter, tokens: list[bytes]) -> None:
     """However tokens part characters, valid or not: through ids it is what `decode`, `segment` and `sentence_ends_from_offsets` say."""
     table = ByteTable(tokens)
