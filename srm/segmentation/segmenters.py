@@ -127,8 +127,10 @@ def _spans(text: str, starts: list[int], code: list[tuple[int, int]], config: Se
     opening = len(text) - len(text.lstrip())
     kept = join_tiny([0, *starts[bisect_right(starts, opening) : bisect_left(starts, len(text))]], text, config.min_chars)
     ends = [*kept[1:], len(text)]
-    if max(map(sub, ends, kept)) > min(config.max_chars, config.max_code_chars):
-        kept = [cut for start, end in zip(kept, ends, strict=True) for cut in (start, *_cuts(text, start, end, code, config))]
+    short = min(config.max_chars, config.max_code_chars)
+    if max(map(sub, ends, kept)) > short:
+        pieces = zip(kept, ends, strict=True)
+        kept = [at for start, end in pieces for at in (start, *(_cuts(text, start, end, code, config) if end - start > short else ()))]
         ends = [*kept[1:], len(text)]
     return list(map(_to_span, zip(kept, ends, strict=True)))
 

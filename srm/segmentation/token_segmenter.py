@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["TokenSegmenter", "TokenSentences", "content_lengths"]
 
 
-_ROWS = 64
+# Responses whose tables fit the processor's cache together.
+_ROWS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,6 @@ class TokenSegmenter:
         host = ids.cpu()
         bound = torch.full(ids.shape[:1], ids.shape[1]) if lengths is None else lengths.cpu()
         ends, counts, length = [torch.empty(0, dtype=torch.int64)], [torch.zeros(1, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
-        # A few rows at a time, so that what is made of them stays in the processor's cache.
         for rows, most in zip(host.split(_ROWS), bound.split(_ROWS), strict=True):
             length.append(content_lengths(rows, self.end_ids, most))
             found, number = self._segment(rows.numpy(), length[-1].numpy())
