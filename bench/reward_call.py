@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
@@ -180,9 +179,9 @@ class Vocabulary:
     @classmethod
     def of(cls, model: SentenceRewardModel) -> Vocabulary:
         table = ByteTable.from_tokenizer(model.encoder.tokenizer)
-        written, offsets = table.expand(torch.arange(len(table)))
-        raw = written.numpy().tobytes()
-        return cls(bytes=offsets.diff(), blank=torch.tensor([raw[start:end].isspace() for start, end in pairwise(offsets.tolist())]))
+        return cls(
+            bytes=torch.tensor([len(token) for token in table.tokens]), blank=torch.tensor([token.isspace() for token in table.tokens])
+        )
 
 
 def before(model: SentenceRewardModel, work: Work, clock: Clock, vocabulary: Vocabulary) -> Tensor:

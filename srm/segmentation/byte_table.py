@@ -51,6 +51,7 @@ class ByteTable:
     """
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
+        self.tokens = tuple(tokens)
         self._flat = np.frombuffer(b"".join(tokens), dtype=np.uint8)
         self._length = np.array([len(token) for token in tokens], dtype=np.int64)
         self._start = np.cumsum(self._length) - self._length
@@ -115,8 +116,9 @@ class ByteTable:
         length = self._length[ids]
         edge = np.concatenate([[0], np.cumsum(length)])
         # A byte lies in the table as far behind its token's row as it lies behind the token's first byte here.
-        at = np.repeat(self._start[ids] - edge[:-1], length) + np.arange(edge[-1])
-        raw = self._flat[at].tobytes()
+        at = np.repeat(self._start[ids] - edge[:-1], length)
+        at += np.arange(len(at))
+        raw = self._flat.take(at).tobytes()
         edges = edge[cu_tokens].tolist()
         return Written(raw, edge, [raw[start:end].decode(errors="surrogateescape") for start, end in pairwise(edges)])
 

@@ -17,7 +17,10 @@ _LINE_END = re.compile(r"\n\s*")
 _BLANK_LINE = re.compile(r"\n[ \t\r\f\v]*\n\s*")
 _PROSE_MARKS = (_CLAUSE, _SPACE)
 _CODE_MARKS = (_BLANK_LINE, _LINE_END, _SPACE)
-_WORD = re.compile(r"[\W_]*[^\W_]")
+# Up to a letter or digit. The tags around a model's thoughts hold none.
+_TAG = r"</?think(?:ing)?>"
+_TO_LETTER = rf"(?:{_TAG}|(?!{_TAG})[\W_])*[^\W_]"
+_WORD = re.compile(_TO_LETTER)
 _CONTINUES = frozenset("\u200d\ufe0e\ufe0f")
 
 
@@ -60,7 +63,7 @@ def split_long(text: str, start: int, end: int, max_chars: int, *, code: bool) -
 
 @lru_cache(maxsize=8)
 def _letters(count: int) -> re.Pattern[str]:
-    return re.compile(rf"(?:[\W_]*[^\W_]){{{count}}}")
+    return re.compile(f"(?:{_TO_LETTER}){{{count}}}")
 
 
 def _nearest(mark: re.Pattern[str], text: str, low: int, high: int, aim: int) -> int | None:

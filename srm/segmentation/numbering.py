@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+
 __all__ = ["join_markers", "mend_numbering"]
 
 _NUMBER = re.compile(r"(?<!\S)\(?(\d{1,2})[.)]\s+\Z")
@@ -11,7 +12,8 @@ _MARKER = re.compile(r"\(?(?:\d{1,3}|[A-Za-z])[.)][ \t]*(?:\r?\n)?[ \t]*")
 
 def mend_numbering(text: str, starts: list[int]) -> list[int]:
     """`starts`, in order, with those behind the numbers of a list that counts 1, 2, ... moved to before the number."""
-    if "2." not in text and "2)" not in text:
+    if not any(text[start - 3].isdigit() and text[start - 4] in " \t(" for start in starts if start > 3):
+        # No number inside a line.
         return starts
     # A number as close as this to the start of a sentence; the test in front keeps the search off ordinary sentences.
     numbers = [
@@ -19,8 +21,6 @@ def mend_numbering(text: str, starts: list[int]) -> list[int]:
         for at, start in enumerate(starts)
         if start > 2 and text[start - 3].isdigit() and text[start - 2] in ".)" and (found := _NUMBER.search(text, max(0, start - 6), start))
     ]
-    if len(numbers) < 2:
-        return starts
     mended = list(starts)
     run: list[tuple[int, int, int]] = []
     for number in [*numbers, (0, 0, 0)]:

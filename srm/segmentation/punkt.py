@@ -45,6 +45,7 @@ class _Punkt:
 
     def starts(self, text: str) -> list[int]:
         found: list[int] = []
+        special = self._special
         for match in _CANDIDATE.finditer(text):
             stop, start = match.span()
             if found and found[-1] == stop:
@@ -52,18 +53,18 @@ class _Punkt:
                 found.pop()
             is_upper = text[start].isupper()
             if text[stop] == ".":
-                word = text[text.rfind(" ", max(0, stop - _LONGEST), stop) + 1 : stop].lower()
+                parts = text[max(0, stop - _LONGEST) : stop].rsplit(None, 1)
+                word = parts[-1].lower() if parts else ""
                 # Most words and the numbers of lists end a sentence without further thought.
-                is_plain = word not in self._special and ((word.isalpha() and len(word) > 1) or (is_upper and word.isdigit()))
-                if not is_plain and not self._ends(text, stop, start):
+                is_plain = word not in special and ((word.isalpha() and len(word) > 1) or (is_upper and word.isdigit()))
+                if not is_plain and not self._ends(word, text, start):
                     continue
             if is_upper or not goes_on(text, start):
                 found.append(start)
         return found
 
-    def _ends(self, text: str, stop: int, start: int) -> bool:
-        """Whether the full stop at `stop` ends a sentence before the word at `start`."""
-        word = "".join(text[max(0, stop - _LONGEST) : stop].lower().rsplit(maxsplit=1)[-1:])
+    def _ends(self, word: str, text: str, start: int) -> bool:
+        """Whether a full stop between `word`, in small letters, and the word at `start` ends a sentence."""
         if word.endswith((".", "…")):
             # An ellipsis ends no sentence here (see `scripts`), but the question mark before it does.
             return word.rstrip(".…").endswith(("?", "!"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import cast
 
 __all__ = ["Structure", "read_structure"]
 
@@ -65,48 +66,53 @@ class Structure:
 def read_structure(text: str) -> Structure:
     """Classify the lines of `text`, in time linear in its length."""
     found = Structure()
-    # What opened the display maths that is not closed yet.
-    opening = ""
-    above, above_text = "blank", ""
+    starts = found.starts
+    # What opened the display maths that is not closed yet, and where.
+    opening, opened = "", 0
+    above, line_above = "blank", (0, 0)
     # Code without a fence: (start of its first line, end of its last one). A single line proves nothing and stays empty.
     bare_code: list[tuple[int, int]] = []
     next_line = 0
-    while (line := _LINE.match(text, next_line)) is not None:
-        # `plain` matches where nothing else does, so there is always a last group.
-        kind, begin, end = str(line.lastgroup), line.end("indent"), line.end()
-        next_line = end + 1
+    while next_line < len(text):
+        if text[next_line] == "\n":
+            opening, above = "", "blank"
+            next_line += 1
+            continue
+        # `plain` matches where nothing else does, so there is always a match and a last group.
+        line = cast("re.Match[str]", _LINE.match(text, next_line))
+        kind, begin, end = cast(str, line.lastgroup), line.end(1), line.end()
+        indent, next_line = begin - next_line, end + 1
         if kind == "blank":
             # TeX allows no blank line inside maths: what it ends was never closed.
             opening, above = "", kind
             continue
-        content = text[begin:end].rstrip()
         if opening:
-            if _MATHS_END[opening] in content:
+            if _MATHS_END[opening] in text[begin:end]:
                 found.seal("maths", opened, end)
                 opening, above = "", "maths"
             continue
-        indent = begin - line.start()
-        if above == "code" and kind in _MAY_BE_CODE and (indent > 1 or _looks_like_code(content)):
+        if above == "code" and kind in _MAY_BE_CODE and (indent > 1 or _looks_like_code(text[begin:end].rstrip())):
             kind = "code"
-        if above == "blank" or (above != "marker" and _begins_sentence(kind, content, indent, above, above_text)):
-            found.starts.append(begin)
+        if above in _APART or (above != "marker" and _begins_sentence(kind, text[begin:end], indent, above, text[slice(*line_above)])):
+            starts.append(begin)
         if kind == "fence":
             closing = _closing_fence(line["fence"]).search(text, end)
             # Without one, an answer cut off inside its code.
             end = len(text) if closing is None else closing.end()
             found.seal(kind, begin, end)
             next_line = end + 1
-        elif kind == "maths" and _MATHS_END[line["maths"]] not in content[2:]:
+        elif kind == "maths" and _MATHS_END[line["maths"]] not in text[begin + 2 : end]:
             opening, opened = line["maths"], begin
         elif kind in ("heading", "table"):
             found.seal(kind, begin, end)
         elif kind == "item":
             # A marker alone on its line waits for its item.
-            kind = kind if line.end("item") < begin + len(content) else "marker"
-            found.seal(kind, begin, line.end("item") + 1)
+            behind = line.end("item")
+            kind = "item" if text[behind:end].strip() else "marker"
+            found.sealed.append((begin, behind + 1))
         elif kind == "code":
             bare_code.append((bare_code.pop()[0], end) if above == "code" else (begin, begin))
-        above, above_text = kind, content
+        above, line_above = kind, (begin, end)
     for start, end in bare_code:
         if start < end:
             found.seal("code", start, end)
@@ -126,13 +132,13 @@ def _looks_like_code(content: str) -> bool:
     return content[0].islower() or content[0] in "#/@<$_)]}" or " = " in content
 
 
-def _begins_sentence(kind: str, content: str, indent: int, above: str, above_text: str) -> bool:
-    """Whether a line starts a sentence, by its kind and by the line above it, which is not blank unless `above` says so."""
-    if kind in _APART or kind == "item" or above in _APART or (kind == "quote") != (above == "quote"):
+def _begins_sentence(kind: str, content: str, indent: int, above: str, above_content: str) -> bool:
+    """Whether a line starts a sentence, by its kind and by the line above it, which stands by itself in no other way."""
+    if kind in _APART or kind == "item" or (kind == "quote") != (above == "quote"):
         return True
     if kind == above == "code":
         return False
-    last = above_text[-1]
+    last = above_content.rstrip()[-1]
     if last == ":":
         return True
     # Indented lines are code without a fence or go on with the item above; closing brackets belong to what they close.

@@ -5,7 +5,6 @@ Shape letters: `B` responses, `L` width of the padded ids, `T` tokens of all res
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -19,7 +18,7 @@ from torch import Tensor
 from srm.segmentation.byte_table import ByteTable
 from srm.segmentation.config import Segmenter
 from srm.segmentation.segmenters import make_segmenter
-from srm.segmentation.tokens import first_units, last_tokens
+from srm.segmentation.tokens import first_tokens, spaces_to_ascii
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,9 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["TokenSegmenter", "TokenSentences", "content_lengths"]
 
 
-_ROWS = 64
-# The bytes of white space outside ASCII.
-_WIDE_SPACE = re.compile(b"|".join(chr(point).encode() for point in range(0x80, 0x3001) if chr(point).isspace()))
+# Responses whose tables fit the processor's cache together.
+_ROWS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,33 +97,42 @@ class TokenSegmenter:
         """
         if ids.dim() != 2 or ids.is_floating_point():
             raise ValueError(f"TokenSegmenter.segment: `ids` must be integers [B, L], got {ids.dtype} {list(ids.shape)}.")
-        length_B = content_lengths(ids, self.end_ids, lengths)
-        host, length = ids.cpu().numpy(), length_B.cpu().numpy()
-        ends = [torch.empty(0, dtype=torch.int64)]
-        counts = [0]
-        # A few rows at a time, so that their tables stay in the processor's cache.
-        for at in range(0, len(host), _ROWS):
-            found, cu = self._segment(host[at : at + _ROWS], length[at : at + _ROWS])
+        host = ids.cpu()
+        bound = torch.full(ids.shape[:1], ids.shape[1]) if lengths is None else lengths.cpu()
+        ends, counts, length = [torch.empty(0, dtype=torch.int64)], [torch.zeros(1, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
+        for rows, most in zip(host.split(_ROWS), bound.split(_ROWS), strict=True):
+            length.append(content_lengths(rows, self.end_ids, most))
+            found, number = self._segment(rows.numpy(), length[-1].numpy())
             ends.append(torch.from_numpy(found))
-            counts += np.diff(cu).tolist()
-        cu_boundaries = torch.tensor(counts).cumsum(0)
-        return TokenSentences(ends=torch.cat(ends).to(ids.device), cu_boundaries=cu_boundaries.to(ids.device), lengths=length_B)
+            counts.append(torch.from_numpy(number))
+        return TokenSentences(
+            ends=torch.cat(ends).to(ids.device),
+            cu_boundaries=torch.cat(counts).cumsum(0).to(ids.device),
+            lengths=torch.cat(length).to(ids.device),
+        )
 
     def _segment(self, ids: NDArray[np.integer], length: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The last token of each sentence of `ids` [B, L], `length` [B] of them text, and the offsets [B + 1] of each response's."""
+        """The last token of each sentence of `ids` [B, L], `length` [B] of them text, and the number [B] of sentences."""
         cu_tokens = np.concatenate([[0], np.cumsum(length)])
         written = self.table.write(ids[np.arange(ids.shape[1]) < length[:, None]], cu_tokens)
         sentence: list[int] = []
         counts: list[int] = []
-        for text, spans, offset in zip(written.escaped, self.segmenter.segment_batch(written.texts), written.edge[cu_tokens].tolist(), strict=False):
+        offsets = written.edge[cu_tokens[:-1]].tolist()
+        for text, spans, offset in zip(written.escaped, self.segmenter.segment_batch(written.texts), offsets, strict=True):
             inner = [start for start, _ in spans[1:]]
             sentence += [offset + start for start in (inner if text.isascii() else _in_bytes(text, inner))]
             counts.append(len(inner))
-        units = written.raw if written.raw.isascii() else _WIDE_SPACE.sub(lambda space: b" " * len(space[0]), written.raw)
-        first = first_units(units, written.edge[:-1], written.edge[1:])
-        ends = last_tokens(first, np.array(sentence, dtype=np.int64), cu_tokens, np.repeat(np.arange(len(counts)), counts))
-        cu = np.searchsorted(ends, cu_tokens)
-        return ends - np.repeat(cu_tokens[:-1], np.diff(cu)), cu
+        edge = written.edge
+        token = first_tokens(edge[:-1], edge[1:], np.array(sentence, dtype=np.int64), spaces_to_ascii(written.raw))
+        response = np.repeat(np.arange(len(counts)), counts)
+        # A sentence without a token joins the one before; tokens belong to a sentence of their own response.
+        token = np.minimum(token, cu_tokens[response + 1])
+        is_end = np.zeros(len(edge) - 1, dtype=np.bool_)
+        is_end[token[token > cu_tokens[response]] - 1] = True
+        is_end[cu_tokens[1:][length > 0] - 1] = True
+        ends = np.flatnonzero(is_end)
+        number = np.diff(np.searchsorted(ends, cu_tokens))
+        return ends - np.repeat(cu_tokens[:-1], number), number
 
 
 def _in_bytes(text: str, positions: list[int]) -> Iterator[int]:
@@ -135,11 +142,12 @@ def _in_bytes(text: str, positions: list[int]) -> Iterator[int]:
 
 def content_lengths(ids: Tensor, end_ids: Iterable[int], lengths: Tensor | None = None) -> Tensor:
     """int64 [B]: how many tokens of each row of `ids` [B, L] come before its first end id, at most `lengths` [B]."""
-    width = ids.shape[1]
-    bound = ids.new_full(ids.shape[:1], width, dtype=torch.int64)
-    if lengths is not None:
-        bound = lengths.to(bound).clamp(0, width)
-    ended = torch.zeros_like(ids, dtype=torch.bool)
+    host = ids.cpu().numpy()
+    number, width = host.shape
+    bound = np.full(number, width) if lengths is None else lengths.cpu().numpy().clip(0, width)
+    # An end behind each row, so that every row has one.
+    is_end = np.ones((number, width + 1), dtype=np.bool_)
+    is_end[:, :width] = False
     for token in end_ids:
-        ended |= ids == token
-    return torch.where(ended.any(1), ended.to(torch.uint8).argmax(1), bound).minimum(bound) if width else bound
+        is_end[:, :width] |= host == token
+    return torch.from_numpy(np.minimum(is_end.argmax(1), bound)).to(ids.device)

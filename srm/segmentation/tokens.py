@@ -1,6 +1,6 @@
 """Sentences as tokens: which token ends each of them.
 
-Shape letters: `B` responses, `T` tokens of all responses, `S` sentences of all responses, `C` characters.
+Shape letters: `T` tokens, `S` sentences but the first.
 """
 
 from __future__ import annotations
@@ -14,10 +14,25 @@ from numpy.typing import NDArray
 
 from srm.segmentation.config import Span
 
-__all__ = ["SentenceTokens", "first_units", "last_tokens", "sentence_ends_from_offsets"]
+__all__ = ["SentenceTokens", "first_tokens", "sentence_ends_from_offsets", "spaces_to_ascii"]
 
 _IS_WHITE = np.array([chr(byte).isspace() and byte < 128 for byte in range(256)])
-_WIDE_SPACE = re.compile(r"[^\S\x00-\x7f]")
+# White space outside ASCII, as characters and as bytes.
+_WIDE = [chr(point) for point in range(0x80, 0x3001) if chr(point).isspace()]
+_WIDE_SPACE = re.compile(f"[{''.join(_WIDE)}]")
+_WIDE_BYTES = re.compile(b"|".join(map(str.encode, _WIDE)))
+_IS_WHITE = np.array([chr(byte).isspace() and byte < 128 for byte in range(256)])
+# White space outside ASCII, as characters and as bytes. A class of first bytes in front makes the search fast.
+_WIDE = [chr(point) for point in range(0x80, 0x3001) if chr(point).isspace()]
+_WIDE_SPACE = re.compile(f"[{''.join(_WIDE)}]")
+_REST = b"|".join(b"(?<=%b)%b" % (space[:1], space[1:]) for space in map(str.encode, _WIDE))
+_WIDE_BYTES = re.compile(b"[%b](?:%b)" % (b"".join({space.encode()[:1] for space in _WIDE}), _REST))
+_IS_WHITE = np.array([chr(byte).isspace() and byte < 128 for byte in range(256)])
+# White space outside ASCII.
+_WIDE = "".join(chr(point) for point in range(0x80, 0x3001) if chr(point).isspace())
+_WIDE_SPACE = re.compile(f"[{_WIDE}]")
+_WIDE_BYTES = re.compile(b"|".join(space.encode() for space in _WIDE))
+_IS_WHITE = np.array([chr(byte).isspace() and byte < 128 for byte in range(256)])
 
 
 class SentenceTokens(NamedTuple):
@@ -44,8 +59,8 @@ def sentence_ends_from_offsets(spans: Sequence[Span], offsets: Sequence[tuple[in
     A sentence that owns no token joins the next one that does, at the end of the text the one before.
 
     Args:
-        spans: the sentences, as `Segmenter.segment` returns them: in order, without gaps.
-        offsets: (start, end) in characters for every token, as a fast tokenizer's `return_offsets_mapping` returns them.
+        spans: the sentences, as `Segmenter.segment` returns them: in order, without gaps, none but the first opening with white space.
+        offsets: (start, end) in characters for every token, in order, as a fast tokenizer's `return_offsets_mapping` returns them.
         text: the text the spans and offsets point into. Without it a token that covers a boundary is taken to open with white space and
             goes to the later sentence, which is right except where sentences follow each other without white space (Chinese, Japanese).
 
@@ -62,44 +77,41 @@ def sentence_ends_from_offsets(spans: Sequence[Span], offsets: Sequence[tuple[in
             f"sentence_ends_from_offsets: the tokens reach character {end.max()}, the sentences end at {spans[-1].end}. "
             "Pass spans and offsets of the same text."
         )
-    # The last character of a token is white space only where all of it is.
-    first = np.where(start < end, end - 1, -1) if text is None else first_units(_WIDE_SPACE.sub(" ", text).encode("ascii", "replace"), start, end)
-    inner = np.array([span.start for span in spans[1:]], dtype=np.int64)
-    ends = last_tokens(first, inner, np.array([0, len(offsets)]), np.zeros(len(inner), dtype=np.int64))
-    stop = np.append(inner, spans[-1].end)[np.searchsorted(inner, np.maximum.accumulate(first)[ends], side="right")]
-    stops = [*stop[:-1].tolist(), spans[-1].end]
-    return SentenceTokens(ends.tolist(), [Span(*edge) for edge in zip([spans[0].start, *stops], stops, strict=False)])
+    sentence = np.array([span.start for span in spans[1:]], dtype=np.int64)
+    units = None if text is None else _WIDE_SPACE.sub(" ", text).encode("ascii", "replace")
+    token = first_tokens(start, end, sentence, units)
+    inner = (token > 0) & (token < len(offsets))
+    opening, at = np.unique(token[inner], return_index=True)
+    stops = [*sentence[inner][at].tolist(), spans[-1].end]
+    ends = [*(opening - 1).tolist(), len(offsets) - 1]
+    return SentenceTokens(ends, [Span(*edge) for edge in zip([spans[0].start, *stops], stops, strict=False)])
 
 
-def first_units(units: bytes, start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64 [T]: the first unit of each token `start:end` that is not white space, its first one where all are, -1 where it has none.
+def spaces_to_ascii(raw: bytes) -> bytes:
+    """UTF-8 with blanks in place of the bytes of white space outside ASCII."""
+    return raw if raw.isascii() else _WIDE_BYTES.sub(lambda space: b" " * len(space[0]), raw)
 
-    units: a byte for each unit that tokens are counted in, characters or bytes, with every white space as one of ASCII.
+
+def first_tokens(start: NDArray[np.int64], end: NDArray[np.int64], sentence: NDArray[np.int64], units: bytes | None) -> NDArray[np.int64]:
+    """int64 [S]: the first token of each sentence, `T` where none is left: the rule that `sentence_ends_from_offsets` describes.
+
+    It is the first token that reaches into the sentence and has nothing but white space before it.
+
+    start, end: int64 [T], the units each token covers, characters or bytes. They never fall, but empty tokens may lie anywhere.
+    sentence: int64 [S], where the sentences begin, not with white space.
+    units: a byte for each unit, with every white space as one of ASCII; None: all that stands before a sentence counts as white space.
     """
-    # One more, for empty tokens at the end.
-    unit = np.frombuffer(units + b"x", dtype=np.uint8)
-    first = start.copy()
-    left = np.flatnonzero(_IS_WHITE[unit[start]])
+    is_empty = start >= end
+    if is_empty.any():
+        # They stay with the token before them.
+        start, end = (np.maximum.accumulate(np.where(is_empty, 0, edge)) for edge in (start, end))
+    token = np.searchsorted(end, sentence, side="right")
+    if units is None:
+        return token
+    unit = np.frombuffer(units, dtype=np.uint8)
+    black_until = sentence.copy()
+    left = np.arange(len(sentence))
     while left.size:
-        first[left] += 1
-        left = left[first[left] < end[left]]
-        left = left[_IS_WHITE[unit[first[left]]]]
-    blank = np.flatnonzero(first >= end)
-    first[blank] = np.where(start[blank] < end[blank], start[blank], -1)
-    return first
-
-
-def last_tokens(
-    first: NDArray[np.int64], sentence: NDArray[np.int64], cu_tokens: NDArray[np.int64], response: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """The last token of each sentence, rising: the rule that `sentence_ends_from_offsets` describes, for many responses at once.
-
-    first: int64 [T], see `first_units`. cu_tokens: int64 [B + 1], offsets of the responses.
-    sentence, response: int64 [S], the unit where a sentence begins, its response's first one left out, and its response.
-    """
-    # The first token of each sentence, or of the next one that has any. Where the response has none, the sentence before takes the rest.
-    token = np.minimum(np.searchsorted(np.maximum.accumulate(first), sentence), cu_tokens[response + 1])
-    is_end = np.zeros(len(first), dtype=np.bool_)
-    is_end[token[token > cu_tokens[response]] - 1] = True
-    is_end[cu_tokens[1:][np.diff(cu_tokens) > 0] - 1] = True
-    return np.flatnonzero(is_end)
+        left = left[(black_until[left] > 0) & _IS_WHITE[unit[black_until[left] - 1]]]
+        black_until[left] -= 1
+    return np.maximum(token, np.searchsorted(start, black_until))

@@ -51,6 +51,7 @@ def test_spans_cover_the_text_in_order(segmenter: Segmenter, text: str) -> None:
     assert [span.start for span in spans[1:]] == [span.end for span in spans[:-1]]
     assert all(start < end for start, end in spans)
     assert bool(spans) == bool(text)
+    assert segmenter.segment_batch([text, "", text]) == [spans, [], spans]
     # White space belongs to the sentence before it.
     assert not any(text[start].isspace() for start, _ in spans[1:])
 
@@ -232,11 +233,10 @@ def test_config_is_frozen() -> None:
         SegmentationConfig().min_chars = 2  # type: ignore[misc]  # wrong on purpose
 
 
-@pytest.mark.parametrize("name", ["punkt", "punkt_tab"])
-def test_without_nltk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_without_nltk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nltk.tokenize.punkt", None)
-    with pytest.raises(UserError, match=r"need the package nltk\. Install it with `pip install nltk`"):
-        make_segmenter(name)  # type: ignore[arg-type]  # a name from a parameter
+    with pytest.raises(UserError, match=r"`punkt_tab` needs the package nltk\. Install it with `pip install nltk`"):
+        make_segmenter("punkt_tab")
 
 
 def test_import_is_lazy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +246,7 @@ def test_import_is_lazy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, absent, None)
     fresh = importlib.import_module("srm.segmentation")
     assert fresh.make_segmenter("newline").segment("a") == [(0, 1)]
+    assert fresh.make_segmenter("punkt").segment("A. B") == [(0, 4)]
 
 
 def test_punkt_tab_absent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,11 +102,16 @@ def slow_definition(spans: list[Span], offsets: list[tuple[int, int]], text: str
 
 @st.composite
 def spans_and_offsets(draw: st.DrawFn) -> tuple[list[Span], list[tuple[int, int]], str]:
-    text = draw(st.text(alphabet="ab. \n", min_size=1, max_size=24))
-    cuts = sorted(draw(st.sets(st.integers(1, len(text) - 1), max_size=8))) if len(text) > 1 else []
+    """Sentences that do not open with white space, and tokens in order, as segmenters and tokenizers give them; (0, 0) anywhere."""
+    text = draw(st.text(alphabet="ab. \n\u3000é", min_size=1, max_size=24))
+    black = [at for at in range(1, len(text)) if not text[at].isspace()]
+    cuts = sorted(draw(st.sets(st.sampled_from(black), max_size=8))) if black else []
     spans = [Span(start, end) for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     starts = sorted(draw(st.lists(st.integers(0, len(text)), min_size=1, max_size=20)))
-    offsets = [(start, min(len(text), start + draw(st.integers(0, 5)))) for start in starts]
+    offsets, reach = [], 0
+    for start in starts:
+        reach = max(reach, min(len(text), start + draw(st.integers(0, 5))))
+        offsets.append(draw(st.sampled_from([(start, reach)] * 5 + [(start, start), (0, 0)])))
     return spans, offsets, text
 
 
