@@ -80,6 +80,9 @@ def test_small_losses_keep_their_digits(lane):
     reward = torch.tensor([30.0, 0.0], device=lane.device)
     loss = bradley_terry_loss(reward, torch.tensor([[0, 1]], device=lane.device), backend=lane.backend)
     assert loss.item() == pytest.approx(math.exp(-30), rel=1e-5)
+    rewards = torch.tensor([0.0, 21.0], dtype=torch.float64, device=lane.device)
+    loss = bradley_terry_loss(rewards, torch.tensor([[0, 1]], device=lane.device), backend=lane.backend)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(21)), rel=1e-13)
 
 
 def test_same_bits_twice(lane, random):

@@ -39,11 +39,12 @@ def test_valid(boundaries, cu):
 @pytest.mark.parametrize(
     ("boundaries", "cu", "message"),
     [
+        ([3, 10], [0, 2], r"^SentenceLayout: `boundaries` must lie in \[0, 10\), got 10 at index 1 \(response 0\)"),
         ([3, 12], [0, 1, 2], r"`boundaries` must lie in \[0, 10\), got 12 at index 1 \(response 1\)"),
         ([3, -1], [0, 2], r"got -1 at index 1 \(response 0\)"),
         ([3, 5, 7, 7], [0, 2, 4], r"increase strictly inside a response, got 7 then 7 at index 3 \(response 1\)"),
         ([5, 3], [0, 0, 2, 2], r"got 5 then 3 at index 1 \(response 1\)"),
-        ([3, 5], [0, 1], r"`cu_boundaries` must end at len\(boundaries\)=2, got 1 \(response 0\)"),
+        ([3, 5], [0, 1], r"^SentenceLayout: `cu_boundaries` must end at len\(boundaries\)=2, got 1 \(response 0\)"),
         ([3, 5], [1, 2], r"`cu_boundaries` must start at 0, got 1"),
         ([3, 5], [0, 2, 1, 2], r"`cu_boundaries` must not fall, got 2 then 1 \(response 1\)"),
     ],

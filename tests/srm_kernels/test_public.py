@@ -1,11 +1,14 @@
 """The package from outside: its names, their arguments, and that it needs torch alone."""
 
 import ast
+import importlib
 import inspect
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+
+import pytest
 
 import srm_kernels
 
@@ -39,6 +42,34 @@ def test_argument_names_and_order():
     head = list(inspect.signature(srm_kernels.sentence_reward_head).parameters)
     assert head[:4] == ["hidden", "layout", "value_weight", "value_bias"]
     assert list(inspect.signature(srm_kernels.SentenceLayout).parameters) == ["boundaries", "cu_boundaries"]
+
+
+DEFAULTS = {
+    "bradley_terry_loss": {"margin": None, "label_smoothing": 0.0, "centering": 0.0, "weight": None},
+    "gather_boundaries": {"out_dtype": None},
+    "packed_gae": {"gamma": 1.0, "lam": 0.95, "bootstrap_value": None},
+    "sentence_attention_pool": {"rope_theta": 1e4, "include_prompt": True, "difference": True, "pooling": "value_attention"},
+    "sentence_pool": {"include_prompt": True, "difference": True},
+    "sentence_reward_head": {"pooling": "value_attention", "rope_theta": 1e4, "include_prompt": True, "difference": True},
+    "token_rewards": {"kl_coef": 0.0, "estimator": "k1"},
+}
+DEFAULTS["SentenceRewardHead"] = {"attention_size": 256, **DEFAULTS["sentence_reward_head"]}
+
+
+def defaults(function) -> dict[str, object]:
+    return {name: p.default for name, p in inspect.signature(function).parameters.items() if p.default is not inspect.Parameter.empty}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults(name):
+    """Pinned, and the same in the op and in its reference."""
+    given = defaults(getattr(srm_kernels, name))
+    assert given.pop("backend") == "auto"
+    assert {argument: given[argument] for argument in DEFAULTS[name]} == DEFAULTS[name]
+    assert all(given[argument] is None for argument in given.keys() - DEFAULTS[name].keys())
+    if name not in ("SentenceRewardHead", "sentence_pool"):
+        reference = getattr(importlib.import_module(f"srm_kernels.ops.{name}.reference"), f"{name}_reference")
+        assert defaults(reference).items() <= given.items()
 
 
 def test_needs_torch_alone():

@@ -214,6 +214,26 @@ def test_a_score_depends_on_its_response_only(lane, random):
         torch.testing.assert_close(both[0][1:], alone[0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("pooling", ["attention", "value_attention"])
+def test_a_gradient_depends_on_its_response_only(lane, random, pooling):
+    """Though the one before it has gradients a million times as large, which a sum over both would drown it in."""
+    floats = {name: x.to(lane.device, torch.float32) for name, x in inputs(random, [30, 20], 8).items()}
+    flowing = [x.to(lane.device, torch.float32) for x in (random(3, 2), random(4, 50), random(5, 50))]
+    flowing[0][0] *= 1e6
+    flowing[2][:30] *= 1e6
+    alone = [floats["query"][1:], floats["key"][30:], floats["value"][30:]]
+    grads = []
+    for leaves, lengths, cotangents in (
+        (list(floats.values()), [30, 20], flowing),
+        (alone, [20], [flowing[0][1:], flowing[1][30:], flowing[2][30:]]),
+    ):
+        leaves = [x.detach().requires_grad_() for x in leaves]
+        out = sentence_attention_pool(*leaves, cu_from_lengths(lengths).to(lane.device), pooling=pooling, backend=lane.backend)
+        grads.append(torch.autograd.grad(out, leaves, cotangents))
+    for both, one in zip(*grads, strict=True):
+        torch.testing.assert_close(both[-len(one) :], one, rtol=1e-5, atol=1e-5)
+
+
 def test_same_bits_twice(lane, random):
     floats = {name: x.to(lane.device, torch.float32).requires_grad_() for name, x in inputs(random, RAGGED, 64).items()}
     runs = []
@@ -258,8 +278,15 @@ def test_errors():
     with pytest.raises(ValueError, match=r"`rope_theta` must be positive and finite .*, got nan"):
         sentence_attention_pool(query, key, value, cu_boundaries, math.nan)
     with pytest.raises(
-        ValueError, match=r"`pooling` must be one of attention, value_attention, got 'mean'\. `sentence_pool` has the others"
+        ValueError, match=r"`pooling` must be one of attention, value_attention, got 'mean'\. `sentence_pool` has the others\.$"
     ):
         sentence_attention_pool(query, key, value, cu_boundaries, pooling="mean")
-    with pytest.raises(ValueError, match="`pooling` must be one of mean, sum, last, got 'max'"):
+    with pytest.raises(ValueError, match=r"`query` must have at least one column, got shape \[1, 0\]"):
+        sentence_attention_pool(torch.ones(1, 0), torch.ones(3, 0), value, cu_boundaries, None)
+    with pytest.raises(ValueError, match=r"`rope_theta` must be positive"):
+        sentence_attention_pool(query, key, value, cu_boundaries, 0)
+    sentence_attention_pool(query, key, value, cu_boundaries, 0.5)
+    with pytest.raises(
+        ValueError, match=r"`pooling` must be one of mean, sum, last, got 'max'\. `sentence_attention_pool` has the others\.$"
+    ):
         sentence_pool(value, cu_boundaries, "max")

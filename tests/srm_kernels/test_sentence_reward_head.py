@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from srm_kernels import SentenceLayout, SentenceRewardHead, cu_from_lengths, sentence_reward_head
+from srm_kernels.ops.sentence_reward_head.reference import sentence_reward_head_reference
 
 NAMES = ("value_weight", "value_bias", "query_weight", "query_bias", "key_weight", "key_bias")
 # Two siblings share b_0 = 3; one response is only its prompt; one prompt token stands between.
@@ -232,8 +234,14 @@ def test_errors():
     head.query = torch.nn.Sequential(head.query)
     with pytest.raises(TypeError, match=r"`query` must be nn\.Linear, got Sequential.*modules_to_save"):
         head(torch.ones(NUM_TOKENS, 8), LAYOUT)
-    with pytest.raises(ValueError, match="`pooling` must be one of attention, value_attention, mean, sum, last, got 'max'"):
+    with pytest.raises(
+        ValueError, match=r"^SentenceRewardHead: `pooling` must be one of attention, value_attention, mean, sum, last, got 'max'"
+    ):
         SentenceRewardHead(8, pooling="max")
+    with pytest.raises(
+        ValueError, match=r"^sentence_reward_head: `pooling` must be one of attention, value_attention, mean, sum, last, got 'max'"
+    ):
+        sentence_reward_head(torch.ones(NUM_TOKENS, 8), LAYOUT, torch.ones(1, 8), torch.ones(1), pooling="max")
     with pytest.raises(ValueError, match="`attention_size` must be even for rotary pairs, got 5"):
         SentenceRewardHead(8, attention_size=5)
     with pytest.raises(ValueError, match="needs the weights and biases of query and key"):
@@ -243,8 +251,41 @@ def test_errors():
     # One for each boundary would be added up without a word.
     with pytest.raises(ValueError, match=r"`value_bias` must have one element, got shape \[8\]"):
         sentence_reward_head(torch.ones(NUM_TOKENS, 8), LAYOUT, torch.ones(1, 8), torch.ones(8), pooling="mean")
+    hidden = torch.ones(NUM_TOKENS, 8)
     shapes = dict(zip(NAMES, ((1, 8), (1,), (4, 8), (4,), (4, 8), (4,)), strict=True))
-    for name, wrong in (("query_weight", (4, 9)), ("key_weight", (6, 8)), ("key_bias", (1,))):
+    for name, wrong, meaning in (("query_weight", (4, 9), "[A, D]"), ("key_weight", (6, 8), "[A, D]"), ("key_bias", (1,), "[A]")):
         weights = {other: torch.ones(shape) for other, shape in (shapes | {name: wrong}).items()}
-        with pytest.raises(ValueError, match=rf"sentence_reward_head: `{name}` must have shape .*, got \[{wrong[0]}"):
-            sentence_reward_head(torch.ones(NUM_TOKENS, 8), LAYOUT, **weights)
+        message = f"sentence_reward_head: `{name}` must have shape {meaning} = {list(shapes[name])}, got {list(wrong)}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            sentence_reward_head(hidden, LAYOUT, **weights)
+    weights = {name: torch.ones(shape) for name, shape in shapes.items()}
+    for name in NAMES:
+        with pytest.raises(TypeError, match=f"^sentence_reward_head: `{name}` must be floating point"):
+            sentence_reward_head(hidden, LAYOUT, **weights | {name: weights[name].bool()})
+    for name in NAMES[2:]:
+        with pytest.raises(
+            ValueError, match=r'^sentence_reward_head: `pooling="value_attention"` needs the weights and biases of query and key'
+        ):
+            sentence_reward_head(hidden, LAYOUT, **weights | {name: None})
+
+
+@pytest.mark.parametrize("head", [sentence_reward_head, sentence_reward_head_reference])
+def test_hidden_and_the_value_decide_the_dtype(head, random):
+    """The other parameters are rounded to it; one of fp64 does not make the outputs so."""
+    hidden, w = random(0, NUM_TOKENS, 12).float(), weights(random)
+    rounded = {name: x.float() for name, x in w.items()}
+    expected = head(hidden, LAYOUT, **rounded)
+    for name in NAMES[1:]:
+        out = head(hidden, LAYOUT, **rounded | {name: w[name]})
+        assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(out, expected, strict=True)), name
+    assert {x.dtype for x in head(hidden, LAYOUT, **rounded | {"value_weight": w["value_weight"]})} == {torch.float64}
+    flat = head(hidden, LAYOUT, **rounded | {"value_weight": rounded["value_weight"][0], "value_bias": rounded["value_bias"][0]})
+    assert all(torch.equal(a, b) for a, b in zip(flat, expected, strict=True))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("pooling", ["value_attention", "mean"])
+def test_every_step_runs_on_the_backend_that_was_asked_for(random, monkeypatch, pooling):
+    for name in ("gather_boundaries", "sentence_attention_pool"):
+        monkeypatch.setattr(f"srm_kernels.ops.{name}.op.{name}_reference", lambda *_: 1 / 0)
+    sentence_reward_head(random(0, NUM_TOKENS, 12), LAYOUT, **weights(random), pooling=pooling, backend="triton")
