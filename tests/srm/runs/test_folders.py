@@ -123,9 +123,10 @@ def test_rotation_keeps_the_newest_and_the_spared(tmp_path):
 def test_rotation_goes_by_age_not_by_number(tmp_path):
     """After a resume from an earlier checkpoint, the numbers of the abandoned run are higher."""
     checkpoint(tmp_path, 8, age=50)
-    new = checkpoint(tmp_path, 4, age=0)
-    rotate(tmp_path, 1, [new])
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+    checkpoint(tmp_path, 4, age=30)
+    new = checkpoint(tmp_path, 6, age=0)
+    rotate(tmp_path, 2, [new])
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
 
 
 @pytest.mark.parametrize("limit", [None, 0, -1, 3])

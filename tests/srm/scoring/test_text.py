@@ -126,6 +126,10 @@ def test_repeated_prompts_are_run_once(model: SentenceRewardModel) -> None:
     prompts, responses = [PROMPTS[0], PROMPTS[1], PROMPTS[0]], [RESPONSES[0], RESPONSES[2], RESPONSES[1]]
     alone = [model.score([prompt], [response])[0] for prompt, response in zip(prompts, responses, strict=True)]
     torch.testing.assert_close(rewards(model.score(prompts, responses, tokens_per_batch=70)), rewards(alone), atol=1e-5, rtol=1e-5)
+    beside = [PROMPTS[0], PROMPTS[0], PROMPTS[1]], [RESPONSES[0], RESPONSES[1], RESPONSES[2]]
+    sizes = [run_tokens(model, lambda call=call: model.score(*call, tokens_per_batch=70)) for call in ((prompts, responses), beside)]
+    assert sizes[0] == sizes[1]
+    assert len(sizes[0]) == 2, "the first prompt is in one of them"
 
 
 @pytest.mark.parametrize("packing", ["shared", "packed", "none"])
