@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,8 +25,15 @@ def flags(model: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_it_runs_whole(serving: Any, tiny_backbone_dir: Path, tmp_path: Path):
+def test_it_runs_whole(serving: Any, tiny_backbone_dir: Path, fork: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     output = tmp_path / "out.json"
+
+    def start(command: list[str], **_: Any) -> SimpleNamespace:
+        """In a fork of a process that has imported torch and transformers."""
+        process = fork(command[2], *command[3:], output=tmp_path / command[-1].lstrip("-"))
+        return SimpleNamespace(terminate=process.terminate, wait=process.join)
+
+    monkeypatch.setattr(serving, "subprocess", SimpleNamespace(Popen=start, DEVNULL=None))
     serving.main(flags(tiny_backbone_dir, "--json", str(output)))
     result = json.loads(output.read_text())
     assert result["rows_per_batch"]["no batching"] == 1 < result["rows_per_batch"]["batching"]

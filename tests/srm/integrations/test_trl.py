@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,20 @@ def reward_function(awake_model: Callable[..., SentenceRewardModel]) -> Sentence
 
 def trainer(kind: type[GRPOTrainer], function: object, path: Path, out: Path, **arguments: Any) -> GRPOTrainer:
     settings = GRPOConfig(
-        output_dir=str(out),
-        per_device_train_batch_size=4,
-        num_generations=2,
-        max_completion_length=24,
-        max_steps=2,
-        learning_rate=1e-2,
-        logging_steps=1,
-        use_cpu=True,
-        bf16=False,
-        report_to=[],
-        save_strategy="no",
-        **arguments,
+        **{
+            "output_dir": str(out),
+            "per_device_train_batch_size": 4,
+            "num_generations": 2,
+            "max_completion_length": 24,
+            "max_steps": 2,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "use_cpu": True,
+            "bf16": False,
+            "report_to": [],
+            "save_strategy": "no",
+            **arguments,
+        }
     )
     return kind(
         model=AutoModelForCausalLM.from_pretrained(path),
@@ -94,6 +97,36 @@ def test_sentence_advantages_in_grpo(reward_function: SentenceRewardFunction, ti
     # A response of several sentences has several advantages, which one number a completion cannot say.
     assert max(len(row.unique()) for row in advantages) > 2
     assert any(not torch.equal(old, new) for old, new in zip(before, grpo.model.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_each_process_gets_its_own_advantages(
+    reward_function: SentenceRewardFunction,
+    tiny_policy_dir: Path,
+    fork: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Six completions of three prompts on two processes: the second prompt's are on both."""
+    reward_function.model.save_pretrained(tmp_path / "model")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "CUDA_VISIBLE_DEVICES": ""}
+    paths = [str(tmp_path / "model"), str(tiny_policy_dir)]
+    ranks = [
+        fork("trl_run", *paths, str(tmp_path / f"{rank}.pt"), output=tmp_path / str(rank), RANK=str(rank), LOCAL_RANK=str(rank), **place)
+        for rank in range(2)
+    ]
+    for rank, process in enumerate(ranks):
+        process.join(300)
+        assert process.exitcode == 0, (tmp_path / f"{rank}.err").read_text()[-3000:]
+    outputs = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    everyone = _join([part for output in outputs for part in output["parts"]])
+    wanted = group_advantages(everyone, torch.tensor([0, 0, 1, 1, 2, 2]), mask=torch.ones(6, everyone.width, dtype=torch.bool))
+    assert wanted[:3].std() > 0.1
+    for output, own in zip(outputs, wanted.split(3), strict=True):
+        mask = output["mask"]
+        torch.testing.assert_close(output["advantages"], own[:, : mask.shape[1]] * mask)
 
 
 def test_parts_of_processes_join_to_the_whole(reward_function: SentenceRewardFunction) -> None:

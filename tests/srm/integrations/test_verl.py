@@ -58,6 +58,19 @@ def test_dense_rewards(model: SentenceRewardModel, data: SimpleNamespace, kind: 
     assert both["reward_extra_info"]["num_sentences"] == [2, 1]
 
 
+def test_a_response_ends_where_the_mask_does(model: SentenceRewardModel, data: SimpleNamespace) -> None:
+    """Not at the first end token: a response that was cut has none, and what pads it may be anything."""
+    responses, mask = data.batch["responses"], data.batch["attention_mask"]
+    expected = SentenceRewardManager(model.tokenizer, model=model)(data)
+    no_end = next(token for token in range(10, 300) if token not in model.tokenizer.all_special_ids)  # type: ignore[union-attr]
+    width = data.batch["prompts"].shape[1]
+    ends = mask[:, width:].sum(1) - 1
+    # The end token itself and all behind it are text to whoever does not look at the mask.
+    mask[torch.arange(2), width + ends] = 0
+    responses[mask[:, width:] == 0] = no_end
+    torch.testing.assert_close(SentenceRewardManager(model.tokenizer, model=model)(data), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_compute_score(model: SentenceRewardModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     expected = model.score(PROMPTS[:1], RESPONSES[:1])[0].reward

@@ -15,10 +15,10 @@ from srm.runs.folders import (
     find_checkpoint,
     publish_folder,
     publish_model,
-    write_whole,
     recover,
     rotate,
     staging,
+    write_whole,
     writing,
 )
 
@@ -50,6 +50,74 @@ def test_publishing_replaces_an_older_folder(tmp_path):
     assert not list(staging(tmp_path).iterdir())
 
 
+def test_what_an_earlier_death_left_is_not_in_the_way(tmp_path):
+    for name in ("checkpoint-1.replaced", "checkpoint-1.deleted"):
+        make(staging(tmp_path) / name, weights="left")
+    checkpoint(tmp_path, 1)
+    publish_folder(make(staging(tmp_path) / "checkpoint-1", weights="new"), tmp_path / "checkpoint-1")
+    assert (tmp_path / "checkpoint-1" / "weights").read_text() == "new"
+    checkpoint(tmp_path, 2)
+    os.utime(tmp_path / "checkpoint-1", (0, 0))
+    rotate(tmp_path, 1, [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".incomplete", "checkpoint-2"]
+    assert not list(staging(tmp_path).iterdir())
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """What was waited for until it is on the disk, and what was renamed, by name and in order."""
+    seen: list[str] = []
+    fsync = os.fsync
+
+    def synced(descriptor):
+        seen.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def renamed(rename):
+        return lambda self, target: [seen.append(f"{self.name} -> {Path(target).name}"), rename(self, target)][1]
+
+    monkeypatch.setattr(os, "fsync", synced)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, renamed(getattr(Path, name)))
+    return seen
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to tell what is synced")
+def test_nothing_is_renamed_before_it_is_on_the_disk(tmp_path, steps):
+    """A power cut must not leave a name without its data."""
+    (tmp_path / "run").mkdir()
+    staged = make(staging(tmp_path / "run") / "staged", weights="1")
+    make(staged / "shards", first="1")
+    publish_folder(staged, tmp_path / "run" / "checkpoint-1")
+    assert sorted(steps[:2]) == ["first", "weights"]
+    assert steps[2:] == ["staged", "staged -> checkpoint-1", "run"]
+    steps.clear()
+    publish_model(make(staging(tmp_path / "run") / "model", config__json="1"), tmp_path / "run" / "final")
+    assert steps == ["config.json", "model", "config.json -> config.json", "final"]
+    steps.clear()
+    write_whole(tmp_path / "notes", "text")
+    partial = f"notes.{os.getpid()}.partial"
+    assert steps == [partial, f"{partial} -> notes"]
+
+
+def test_a_text_is_handed_over_before_it_is_waited_for(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    write_whole(tmp_path / "new" / "folder" / "notes", "text")
+    assert sizes == [4]
+
+
+def test_a_model_goes_where_nothing_is_and_over_what_is_there(tmp_path):
+    final = tmp_path / "new" / "folder"
+    for text in ("old", "new"):
+        staged = make(tmp_path / "staged", config__json=text)
+        make(staged / "tokenizer", **{text: text})
+        publish_model(staged, final)
+        assert not staged.exists()
+        assert (final / "config.json").read_text() == text
+        assert [path.name for path in (final / "tokenizer").iterdir()] == [text]
+
+
 def test_a_death_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
     checkpoint(tmp_path, 1)
     staged = make(staging(tmp_path) / "checkpoint-1", weights="new")
@@ -76,8 +144,11 @@ def test_a_half_written_checkpoint_is_never_found(tmp_path):
     checkpoint(tmp_path, 1)
     make(staging(tmp_path) / "checkpoint-2", weights="half")
     assert find_checkpoint(str(tmp_path), "true", overwrite=False) == str(tmp_path / "checkpoint-1")
+    (tmp_path / "notes.17.partial").write_text("half")
+    make(staging(tmp_path) / "checkpoint-1.replaced", weights="older")
     recover(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1"]
+    assert (tmp_path / "checkpoint-1" / "weights").read_text() == "1"
 
 
 def test_a_model_is_no_model_until_its_config_arrives(tmp_path, monkeypatch):
@@ -123,9 +194,10 @@ def test_rotation_keeps_the_newest_and_the_spared(tmp_path):
 def test_rotation_goes_by_age_not_by_number(tmp_path):
     """After a resume from an earlier checkpoint, the numbers of the abandoned run are higher."""
     checkpoint(tmp_path, 8, age=50)
-    new = checkpoint(tmp_path, 4, age=0)
-    rotate(tmp_path, 1, [new])
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+    checkpoint(tmp_path, 4, age=30)
+    new = checkpoint(tmp_path, 6, age=0)
+    rotate(tmp_path, 2, [new])
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
 
 
 @pytest.mark.parametrize("limit", [None, 0, -1, 3])
@@ -171,9 +243,13 @@ def test_output_directories(tmp_path):
 
 def test_overwriting_deletes_checkpoints_and_nothing_else(tmp_path):
     checkpoint(tmp_path, 5)
-    (tmp_path / "notes").write_text("mine")
+    # A death left this one without its name.
+    make(staging(tmp_path) / "checkpoint-3.replaced", weights="3")
+    for name in ("notes", "checkpoint-notes"):
+        (tmp_path / name).write_text("mine")
     delete_run(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-notes", "notes"]
+    delete_run(tmp_path)
 
 
 def full_disk(how: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,7 @@ from transformers import TrainerCallback
 
 from srm.errors import UserError
 
-REPO = Path(__file__).parents[3]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 # Four steps an epoch (22 rows, six a step), dropout on, a checkpoint every other step, the oldest of two deleted.
 SETTINGS = {
@@ -105,7 +102,7 @@ MOMENTS = {
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of one process")
-def test_kill_9_at_any_moment(tiny_backbone_dir, pairs_file, tmp_path):
+def test_kill_9_at_any_moment(tiny_backbone_dir, pairs_file, fork, tmp_path, monkeypatch):
     def argv(name: str, *more: str) -> list[str]:
         flags = "--per_device_train_batch_size 6 --num_train_epochs 2 --save_steps 2 --save_total_limit 2"
         flags += " --learning_rate 1e-3 --attention_size 8"
@@ -117,16 +114,17 @@ def test_kill_9_at_any_moment(tiny_backbone_dir, pairs_file, tmp_path):
     runs = [{"argv": argv("whole"), "moment": None}]
     for name, (moment, _) in moments.items():
         runs += [{"argv": argv(name), "moment": moment}, {"argv": argv(name, "--resume_from_checkpoint", "true"), "moment": None}]
-    script = Path(__file__).with_name("killed_runs.py")
-    result = subprocess.run([sys.executable, str(script), json.dumps(runs)], capture_output=True, text=True, env=ENVIRONMENT)
-    reports = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(reports) == len(runs), result.stderr[-3000:]
-    assert reports[0] == {"status": 0, "checkpoints": ["checkpoint-6", "checkpoint-8"]}, result.stderr[-3000:]
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    fork("killed_runs", json.dumps(runs), output=tmp_path / "killed_runs", **ENVIRONMENT).join(300)
+    said = (tmp_path / "killed_runs.err").read_text()[-3000:]
+    reports = [json.loads(line) for line in (tmp_path / "killed_runs.out").read_text().splitlines()]
+    assert len(reports) == len(runs), said
+    assert reports[0] == {"status": 0, "checkpoints": ["checkpoint-6", "checkpoint-8"]}, said
     for index, (name, (_, left)) in enumerate(moments.items()):
         killed, resumed = reports[1 + 2 * index : 3 + 2 * index]
         if left is not None:
             assert killed == {"status": -9, "checkpoints": sorted(left)}, name
-        assert resumed == {"status": 0, "checkpoints": ["checkpoint-6", "checkpoint-8"]}, f"{name}: {result.stderr[-3000:]}"
+        assert resumed == {"status": 0, "checkpoints": ["checkpoint-6", "checkpoint-8"]}, f"{name}: {said}"
         assert same_weights(tmp_path / "whole", tmp_path / name), name
         assert not (tmp_path / name / ".incomplete").exists(), name
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed.run
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
@@ -54,16 +56,37 @@ def flags(tiny_backbone_dir: Path, pairs_file: Path) -> Callable[..., list[str]]
     return make
 
 
-def launch(precision: str, *argv: str) -> str:
-    """What srm-train prints, in two processes with the shipped settings."""
-    places = ["--num_processes", "2", "--main_process_port", "0", "--mixed_precision", precision]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate_fsdp2.yaml"), *places]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHONPATH"] = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])
-    script = str(Path(__file__).with_name("fsdp_run.py"))
-    done = subprocess.run([*command, script, *argv], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture
+def launch(fork: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """launch("bf16", *flags): what srm-train prints in two processes of `accelerate launch` with the shipped settings."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    settings = ["--config_file", str(CONFIGS / "accelerate_fsdp2.yaml"), "--num_processes", "2", "--main_process_port", "0"]
+
+    def start(arguments: argparse.Namespace) -> None:
+        """In place of torchrun: the same environment, in forks of a process that has imported torch and transformers."""
+        place = {"WORLD_SIZE": str(arguments.nproc_per_node), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(arguments.master_port)}
+        ours = {name: value for name, value in os.environ.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+        assert ours["FSDP_VERSION"] == "2"
+        ranks = [
+            fork(
+                arguments.training_script,
+                *arguments.training_script_args,
+                output=tmp_path / f"rank{rank}",
+                **{**ours, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+            )
+            for rank in range(int(arguments.nproc_per_node))
+        ]
+        for rank, process in enumerate(ranks):
+            process.join(300)
+            assert process.exitcode == 0, (tmp_path / f"rank{rank}.err").read_text()[-3000:]
+
+    monkeypatch.setattr(torch.distributed.run, "run", start)
+
+    def run(precision: str, *argv: str) -> str:
+        launch_command(launch_command_parser().parse_args([*settings, "--mixed_precision", precision, "fsdp_run", *argv]))
+        return "".join((tmp_path / f"rank{rank}.out").read_text() for rank in range(2))
+
+    return run
 
 
 def assert_same_history(run: Path, other: Path, tolerance: float) -> None:
@@ -74,7 +97,7 @@ def assert_same_history(run: Path, other: Path, tolerance: float) -> None:
 
 
 @pytest.mark.slow
-def test_two_shards_are_one_process(flags: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_two_shards_are_one_process(flags: Callable[..., list[str]], launch: Callable[..., str], tmp_path: Path) -> None:
     """FSDP2 with the shipped settings: several passes a step, an evaluation, a sharded checkpoint that is gone on from."""
     one, two = tmp_path / "one", tmp_path / "two"
     # Adam's usual 1e-8 makes whole steps of gradients that are rounding alone, where those of a pair cancel in its prompt.
@@ -95,7 +118,9 @@ def test_two_shards_are_one_process(flags: Callable[..., list[str]], tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, {"use_peft": "true", "lora_r": 4, "gradient_checkpointing": "true"}], ids=["full", "LoRA"])
-def test_rewards_stay_in_float32_where_shards_are_rounded(flags: Callable[..., list[str]], tmp_path: Path, more: dict[str, object]) -> None:
+def test_rewards_stay_in_float32_where_shards_are_rounded(
+    flags: Callable[..., list[str]], launch: Callable[..., str], tmp_path: Path, more: dict[str, object]
+) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     assert main(flags(output_dir=one, per_device_train_batch_size=8, bf16="true", **more)) == 0
     out = launch("bf16", *flags(output_dir=two, per_device_train_batch_size=4, bf16="true", **more))
