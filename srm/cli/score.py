@@ -207,7 +207,7 @@ def _report_pairs(arguments: argparse.Namespace) -> Iterator[ReportPair]:
 
 
 def _report_pair(responses: list[tuple[ResponseRow, dict[str, Any]]]) -> ReportPair:
-    from srm.scoring.text import ScoredResponse
+    from srm.scoring.results import ScoredResponse
     from srm.views.page import ReportPair
 
     row = responses[0][0]

@@ -18,7 +18,7 @@ from srm.data import OverlongPolicy, ResponseRow
 from srm.errors import UserError
 from srm.modeling.model import load_tokenizer
 from srm.scoring.file import RowSettings, check_resumed, write_scores
-from srm.scoring.text import ScoredResponse, ScoredSentence
+from srm.scoring.results import ScoredResponse, ScoredSentence
 
 if TYPE_CHECKING:
     from srm.data import Prompt

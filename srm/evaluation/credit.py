@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from srm.scoring.text import ScoredResponse
+from srm.scoring.results import ScoredResponse
 
 __all__ = ["CreditReport", "CreditSummary", "JudgedResponse", "auc", "credit_report", "judge", "lowest_is_bad"]
 

@@ -17,7 +17,7 @@ from srm.evaluation.classifier import ClassifierModel, append_classifier_scores,
 from srm.evaluation.suites import Suite, SuiteRow
 from srm.runs.folders import write_whole
 from srm.scoring.file import RowSettings, append_scores, prepare_output, read_scores
-from srm.scoring.text import ScoredResponse
+from srm.scoring.results import ScoredResponse
 
 if TYPE_CHECKING:
     from srm.modeling.model import SentenceRewardModel

@@ -24,7 +24,7 @@ from srm.errors import UserError
 from srm.evaluation.credit import CreditSummary, JudgedResponse, auc, credit_report, judge, lowest_is_bad
 from srm.evaluation.intervals import Bootstrap, Interval, interval
 from srm.evaluation.suites import SuiteRow, spread_over
-from srm.scoring.text import ScoredResponse
+from srm.scoring.results import ScoredResponse
 
 __all__ = [
     "SPAN_BASELINES",

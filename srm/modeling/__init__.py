@@ -4,8 +4,8 @@ from transformers import AutoConfig, AutoModel
 
 from srm.modeling.config import SentenceRewardConfig
 from srm.modeling.model import SentenceRewardModel, SentenceRewardOutput
+from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.scoring.stream import RewardStream
-from srm.scoring.text import ScoredResponse, ScoredSentence
 from srm.scoring.token_ids import ScoredTokens
 
 __all__ = [

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from srm.errors import UserError
+from srm.extras import name_the_extra
 from srm.modeling.config import SentenceRewardConfig
 
 if TYPE_CHECKING:
@@ -28,10 +29,8 @@ def load_adapter(
     Raises:
         UserError: peft is not installed, or the adapter's head is missing.
     """
-    try:
+    with name_the_extra(f"{path} holds a LoRA adapter"):
         from peft import PeftConfig, PeftModel
-    except ImportError as error:
-        raise UserError(f"{path}: holds a LoRA adapter, and the package `peft` is not installed. Run: pip install peft") from error
 
     from srm.modeling.model import load_tokenizer
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from srm.data import Prompt, ResponseEncoder
     from srm.packing import PackingMode
+    from srm.scoring.results import ScoredResponse
     from srm.scoring.stream import RewardStream
-    from srm.scoring.text import ScoredResponse
     from srm.scoring.token_ids import ScoredTokens
 
 __all__ = ["SentenceRewardModel", "SentenceRewardOutput"]

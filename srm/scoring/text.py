@@ -6,10 +6,10 @@ Shape letters: `N` boundaries, `B` responses.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,55 +19,13 @@ from srm.data import EncodedComparison, EncodedResponse, OverlongPolicy
 from srm.data.overlong import ResponseArrays, shorten
 from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup, ResponseIds, pack
-from srm.views.notebook import response_html
+from srm.scoring.results import ScoredResponse, ScoredSentence
 
 if TYPE_CHECKING:
     from srm.data import Prompt
     from srm.modeling.model import SentenceRewardModel
 
-__all__ = ["EncodedGroup", "ScoredResponse", "ScoredSentence", "encode_groups", "read_off", "score", "score_groups", "sentence_means"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredSentence:
-    """One sentence of a scored response.
-
-    text: the sentence, trailing white space included, so that sentences join to the response.
-    start, end: character offsets into the response.
-    reward: `r_i`, what the sentence changed in the model's value.
-    weight: `w_i`, its weight in the response reward.
-    weighted_reward: `w_i * r_i`, its part of the response reward.
-    """
-
-    text: str
-    start: int
-    end: int
-    reward: float
-    weight: float
-    weighted_reward: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredResponse:
-    """The reward of a response, of its prompt (`r_0`, which no token earns) and of each sentence."""
-
-    reward: float
-    prompt_reward: float
-    sentences: tuple[ScoredSentence, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The row that `srm-score` writes, without its id."""
-        return {"reward": self.reward, "prompt_reward": self.prompt_reward, "sentences": [asdict(sentence) for sentence in self.sentences]}
-
-    @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> ScoredResponse:
-        """What `to_dict` gave; an id or other columns beside it are ignored."""
-        sentences = tuple(ScoredSentence(**sentence) for sentence in row["sentences"])
-        return cls(reward=row["reward"], prompt_reward=row["prompt_reward"], sentences=sentences)
-
-    def _repr_html_(self) -> str:
-        """What notebooks show: sentences coloured by reward, weights as bars."""
-        return response_html(self)
+__all__ = ["EncodedGroup", "encode_groups", "read_off", "score", "score_groups", "sentence_means"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from srm.evaluation.credit import JudgedResponse, auc, credit_report, judge
-from srm.scoring.text import ScoredResponse, ScoredSentence
+from srm.scoring.results import ScoredResponse, ScoredSentence
 
 
 def _response(*sentences: tuple[float, str | None]) -> JudgedResponse:

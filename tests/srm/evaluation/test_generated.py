@@ -6,7 +6,7 @@ import pytest
 
 from srm.data.synthetic import SyntheticPair, generate_pairs
 from srm.evaluation.generated import _mean_value, measure
-from srm.scoring.text import ScoredResponse, ScoredSentence
+from srm.scoring.results import ScoredResponse, ScoredSentence
 
 PAIRS = generate_pairs(40, split="test", seed=5)
 

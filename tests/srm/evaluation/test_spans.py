@@ -13,7 +13,7 @@ import pytest
 from srm.errors import UserError
 from srm.evaluation.credit import JudgedResponse
 from srm.evaluation.spans import SpanRow, average_precision, credit_differences, evaluate_spans, has_spans, read_spans
-from srm.scoring.text import ScoredResponse, ScoredSentence
+from srm.scoring.results import ScoredResponse, ScoredSentence
 
 
 def judged(*sentences: tuple[float, bool]) -> JudgedResponse:

@@ -15,10 +15,10 @@ from srm.runs.folders import (
     find_checkpoint,
     publish_folder,
     publish_model,
-    write_whole,
     recover,
     rotate,
     staging,
+    write_whole,
     writing,
 )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from srm.scoring.text import ScoredResponse, ScoredSentence
+from srm.scoring.results import ScoredResponse, ScoredSentence
 
 
 def build(*sentences: tuple[str, float, float], reward: float | None = None) -> ScoredResponse:

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 import srm.views.page as html
-from srm.scoring.text import ScoredResponse
+from srm.scoring.results import ScoredResponse
 from srm.views.notebook import response_html
 from srm.views.page import ReportPair, write_html
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from srm.scoring.text import ScoredResponse
+from srm.scoring.results import ScoredResponse
 from srm.views.page import ReportPair, write_html
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed; it is in the extra `dev`")

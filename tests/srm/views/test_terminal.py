@@ -11,7 +11,7 @@ from rich.color import Color
 from rich.console import Console, RenderableType
 from rich.style import Style
 
-from srm.scoring.text import ScoredResponse, ScoredSentence
+from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.views.scored import reward_colours
 from srm.views.terminal import render_pair, render_response, save_svg
 
