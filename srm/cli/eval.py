@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from srm.cli.common import run
 from srm.cli.scoring import add_scoring_options, device_of, load_model, model_identity, progress_columns
 from srm.errors import UserError
+from srm.extras import way_to_install
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -248,7 +249,7 @@ def _write_page(
 def _has_matplotlib(console: Console) -> bool:
     there = importlib.util.find_spec("matplotlib") is not None
     if not there:
-        console.print('no figure: matplotlib is not installed (pip install "srm-kernels[eval]")', highlight=False)
+        console.print(f"no figure: {way_to_install('matplotlib')}", highlight=False)
     return there
 
 

@@ -23,7 +23,7 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code for the shell."""
-    return run(train, argv, name="srm-rl")
+    return run(train, argv, name="srm-rl", needs=["transformers"])
 
 
 def train(argv: Sequence[str]) -> None:

@@ -23,7 +23,6 @@ __all__ = ["main"]
 _TOKEN_VARIABLE = "SRM_TOKEN"
 # Seconds that an idle connection stays open: longer than a policy takes between two rounds of samples.
 _KEEP_ALIVE = 120
-_EXTRA = ("fastapi", "uvicorn", "prometheus_client", "pydantic", "starlette")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,14 +65,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _serve(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
-    try:
-        import uvicorn
+    import uvicorn
 
-        from srm.serving import ServerSettings, create_app
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRA:
-            raise
-        raise UserError(f"{error.name} is not installed. Get all that the server needs: pip install 'srm-kernels[serve]'") from None
+    from srm.serving import ServerSettings, create_app
+
     settings = _settings(arguments, ServerSettings)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     listener = _bind(arguments.host, arguments.port)

@@ -27,7 +27,7 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code for the shell."""
-    return run(train, argv, name="srm-train")
+    return run(train, argv, name="srm-train", needs=["transformers"])
 
 
 def train(argv: Sequence[str]) -> None:

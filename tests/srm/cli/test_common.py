@@ -8,6 +8,7 @@ import pytest
 
 from srm.cli.common import run
 from srm.errors import UserError
+from srm.extras import MissingPackage
 
 
 def raising(error: BaseException):
@@ -27,6 +28,8 @@ def raising(error: BaseException):
             "srm-x: no space left on the disk for out/f. Free some, or write to another one.\n",
         ),
         (KeyboardInterrupt(), 130, "srm-x: interrupted\n"),
+        (ModuleNotFoundError("none", name="trl"), 1, "srm-x: trl is not installed. Run: pip install 'srm-kernels[trl]'\n"),
+        (MissingPackage("--use_peft: peft is not installed.", name="peft"), 1, "srm-x: --use_peft: peft is not installed.\n"),
     ],
 )
 def test_one_line_and_an_exit_code(error, code, line, capsys):
@@ -35,7 +38,15 @@ def test_one_line_and_an_exit_code(error, code, line, capsys):
     assert (captured.out, captured.err) == ("", line)
 
 
-@pytest.mark.parametrize("error", [ValueError("ours"), OSError(errno.EACCES, "denied")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("ours"),
+        OSError(errno.EACCES, "denied"),
+        ModuleNotFoundError("of no extra", name="srm.typo"),
+        ImportError("part", name="trl"),
+    ],
+)
 def test_our_bugs_keep_their_traceback(error):
     with pytest.raises(type(error)):
         run(raising(error), [])

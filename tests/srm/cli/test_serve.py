@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import runpy
 import socket
-import sys
 
 import pytest
 
-import srm
-from srm.cli import serve
 from srm.cli.serve import main
 
 
 def needs_server() -> None:
     for name in ("fastapi", "uvicorn", "prometheus_client"):
         pytest.importorskip(name, reason="the server needs the extra `serve`")
-
-
-@pytest.mark.parametrize("missing", ["fastapi", "uvicorn", "prometheus_client"])
-def test_without_the_extra_it_says_what_to_install(missing, monkeypatch, capsys):
-    needs_server()
-    for name in [name for name in sys.modules if name.startswith("srm.serving")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, missing, None)
-    assert main(["--model", "nowhere"]) == 1
-    expected = f"srm-serve: {missing} is not installed. Get all that the server needs: pip install 'srm-kernels[serve]'\n"
-    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.parametrize(
@@ -58,10 +43,3 @@ def test_a_port_that_is_taken(capsys):
         port = taken.getsockname()[1]
         assert main(["--model", "nowhere", "--port", str(port)]) == 1
     assert f"srm-serve: cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
-
-
-def test_srm_and_its_client_import_without_web_packages(monkeypatch):
-    for name in ("httpx", "fastapi", "uvicorn", "prometheus_client", "pydantic", "starlette"):
-        monkeypatch.setitem(sys.modules, name, None)
-    for path in (srm.__file__, srm.client.__file__, serve.__file__):
-        assert runpy.run_path(path)["__all__"]

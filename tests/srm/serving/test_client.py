@@ -135,9 +135,3 @@ def test_arguments_are_checked():
                 client.score(prompts, responses)
         with pytest.raises(ValueError, match="2 prompts and 1 responses"):
             client.score_tokens([[1], [2]], [[3]])
-
-
-def test_without_httpx_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(__import__("sys").modules, "httpx", None)
-    with pytest.raises(UserError, match=r"pip install 'srm-kernels\[serve\]'"):
-        Client("http://server")

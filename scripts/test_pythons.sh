@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Installs the package with its stack on each Python that pyproject.toml names and this machine has, and runs the quick tests there.
+# make test-pythons, or: scripts/test_pythons.sh 3.10 3.13
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PIP_DISABLE_PIP_VERSION_CHECK=1 OMP_NUM_THREADS=1
+
+versions=("$@")
+[ $# -gt 0 ] || mapfile -t versions < <(sed -n 's/.*"Programming Language :: Python :: \(3\.[0-9]*\)",/\1/p' pyproject.toml)
+# Tests that need no model, and little else than torch.
+tests=(tests/srm_kernels tests/srm/segmentation tests/srm/data/test_rows.py tests/srm/runs tests/srm/scoring tests/srm/views/test_terminal.py)
+
+# On the PATH, or one that pyenv keeps; its stand-ins on the PATH answer only for the versions it has been told to use.
+find_python() {
+    local candidate
+    for candidate in "$(command -v "python$1")" "$(pyenv prefix "$1" 2>/dev/null)/bin/python$1"; do
+        if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then echo "$candidate"; return; fi
+    done
+    return 1
+}
+
+failed=0
+for version in "${versions[@]}"; do
+    if ! python=$(find_python "$version"); then
+        echo "Python $version: not found here, left out"
+        continue
+    fi
+    echo "Python $version:"
+    folder=$(mktemp -d)
+    "$python" -m venv "$folder"
+    pip=("$folder/bin/python" -m pip install --quiet --progress-bar off)
+    ./scripts/install_torch.sh "$folder/bin/python"
+    "${pip[@]}" ".[nltk]" hypothesis pytest pytest-xdist
+    "$folder/bin/python" -m pytest -q -n "${WORKERS:-2}" -m "not gpu and not interpreter and not slow" "${tests[@]}" || failed=1
+    rm -rf "$folder"
+done
+exit $failed

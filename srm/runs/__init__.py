@@ -1,0 +1,1 @@
+"""What every run has: its settings, and folders that appear whole."""
