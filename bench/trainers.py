@@ -60,11 +60,11 @@ def ours_trainer(
 ) -> tuple[Contender, list[Batch], Turns]:
     """Our trainer on the batches that `choose` picks from a random epoch, each in passes of `pass_size` pairs: the same gradient."""
     from srm.training import RewardConfig, SentenceRewardTrainer
-    from srm.training.sampling import GlobalBatchSampler, row_cost
+    from srm.training.sampling import GlobalBatchSampler
 
     def tokens(part: Rows) -> int:
         passes = GlobalBatchSampler(
-            [row_cost(row, packing) for row in part], batch_size=pass_size, accumulation_steps=batch_size // pass_size, order="sequential"
+            part, packing=packing, batch_size=pass_size, accumulation_steps=batch_size // pass_size, order="sequential"
         )
         return sum(ours_tokens([part[i] for i in one], packing) for (one,) in passes)
 
