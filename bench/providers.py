@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedModel
-from workloads import padded_tokens, real_tokens
+from workloads import real_tokens
 
 from srm.data import EncodedComparison, PairCollator
 from srm.modeling import SentenceRewardConfig, SentenceRewardModel
 from srm.modeling.alias import resolve_model_name
 from srm.packing import PackingMode
+from srm.scoring.batching import pass_cost
 
-__all__ = ["OURS", "Batch", "Contender", "Models", "Rows", "batches_by_budget", "hf_padded", "ours", "ours_rewards", "ours_tokens"]
+__all__ = ["OURS", "Batch", "Contender", "Models", "Rows", "batches_by_budget", "hf_padded", "ours", "ours_rewards"]
 
 OURS: tuple[PackingMode, ...] = ("shared", "packed", "none")
 Rows = Sequence[EncodedComparison]
@@ -133,8 +134,8 @@ def ours(models: Models, rows: Rows, *, packing: PackingMode, budget: int) -> Co
 
     return Contender(
         batches=[
-            Batch(items=part, tokens=ours_tokens(part, packing), real_tokens=real_tokens(part))
-            for part in batches_by_budget(rows, lambda part: ours_tokens(part, packing), budget)
+            Batch(items=part, tokens=pass_cost(part, packing), real_tokens=real_tokens(part))
+            for part in batches_by_budget(rows, lambda part: pass_cost(part, packing), budget)
         ],
         run=run,
         rewards=lambda rows: ours_rewards(models, model, rows, packing),
@@ -147,19 +148,6 @@ def ours_rewards(models: Models, model: SentenceRewardModel, rows: Rows, packing
     collate = PairCollator(packing=packing, pad_token_id=models.pad_token_id)
     with torch.no_grad():
         return models.reward_model(model.backbone, "response")(collate(rows)["batch"].to(models.device)).reward.cpu()
-
-
-def ours_tokens(rows: Rows, packing: PackingMode) -> int:
-    """Tokens that `rows` are as one batch."""
-    return {
-        # Equal prompts of several rows run once.
-        "shared": lambda: (
-            sum({row.prompt_ids.tobytes(): len(row.prompt_ids) for row in rows}.values())
-            + sum(len(response.ids) for row in rows for response in row.responses)
-        ),
-        "packed": lambda: real_tokens(rows),
-        "none": lambda: padded_tokens(rows),
-    }[packing]()
 
 
 def hf_padded(models: Models, rows: Rows, *, budget: int) -> Contender:

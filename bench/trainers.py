@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from providers import Batch, Contender, Models, Rows, ours_rewards, ours_tokens
+from providers import Batch, Contender, Models, Rows, ours_rewards
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from workloads import padded_tokens, real_tokens
 
 from srm.packing import PackingMode
+from srm.scoring.batching import pass_cost
 
 __all__ = ["TRL", "Turns", "ours_trainer", "trl_trainer"]
 
@@ -66,7 +67,7 @@ def ours_trainer(
         passes = GlobalBatchSampler(
             part, packing=packing, batch_size=pass_size, accumulation_steps=batch_size // pass_size, order="sequential"
         )
-        return sum(ours_tokens([part[i] for i in one], packing) for (one,) in passes)
+        return sum(pass_cost([part[i] for i in one], packing) for (one,) in passes)
 
     epoch = _batches(rows, _random(rows, batch_size), tokens)
     chosen = choose(epoch)
