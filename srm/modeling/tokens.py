@@ -187,7 +187,7 @@ def _own_rows(
 ) -> list[TokenRow]:
     """Rows of a policy with the reward model's vocabulary: its ids are what the model reads."""
     boundary = tuple(model.encoder.boundary_ids)
-    all_ends = _segmenter(model, policy).segment(padded, lengths).tolist()
+    all_ends = _sentence_ends(model, policy, padded, lengths)
     rows = []
     for prompt, ids, length, ends in zip(prompts, padded.tolist(), lengths.tolist(), all_ends, strict=True):
         text, model_ends = ids[:length], ends
@@ -199,6 +199,11 @@ def _own_rows(
                 model_ends.append(len(text) - 1)
         rows.append(TokenRow(prompt=(*prompt, *boundary), ids=text, model_ends=model_ends, policy_ends=ends))
     return rows
+
+
+def _sentence_ends(model: SentenceRewardModel, policy: PreTrainedTokenizerBase, padded: Tensor, lengths: Tensor) -> list[list[int]]:
+    """The last token of each sentence."""
+    return _segmenter(model, policy).segment(padded, lengths).tolist()
 
 
 def _segmenter(model: SentenceRewardModel, policy: PreTrainedTokenizerBase) -> TokenSegmenter:
