@@ -98,3 +98,7 @@ def test_long_code_without_a_fence_counts_as_code() -> None:
 def test_a_sentence_that_leads_into_code_counts_as_code() -> None:
     text = "use these two lines\nfirst(1, 2);\nsecond(3);"
     assert cut(text, max_chars=30) == [text]
+
+
+def test_a_terminator_behind_white_space_belongs_to_the_word_before() -> None:
+    assert cut("Why ? ! Who knows.", min_chars=0) == ["Why ? ! ", "Who knows."]
