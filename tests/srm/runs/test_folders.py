@@ -196,8 +196,10 @@ def test_rotation_goes_by_age_not_by_number(tmp_path):
     checkpoint(tmp_path, 8, age=50)
     checkpoint(tmp_path, 4, age=30)
     new = checkpoint(tmp_path, 6, age=0)
+    (tmp_path / "checkpoint-notes").write_text("mine")
+    os.utime(tmp_path / "checkpoint-notes", (0, 0))
     rotate(tmp_path, 2, [new])
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6", "checkpoint-notes"]
 
 
 @pytest.mark.parametrize("limit", [None, 0, -1, 3])
@@ -261,12 +263,19 @@ def full_disk(how: str) -> None:
             file.write("x" * 100_000)
     elif how == "quota":
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
+    elif how == "wrapped":
+        raise RuntimeError("could not save") from OSError(errno.ENOSPC, "No space left on device")
+    elif how == "on the way out":
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise KeyError("closing")
     else:
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
-@pytest.mark.parametrize("how", ["torch", "python", "quota", "safetensors"])
+@pytest.mark.parametrize("how", ["torch", "python", "quota", "wrapped", "on the way out", "safetensors"])
 def test_a_full_disk_is_one_line(how):
     with (
         pytest.raises(UserError, match=r"no space left on the disk of out: checkpoint-3 could not be written\. Free some\."),
@@ -278,3 +287,6 @@ def test_a_full_disk_is_one_line(how):
 def test_other_errors_stay_what_they_are():
     with pytest.raises(ZeroDivisionError), writing("x", "out", ""):
         _ = 1 / 0
+    # torch names the file that wrote in every error of a checkpoint.
+    with pytest.raises(RuntimeError, match="no such file"), writing("x", "out", ""):
+        raise RuntimeError("[enforce fail at inline_container.cc:659] no such file")
