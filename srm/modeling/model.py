@@ -167,7 +167,9 @@ class SentenceRewardModel(PreTrainedModel):
         """
         wanted = asked or self.config.packing
         if not self._is_decoder:
-            check_decoder(self.backbone)
+            # The proofs may need gradients, which inference mode of the caller would not give.
+            with torch.inference_mode(False):
+                check_decoder(self.backbone)
             self._is_decoder = True
         if wanted == "none":
             return wanted

@@ -43,7 +43,7 @@ def test_long_rows_neither_overflow_nor_go_quadratic(
 ) -> None:
     """Forward and backward, the last group against itself alone; four times the tokens take four times the memory."""
     monkeypatch.syspath_prepend(BENCH)
-    from peak import measure_peak
+    from timing import measure_peak
 
     tiny = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
     model = make_model("llama", **tiny, max_position_embeddings=256).to(dtype)

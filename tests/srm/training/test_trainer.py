@@ -48,7 +48,7 @@ def plain_loss(
 def plain_descent(model: SentenceRewardModel, rows: list[EncodedComparison], batch_size: int, rate: float, seed: int) -> list[float]:
     """Plain gradient descent over one epoch's global batches; `model` is changed, each step's loss returned."""
     losses = []
-    for (batch,) in GlobalBatchSampler([1] * len(rows), batch_size=batch_size, seed=seed):
+    for (batch,) in GlobalBatchSampler(rows, packing="shared", batch_size=batch_size, seed=seed):
         loss = sum(plain_loss(model, rows[index]) for index in batch) / len(batch)
         model.zero_grad()
         loss.backward()
