@@ -9,7 +9,7 @@ from srm.errors import UserError
 
 __all__ = ["EXTRAS", "MissingPackage", "name_the_extra", "way_to_install"]
 
-# Module as it is imported -> extra of srm-kernels, "" for what the package itself depends on, through torch or not. pyproject.toml has the versions.
+# Module as it is imported -> extra of srm-kernels, "" for what comes with the package itself. pyproject.toml has the versions.
 EXTRAS = {
     "torch": "",
     "typing_extensions": "",
