@@ -18,7 +18,7 @@ from srm.evaluation.score_suite import BASELINES, baseline_rewards
 from srm.evaluation.sections import SuiteScores, rows_won, suite_scores
 from srm.evaluation.suites import Suite
 
-__all__ = ["Comparison", "ModelResult", "SuiteReport", "evaluate_suite", "paired_difference"]
+__all__ = ["ModelResult", "SuiteComparison", "SuiteReport", "evaluate_suite", "paired_difference"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class ModelResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class SuiteComparison:
     """first minus second on the same rows.
 
     average, sections: differences of scores with paired intervals. only_first, only_second, p: McNemar's exact test over rows won.
@@ -68,7 +68,7 @@ class SuiteReport:
     draws: int
     seed: int
     results: dict[str, ModelResult]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[SuiteComparison, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, as JSON takes them."""
@@ -120,10 +120,10 @@ def paired_difference(first: SuiteScores, second: SuiteScores) -> Interval:
     return interval(first.average - second.average)
 
 
-def _compare(first: str, second: str, results: Mapping[str, ModelResult]) -> Comparison:
+def _compare(first: str, second: str, results: Mapping[str, ModelResult]) -> SuiteComparison:
     one, two = results[first], results[second]
     only_first, only_second, p = mcnemar_exact(one.won, two.won)
-    return Comparison(
+    return SuiteComparison(
         first=first,
         second=second,
         average=paired_difference(one.scores, two.scores),

@@ -15,13 +15,13 @@ from srm.evaluation.spans import SpanResult, credit_differences
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-__all__ = ["Table", "rich_table", "span_csv", "span_tables", "suite_csv", "suite_tables"]
+__all__ = ["TextTable", "rich_table", "span_csv", "span_tables", "suite_csv", "suite_tables"]
 
-Table = tuple[str, list[str], list[list[str]]]
+TextTable = tuple[str, list[str], list[list[str]]]
 _CSV_COLUMNS = ("model", "level", "name", "score", "low", "high")
 
 
-def suite_tables(report: SuiteReport) -> list[Table]:
+def suite_tables(report: SuiteReport) -> list[TextTable]:
     """Sections, subsets where they say more, RM-Bench's styles, length, calibration, and the comparisons."""
     tables = [_sections(report)]
     if any(set(subsets) != {section} for section, subsets in report.suite.weights.items()):
@@ -31,7 +31,7 @@ def suite_tables(report: SuiteReport) -> list[Table]:
     return [*tables, _lengths(report), _calibration(report), _comparisons(report)]
 
 
-def span_tables(results: Mapping[str, SpanResult]) -> list[Table]:
+def span_tables(results: Mapping[str, SpanResult]) -> list[TextTable]:
     """The three measures of credit, and each model's AUC by type of error."""
     columns = ["", "AUC", "average precision", "lowest is bad"]
     rows = [[name, *(_number(getattr(r, metric), 3) for metric in ("auc", "average_precision"))] for name, r in results.items()]
@@ -43,7 +43,7 @@ def span_tables(results: Mapping[str, SpanResult]) -> list[Table]:
         [kind, *(f"{found[kind].auc:.3f} ({found[kind].num_bad})" if kind in found else "" for found in models.values())] for kind in kinds
     ]
     differences = [[f"{a} - {b}", f"{d.estimate:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"] for a, b, d in credit_differences(results)]
-    tables: list[Table] = [(title, columns, rows), ("AUC by type of error (bad sentences)", ["", *models], by_kind)]
+    tables: list[TextTable] = [(title, columns, rows), ("AUC by type of error (bad sentences)", ["", *models], by_kind)]
     return [*tables, ("Differences in AUC, paired", ["", "AUC"], differences)] if differences else tables
 
 
@@ -58,7 +58,7 @@ def span_csv(results: Mapping[str, SpanResult]) -> str:
     return _csv((model, "spans", name, getattr(result, name)) for model, result in results.items() for name in names)
 
 
-def rich_table(table: Table) -> RichTable:
+def rich_table(table: TextTable) -> RichTable:
     """For the terminal: the first column to the left, numbers to the right."""
     from rich import box
     from rich.table import Table as RichTable
@@ -73,7 +73,7 @@ def rich_table(table: Table) -> RichTable:
     return view
 
 
-def _sections(report: SuiteReport) -> Table:
+def _sections(report: SuiteReport) -> TextTable:
     sections = list(report.suite.weights)
     several = len(sections) > 1
     rows = []
@@ -84,7 +84,7 @@ def _sections(report: SuiteReport) -> Table:
     return titled, ["", *sections, *(["average"] if several else [])], rows
 
 
-def _subsets(report: SuiteReport) -> Table:
+def _subsets(report: SuiteReport) -> TextTable:
     counts: dict[tuple[str, str], int] = {}
     for row in report.suite.rows:
         counts[row.section, row.subset] = counts.get((row.section, row.subset), 0) + 1
@@ -96,10 +96,10 @@ def _subsets(report: SuiteReport) -> Table:
     return "Subsets, per cent right", ["", "section", "rows", *report.results], rows
 
 
-def _styles(report: SuiteReport) -> list[Table]:
+def _styles(report: SuiteReport) -> list[TextTable]:
     columns = ["easy", "normal", "hard"]
     by_style = [[name, *(_percent(interval(r.scores.styles[style])) for style in columns)] for name, r in report.results.items()]
-    tables: list[Table] = [("Styles: the right response is fancier (easy), alike, plainer (hard)", ["", *columns], by_style)]
+    tables: list[TextTable] = [("Styles: the right response is fancier (easy), alike, plainer (hard)", ["", *columns], by_style)]
     names = ["concise", "detailed", "detailed with Markdown"]
     for name, result in report.results.items():
         if result.calibration is not None and result.scores.matrix is not None:
@@ -110,7 +110,7 @@ def _styles(report: SuiteReport) -> list[Table]:
     return tables
 
 
-def _lengths(report: SuiteReport) -> Table:
+def _lengths(report: SuiteReport) -> TextTable:
     lengths = {name: result.length for name, result in report.results.items()}
     strata = next(iter(lengths.values())).strata
     rows = [
@@ -123,13 +123,13 @@ def _lengths(report: SuiteReport) -> Table:
     return "By length of the right response beside the wrong one, per cent right", ["", *lengths], rows
 
 
-def _calibration(report: SuiteReport) -> Table:
+def _calibration(report: SuiteReport) -> TextTable:
     measured = {name: result.calibration for name, result in report.results.items() if result.calibration is not None}
     rows = [[name, f"{found.error:.3f}", f"{found.log_loss:.3f}"] for name, found in measured.items()]
     return "Calibration of sigmoid(dR); without any knowledge the log loss is 0.693", ["", "calibration error", "log loss"], rows
 
 
-def _comparisons(report: SuiteReport) -> Table:
+def _comparisons(report: SuiteReport) -> TextTable:
     rows = [
         [
             f"{found.first} - {found.second}",

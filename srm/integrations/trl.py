@@ -35,9 +35,10 @@ __all__ = ["SentenceGRPOTrainer", "SentenceRewardFunction"]
 class SentenceRewardFunction:
     """A reward function of `GRPOTrainer`: the response reward of each completion, from the policy's own token ids.
 
-    model: the reward model.
-    tokenizer: the policy's, where its vocabulary is not the reward model's.
-    tokens_per_batch: bound on the tokens of one forward pass.
+    Args:
+        model: the reward model.
+        tokenizer: the policy's, where its vocabulary is not the reward model's.
+        tokens_per_batch: bound on the tokens of one forward pass.
     """
 
     def __init__(
@@ -79,9 +80,13 @@ class SentenceGRPOTrainer(GRPOTrainer):
     token's advantage is the sum over its sentence and the later ones (`srm.rl.group_advantages`). `scale_rewards="none"` in the arguments
     leaves out the division by the deviation.
 
-    sentence_reward: what a sentence earns, `weighted` (`w_i * r_i`) or `sentence` (`r_i`).
-    to_go: False gives a token its own sentence's advantage alone.
-    Everything else goes to `GRPOTrainer`.
+    Args:
+        sentence_reward: what a sentence earns, `weighted` (`w_i * r_i`) or `sentence` (`r_i`).
+        to_go: False gives a token its own sentence's advantage alone.
+        *args, **kwargs: go to `GRPOTrainer`.
+
+    Raises:
+        ValueError: other reward functions, or a `scale_rewards` that is neither `group` nor `none`.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
-from srm.rl import RewardKind, token_rewards
+from srm.rl import RewardKind, token_level_rewards
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,11 +26,12 @@ __all__ = ["SentenceRewardManager", "compute_score", "register"]
 class SentenceRewardManager:
     """Returns verl's dense `reward_tensor` [batch, response_length].
 
-    tokenizer: the policy's, as verl passes it.
-    num_examine, compute_score, reward_fn_key: verl passes these to every manager; a reward model asks none of them.
-    model: the reward model, or where to load it from.
-    kind: what a sentence earns, see `srm.rl.sentence_rewards`.
-    tokens_per_batch: bound on the tokens of one forward pass.
+    Args:
+        tokenizer: the policy's, as verl passes it.
+        num_examine, compute_score, reward_fn_key: verl passes these to every manager; a reward model asks none of them.
+        model: the reward model, or where to load it from.
+        kind: what a sentence earns, see `srm.rl.sentence_rewards`.
+        tokens_per_batch: bound on the tokens of one forward pass.
     """
 
     def __init__(
@@ -52,11 +53,15 @@ class SentenceRewardManager:
     def __call__(self, data: Any, return_dict: bool = False) -> Tensor | dict[str, Any]:
         """Rewards of a `DataProto`.
 
-        data: `batch` holds `prompts` [B, P], padded on the left, `responses` [B, L], padded on the right, and `attention_mask` [B, P + L].
-            `non_tensor_batch["raw_prompt"]` (messages or strings) is needed where the policy's vocabulary is not the reward model's.
+        Args:
+            data: `batch` holds `prompts` [B, P], padded on the left, `responses` [B, L], padded on the right, and `attention_mask`
+                [B, P + L]. `non_tensor_batch["raw_prompt"]` (messages or strings) is needed where the policy's vocabulary is not the reward
+                model's.
+            return_dict: as verl asks.
 
-        Returns fp32 [B, L], or with `return_dict` `{"reward_tensor": ..., "reward_extra_info": {"response_reward": [...],
-        "num_sentences": [...]}}`.
+        Returns:
+            fp32 [B, L], or with `return_dict` `{"reward_tensor": ..., "reward_extra_info": {"response_reward": [...],
+            "num_sentences": [...]}}`.
         """
         prompts, responses, mask = (data.batch[name] for name in ("prompts", "responses", "attention_mask"))
         width = prompts.shape[1]
@@ -70,7 +75,7 @@ class SentenceRewardManager:
             prompts=None if raw is None else [prompt if isinstance(prompt, str) else list(prompt) for prompt in raw],
             tokens_per_batch=self.tokens_per_batch,
         )
-        rewards = token_rewards(scored, kind=self.kind)
+        rewards = token_level_rewards(scored, kind=self.kind)
         if not return_dict:
             return rewards
         extra = {"response_reward": scored.reward.tolist(), "num_sentences": (scored.cu_boundaries.diff() - 1).tolist()}
@@ -87,9 +92,14 @@ def compute_score(
 ) -> float:
     """The response reward of one solution, in the form of verl's custom reward functions.
 
-    extra_info: must hold `prompt`, a string or a list of messages.
-    data_source, ground_truth: verl passes them; a reward model asks neither.
-    model: the reward model, or where to load it from; loaded once. In verl's settings it stands among the function's `reward_kwargs`.
+    Args:
+        data_source, ground_truth: verl passes them; a reward model asks neither.
+        solution_str: the response.
+        extra_info: must hold `prompt`, a string or a list of messages.
+        model: the reward model, or where to load it from; loaded once. In verl's settings it stands among the function's `reward_kwargs`.
+
+    Returns:
+        The response reward.
 
     Raises:
         UserError: no prompt, or an empty solution.
@@ -102,7 +112,14 @@ def compute_score(
 
 
 def register(name: str = "srm") -> None:
-    """Make the manager known to verl as `name`. Raises ImportError where verl is not installed."""
+    """Make the manager known to verl.
+
+    Args:
+        name: what verl's settings call it.
+
+    Raises:
+        ImportError: verl is not installed.
+    """
     from verl.workers.reward_manager import register as register_with_verl
 
     register_with_verl(name)(SentenceRewardManager)

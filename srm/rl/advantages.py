@@ -14,54 +14,69 @@ import srm_kernels
 from srm.rl.rewards import RewardKind, sentence_rewards, whiten
 from srm.scoring.token_ids import ScoredTokens
 
-__all__ = ["gae", "group_advantages", "leave_one_out"]
+__all__ = ["group_advantages", "leave_one_out", "padded_gae"]
 
 
-def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, lam: float = 0.95, whitening: bool = False
+def padded_gae(
+    reward: Tensor, value: Tensor, mask: Tensor, *, gamma: float = 1.0, lam: float = 0.95, whitening: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns, both fp32 [B, L], 0 outside `mask` (arXiv 1506.02438, through `srm_kernels.packed_gae`).
+    """Generalised advantages of padded responses (arXiv 1506.02438, through `srm_kernels.packed_gae`).
 
-    rewards, values: [B, L]. mask: bool or int [B, L], the policy's tokens; each row's are taken for neighbours.
-    whitening: of the advantages over all tokens in `mask`.
+    Args:
+        reward, value: [B, L], of each token.
+        mask: bool or int [B, L], the policy's tokens; each row's are taken for neighbours.
+        gamma, lam: discount, and the weight of longer returns.
+        whitening: of the advantages over all tokens in `mask`.
 
-    Raises ValueError where the shapes differ.
+    Returns:
+        Advantages and returns, both fp32 [B, L], 0 outside `mask`.
+
+    Raises:
+        ValueError: the shapes differ.
     """
-    if not rewards.shape == values.shape == mask.shape or rewards.dim() != 2:
+    if not reward.shape == value.shape == mask.shape or reward.dim() != 2:
         raise ValueError(
-            f"gae: `rewards`, `values` and `mask` must all be [B, L], got {list(rewards.shape)}, {list(values.shape)}, {list(mask.shape)}."
+            "padded_gae: `reward`, `value` and `mask` must all be [B, L], "
+            f"got {list(reward.shape)}, {list(value.shape)}, {list(mask.shape)}."
         )
     inside = mask.bool()
     lengths = inside.sum(1)
-    cu = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    advantages, returns = srm_kernels.packed_gae(rewards[inside], values[inside], cu, gamma=gamma, lam=lam)
-    padded = rewards.new_zeros((2, *rewards.shape), dtype=advantages.dtype)
+    cu_seqlens = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    advantages, returns = srm_kernels.packed_gae(reward[inside], value[inside], cu_seqlens, gamma=gamma, lam=lam)
+    padded = reward.new_zeros((2, *reward.shape), dtype=advantages.dtype)
     padded[0][inside], padded[1][inside] = advantages, returns
     return (whiten(padded[0], inside) if whitening else padded[0]), padded[1]
 
 
-def leave_one_out(rewards: Tensor, mask: Tensor, num_generations: int, *, gamma: float = 1.0) -> Tensor:
-    """fp32 [B, L]: each token's reward to go, minus what the other responses to the same prompt have to go at that place; 0 outside `mask`.
+def leave_one_out(reward: Tensor, mask: Tensor, num_generations: int, *, gamma: float = 1.0) -> Tensor:
+    """Each token's reward to go, minus what the other responses to the same prompt have to go at that place.
 
     A response that has ended keeps its last token's reward to go. With the whole reward on the last token this is the leave-one-out
     baseline of arXiv 2402.14740. The baseline depends on the other responses alone, so it leaves the policy gradient unbiased.
 
-    rewards: [B, L]. mask: bool or int [B, L], nonzero on the first tokens of each row, at least one. num_generations: at least 2; each
-    run of so many rows answers one prompt. gamma: discount for each token.
+    Args:
+        reward: [B, L].
+        mask: bool or int [B, L], nonzero on the first tokens of each row, at least one.
+        num_generations: at least 2; each run of so many rows answers one prompt.
+        gamma: discount for each token.
 
-    Raises ValueError where the rows do not divide into groups, or a row has no token.
+    Returns:
+        fp32 [B, L], 0 outside `mask`.
+
+    Raises:
+        ValueError: the rows do not divide into groups, or a row has no token.
     """
-    if num_generations < 2 or rewards.shape[0] % num_generations:
+    if num_generations < 2 or reward.shape[0] % num_generations:
         raise ValueError(
-            f"leave_one_out: {rewards.shape[0]} responses do not divide into groups of num_generations={num_generations}, at least 2."
+            f"leave_one_out: {reward.shape[0]} responses do not divide into groups of num_generations={num_generations}, at least 2."
         )
     inside = mask.bool()
     last = inside.sum(1) - 1
     if (last < 0).any():
         raise ValueError(f"leave_one_out: response {int(last.argmin())} has no token in `mask`.")
-    to_go, _ = gae(rewards, torch.zeros_like(rewards), inside, gamma=gamma, lam=1.0)
-    column = torch.arange(rewards.shape[1], device=rewards.device)
-    held = to_go.gather(1, torch.minimum(column, last[:, None])).view(-1, num_generations, rewards.shape[1])
+    to_go, _ = padded_gae(reward, torch.zeros_like(reward), inside, gamma=gamma, lam=1.0)
+    column = torch.arange(reward.shape[1], device=reward.device)
+    held = to_go.gather(1, torch.minimum(column, last[:, None])).view(-1, num_generations, reward.shape[1])
     others = (held.sum(1, keepdim=True) - held) / (num_generations - 1)
     return (to_go - others.view_as(to_go)) * inside
 
@@ -76,13 +91,13 @@ def group_advantages(
     to_go: bool = True,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """fp32 [B, L]: advantages of every token against the other responses to the same prompt.
+    """Advantages of every token against the other responses to the same prompt.
 
     Args:
         scored: what `score_tokens` returned.
         group: int [B], which responses share a prompt.
-        level: `sentence` normalises the rewards of all sentences of a group together, so that a token answers for what its own sentence and
-            the later ones earned (process supervision of arXiv 2402.03300, section 4.1.3); `response` normalises the response rewards, and
+        level: `sentence` normalises the reward of all sentences of a group together, so that a token answers for what its own sentence and
+            the later ones earned (process supervision of arXiv 2402.03300, section 4.1.3); `response` normalises the response reward, and
             all tokens of a response share one advantage.
         kind: what a sentence earns, as in `sentence_rewards`; `sentence` or `weighted`.
         scale: divide by the group's standard deviation, not only subtract its mean.
@@ -90,7 +105,8 @@ def group_advantages(
         mask: bool or int [B, L], the policy's tokens. Those behind the text (the end token) count to the last sentence. A response's text
             where None.
 
-    A response without text has, at sentence level, no sentence to compare: its advantage is 0.
+    Returns:
+        fp32 [B, L]. A response without text has, at sentence level, no sentence to compare: its advantage is 0.
 
     Raises:
         ValueError: an unknown choice, or shapes that do not match.
@@ -130,13 +146,13 @@ def group_advantages(
     return torch.where(column > last_end[:, None], last[:, None], summed) * inside
 
 
-def _normalise(values: Tensor, owner: Tensor, scale: bool) -> Tensor:
-    """`values` [n] minus their group's mean, over its standard deviation (n - 1) where `scale`; equal ones become 0."""
+def _normalise(value: Tensor, owner: Tensor, scale: bool) -> Tensor:
+    """`value` [n] minus their group's mean, over its standard deviation (n - 1) where `scale`; equal ones become 0."""
     groups = int(owner.max()) + 1 if owner.numel() else 0
-    zeros = values.new_zeros(groups)
-    count = zeros.index_add(0, owner, torch.ones_like(values))
-    mean = zeros.index_add(0, owner, values) / count
-    centred = values - mean[owner]
+    zeros = value.new_zeros(groups)
+    count = zeros.index_add(0, owner, torch.ones_like(value))
+    mean = zeros.index_add(0, owner, value) / count
+    centred = value - mean[owner]
     if not scale:
         return centred
     deviation = (zeros.index_add(0, owner, centred.square()) / (count - 1).clamp(min=1)).sqrt()

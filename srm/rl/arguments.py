@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from srm.errors import UserError
+from srm.packing import PackingMode
 from srm.runs.settings import parse_settings
 
 __all__ = ["RLConfig", "parse_rl_config"]
@@ -72,7 +73,7 @@ class RLConfig:
     max_steps: int = _setting(100, "Steps of the run.")
     per_device_train_batch_size: int = _setting(8, "Responses of one forward and backward pass on each process.")
     gradient_accumulation_steps: int = _setting(1, "Such passes for each update of the weights.")
-    packing: Literal["shared", "packed", "none"] = _setting(
+    packing: PackingMode = _setting(
         "shared", "Passes of policy and reference. shared: a prompt run once for its responses; packed: without sharing; none: padded."
     )
 

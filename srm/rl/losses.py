@@ -12,7 +12,15 @@ __all__ = ["clipped_policy_loss", "clipped_value_loss", "reinforce_loss"]
 
 
 def reinforce_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """Scalar, the sum over `mask` of `-A_t log p_t`. All [B, L]."""
+    """REINFORCE's loss, the sum over `mask` of `-A_t log p_t`.
+
+    Args:
+        logprobs, advantages: [B, L].
+        mask: bool [B, L].
+
+    Returns:
+        A scalar.
+    """
     return -torch.where(mask, advantages * logprobs, 0).sum()
 
 
@@ -21,9 +29,15 @@ def clipped_policy_loss(
 ) -> tuple[Tensor, Tensor]:
     """PPO's objective (arXiv 1707.06347, equation 7), negative: the sum over `mask` of `-min(w A, clip(w, 1 - c, 1 + c) A)`.
 
-    `w` is the probability ratio of the policy to the one that wrote the tokens. All [B, L].
+    `w` is the probability ratio of the policy to the one that wrote the tokens.
 
-    Returns the loss and the number of tokens where the clipped term is the smaller one, both scalar.
+    Args:
+        logprobs, old_logprobs, advantages: [B, L].
+        mask: bool [B, L].
+        cliprange: `c`.
+
+    Returns:
+        The loss, and the number of tokens where the clipped term is the smaller one, both scalar.
     """
     # Padding may hold anything; a ratio of 1 keeps infinities out of the gradient.
     ratio = torch.where(mask, logprobs - old_logprobs, 0).exp()
@@ -32,10 +46,19 @@ def clipped_policy_loss(
     return loss, ((clipped < plain) & mask).sum()
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, cliprange: float) -> Tensor:
-    """Scalar, the sum over `mask` of half the larger squared error of `values` and of `values` clipped around `old_values`. All [B, L]."""
+def clipped_value_loss(value: Tensor, old_value: Tensor, returns: Tensor, mask: Tensor, *, cliprange: float) -> Tensor:
+    """PPO's value loss: the sum over `mask` of half the larger squared error of `value` and of `value` clipped around `old_value`.
+
+    Args:
+        value, old_value, returns: [B, L].
+        mask: bool [B, L].
+        cliprange: how far `value` may be from `old_value`.
+
+    Returns:
+        A scalar.
+    """
     # Padding may hold anything; without an error it has no gradient.
-    values = torch.where(mask, values, returns)
-    clipped = old_values + (values - old_values).clamp(-cliprange, cliprange)
-    error = torch.maximum((values - returns).square(), (clipped - returns).square())
+    value = torch.where(mask, value, returns)
+    clipped = old_value + (value - old_value).clamp(-cliprange, cliprange)
+    error = torch.maximum((value - returns).square(), (clipped - returns).square())
     return 0.5 * torch.where(mask, error, 0).sum()

@@ -27,10 +27,11 @@ __all__ = ["Policy", "Responses", "TokenStats", "generate", "mark"]
 class Responses(NamedTuple):
     """Responses behind their prompts.
 
-    ids: int64 [B, P + L], prompts padded on the left, responses on the right.
-    attention_mask: int64 [B, P + L], 1 on tokens, the end token included.
-    mask: bool [B, L], the tokens that the policy answers for: up to and with its first end token.
-    text_lengths: int64 [B], tokens before the end token.
+    Attributes:
+        ids: int64 [B, P + L], prompts padded on the left, responses on the right.
+        attention_mask: int64 [B, P + L], 1 on tokens, the end token included.
+        mask: bool [B, L], the tokens that the policy answers for: up to and with its first end token.
+        text_lengths: int64 [B], tokens before the end token.
     """
 
     ids: Tensor
@@ -47,13 +48,15 @@ class Responses(NamedTuple):
 class TokenStats(NamedTuple):
     """Of each response token, fp32 [B, L], 0 outside the responses' mask.
 
-    logprobs: log-probability of the token. entropy: of the distribution that it came from, without gradient. values: what the value head
-    expects from this token on; zeros without a head.
+    Attributes:
+        logprobs: log-probability of the token.
+        entropy: of the distribution that it came from, in nats, without gradient.
+        value: what the value head expects from this token on; zeros without a head.
     """
 
     logprobs: Tensor
     entropy: Tensor
-    values: Tensor
+    value: Tensor
 
 
 class Policy(nn.Module):
@@ -88,13 +91,13 @@ class Policy(nn.Module):
         logprobs = logits_M.gather(-1, responses.response_ids[responses.mask][:, None])[:, 0] - log_total
         with torch.no_grad():
             entropy = log_total - (logits_M.softmax(-1) * logits_M).sum(-1)
-        values = torch.zeros_like(logprobs)
+        value = torch.zeros_like(logprobs)
         if self.value_head is not None:
             assert hidden_M is not None, "asked for where there is a head"
             with torch.autocast(logits_M.device.type, enabled=False):
-                values = self.value_head(hidden_M.float())[:, 0]
+                value = self.value_head(hidden_M.float())[:, 0]
         zeros = logprobs.new_zeros(responses.mask.shape)
-        return TokenStats(*(zeros.masked_scatter(responses.mask, part) for part in (logprobs, entropy, values)))
+        return TokenStats(*(zeros.masked_scatter(responses.mask, part) for part in (logprobs, entropy, value)))
 
     def _run_packed(self, responses: Responses) -> tuple[Tensor, Tensor | None]:
         """Logits [M, V] and, for the value head, last hidden states [M, D] that the response tokens come from, in the order of the mask."""
@@ -152,7 +155,16 @@ def generate(
 ) -> Responses:
     """`num_generations` responses to each of `prompts` (token ids), one prompt's next to each other, drawn from the whole distribution.
 
-    end_ids: tokens that end a response. pad_id: fills up behind it, and may be one of them.
+    Args:
+        prompts: token ids.
+        num_generations: responses to each prompt.
+        max_completion_length: most tokens of a response.
+        temperature: what logits are divided by.
+        end_ids: tokens that end a response.
+        pad_id: fills up behind it, and may be one of them.
+
+    Returns:
+        One row a response, a prompt's next to each other.
     """
     from transformers import GenerationConfig
 

@@ -13,17 +13,23 @@ from torch import Tensor
 import srm_kernels
 from srm.scoring.token_ids import ScoredTokens
 
-__all__ = ["RewardKind", "sentence_rewards", "token_rewards", "whiten"]
+__all__ = ["RewardKind", "sentence_rewards", "token_level_rewards", "whiten"]
 
 RewardKind = Literal["weighted", "sentence", "response"]
 
 
 def sentence_rewards(scored: ScoredTokens, kind: RewardKind = "weighted") -> Tensor:
-    """fp32 [N], what each sentence is paid, 0 at each response's index 0.
+    """What each sentence is paid.
 
-    kind: `weighted` `w_i * r_i`, `sentence` `r_i`, `response` the response's reward on its last sentence and 0 on the others.
+    Args:
+        scored: what `score_tokens` returned.
+        kind: `weighted` `w_i * r_i`, `sentence` `r_i`, `response` the response's reward on its last sentence and 0 on the others.
 
-    A response without text has no sentence to pay. Raises ValueError for another `kind`.
+    Returns:
+        fp32 [N], 0 at each response's index 0. A response without text has no sentence to pay.
+
+    Raises:
+        ValueError: another `kind`.
     """
     if kind not in get_args(RewardKind):
         raise ValueError(f"sentence_rewards: `kind` must be one of {', '.join(get_args(RewardKind))}, got {kind!r}.")
@@ -36,25 +42,30 @@ def sentence_rewards(scored: ScoredTokens, kind: RewardKind = "weighted") -> Ten
     return paid * scored.is_sentence
 
 
-def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
-    """`values` with variance 1 over `mask` (population variance), and mean 0 unless `shift_mean` is off; 0 outside.
+def whiten(value: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
+    """`value` with variance 1 over `mask` (population variance), and mean 0 unless `shift_mean` is off.
 
-    values: floating point, any shape. mask: bool, the same shape.
+    Args:
+        value: floating point, any shape.
+        mask: bool, the same shape.
+        shift_mean: whether the mean becomes 0, too.
 
-    Values that are all alike become 0, or stay as they are where the mean is kept: there is nothing to scale.
+    Returns:
+        The same shape and dtype, 0 outside `mask`. Values that are all alike become 0, or stay as they are where the mean is kept: there is
+        nothing to scale.
     """
     count = mask.sum().clamp(min=1)
-    kept = values * mask
+    kept = value * mask
     mean = kept.sum() / count
-    spread = ((values - mean).square() * mask).sum() / count
+    spread = ((value - mean).square() * mask).sum() / count
     # Rounding leaves a spread of this size in equal numbers; dividing by it would make noise of them.
     is_flat = spread.sqrt() <= 1e-6 * (1 + mean.abs())
     scale = torch.where(is_flat, torch.ones_like(spread), spread).rsqrt()
-    white = (values - mean) * scale
+    white = (value - mean) * scale
     return (white if shift_mean else white + mean) * mask
 
 
-def token_rewards(
+def token_level_rewards(
     scored: ScoredTokens,
     *,
     kind: RewardKind = "weighted",
@@ -65,7 +76,7 @@ def token_rewards(
     kl_coef: float = 0.0,
     estimator: Literal["k1", "k2", "k3"] = "k1",
 ) -> Tensor:
-    """fp32 [B, L]: each sentence's reward on its last token, minus the KL penalty of each token.
+    """Each sentence's reward on its last token, minus the KL penalty of each token.
 
     Args:
         scored: what `score_tokens` returned.
@@ -76,13 +87,16 @@ def token_rewards(
             where None.
         kl_coef, estimator: as in `srm_kernels.token_rewards`.
 
+    Returns:
+        fp32 [B, L].
+
     Raises:
         ValueError: an unknown choice, shapes that do not match, or a penalty without log-probabilities.
     """
     shape = (scored.reward.numel(), scored.width)
     paid = sentence_rewards(scored, kind)
     if whitening not in ("none", "scale", "full"):
-        raise ValueError(f"token_rewards: `whitening` must be none, scale or full, got {whitening!r}.")
+        raise ValueError(f"token_level_rewards: `whitening` must be none, scale or full, got {whitening!r}.")
     if whitening != "none":
         if kind == "response":
             last = torch.zeros_like(scored.is_sentence)
@@ -91,10 +105,10 @@ def token_rewards(
         else:
             paid = whiten(paid, scored.is_sentence, shift_mean=whitening == "full")
     if kl_coef and (logprobs is None or ref_logprobs is None):
-        raise ValueError(f"token_rewards: kl_coef={kl_coef} needs `logprobs` and `ref_logprobs`, each {list(shape)}.")
+        raise ValueError(f"token_level_rewards: kl_coef={kl_coef} needs `logprobs` and `ref_logprobs`, each {list(shape)}.")
     for name, given in (("logprobs", logprobs), ("ref_logprobs", ref_logprobs), ("mask", mask)):
         if given is not None and given.shape != shape:
-            raise ValueError(f"token_rewards: `{name}` must be {list(shape)}, the shape of the responses, got {list(given.shape)}.")
+            raise ValueError(f"token_level_rewards: `{name}` must be {list(shape)}, the shape of the responses, got {list(given.shape)}.")
     zeros = paid.new_zeros(shape)
     if mask is None:
         mask = torch.arange(scored.width, device=paid.device) < scored.lengths[:, None]

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from srm.rl.advantages import gae, leave_one_out
+from srm.rl.advantages import leave_one_out, padded_gae
 from srm.rl.arguments import RLConfig
 from srm.rl.policy import Responses, TokenStats
-from srm.rl.rewards import token_rewards, whiten
+from srm.rl.rewards import token_level_rewards, whiten
 from srm.scoring.token_ids import ScoredTokens
 
 __all__ = ["Rollout", "make_rollout", "reward_tokens"]
@@ -23,13 +23,16 @@ __all__ = ["Rollout", "make_rollout", "reward_tokens"]
 class Rollout:
     """Responses of one step, from one process.
 
-    logprobs, values, advantages, returns: fp32 [B, L], of the policy that wrote the responses. returns is what the value head should have
-    said, and means nothing without one.
+    Attributes:
+        responses: what was written.
+        logprobs, value: fp32 [B, L], of the policy that wrote them.
+        advantages: fp32 [B, L].
+        returns: fp32 [B, L], what the value head should have said; means nothing without one.
     """
 
     responses: Responses
     logprobs: Tensor
-    values: Tensor
+    value: Tensor
     advantages: Tensor
     returns: Tensor
 
@@ -38,7 +41,7 @@ class Rollout:
         return Rollout(
             responses=Responses(*(part[rows] for part in self.responses)),
             logprobs=self.logprobs[rows],
-            values=self.values[rows],
+            value=self.value[rows],
             advantages=self.advantages[rows],
             returns=self.returns[rows],
         )
@@ -53,7 +56,7 @@ def reward_tokens(scored: ScoredTokens, logprobs: Tensor, ref_logprobs: Tensor, 
     is_dense = config.reward == "sentence"
     # Without sentence rewards the KL penalty alone is left.
     paid = scored if is_dense else replace(scored, sentence_reward=torch.zeros_like(scored.sentence_reward))
-    rewards = token_rewards(
+    rewards = token_level_rewards(
         paid,
         kind=config.sentence_reward,
         whitening="scale" if config.whiten_rewards and is_dense else "none",
@@ -75,10 +78,10 @@ def make_rollout(responses: Responses, stats: TokenStats, rewards: Tensor, confi
     """The rollout with the advantages of `config.algorithm`; `rewards` as `reward_tokens` makes them."""
     mask = responses.mask
     if config.algorithm == "ppo":
-        advantages, returns = gae(rewards, stats.values, mask, gamma=config.gamma, lam=config.lam)
+        advantages, returns = padded_gae(rewards, stats.value, mask, gamma=config.gamma, lam=config.lam)
     else:
         advantages = leave_one_out(rewards, mask, config.num_generations, gamma=config.gamma)
         returns = torch.zeros_like(advantages)
     if config.normalize_advantages:
         advantages = whiten(advantages, mask)
-    return Rollout(responses=responses, logprobs=stats.logprobs, values=stats.values, advantages=advantages, returns=returns)
+    return Rollout(responses=responses, logprobs=stats.logprobs, value=stats.value, advantages=advantages, returns=returns)

@@ -211,7 +211,7 @@ class RLTrainer:
         policy_loss, num_clipped = clipped_policy_loss(
             stats.logprobs, batch.logprobs, batch.advantages, responses.mask, cliprange=config.cliprange
         )
-        value_loss = clipped_value_loss(stats.values, batch.values, batch.returns, responses.mask, cliprange=config.cliprange_value)
+        value_loss = clipped_value_loss(stats.value, batch.value, batch.returns, responses.mask, cliprange=config.cliprange_value)
         log_ratio = torch.where(responses.mask, stats.logprobs - batch.logprobs, 0).detach()
         return {
             "loss": policy_loss + config.vf_coef * value_loss,

@@ -10,8 +10,11 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from srm.data.schema import Granularity
 from srm.errors import UserError
+from srm.packing import PackingMode
 from srm.runs.settings import parse_settings
+from srm_kernels import Pooling
 
 __all__ = ["DataArguments", "ModelArguments", "RewardConfig", "parse_arguments"]
 
@@ -38,10 +41,8 @@ class ModelArguments:
     trust_remote_code: bool = _setting(False, "Run the code that comes with the model.")
     chat_template_path: str | None = _setting(None, "Jinja file with a chat template to use in place of the tokenizer's.")
 
-    granularity: Literal["sentence", "response", "token"] = _setting("sentence", "What the loss is trained on.")
-    pooling: Literal["value_attention", "attention", "mean", "sum", "last"] = _setting(
-        "value_attention", "How sentence rewards become the response reward; attention is the paper's."
-    )
+    granularity: Granularity = _setting("sentence", "What the loss is trained on.")
+    pooling: Pooling = _setting("value_attention", "How sentence rewards become the response reward; attention is the paper's.")
     rope_theta: float | None = _setting(10_000.0, "Base of the rotary embedding on the sentence index; none leaves it out.")
     include_prompt: bool = _setting(True, "Let index 0, the prompt, join the pooling.")
     difference: bool = _setting(True, "A sentence's reward is the change of the value over it, not the value at its end.")
@@ -131,7 +132,7 @@ class RewardConfig(TrainingArguments):
 
     max_length: int | None = _setting(1024, "Longest prompt + response in tokens; none sets no limit.")
     overlong: Literal["drop", "truncate_prompt", "truncate_response", "error"] = _setting("drop", "What happens to rows over --max_length.")
-    packing: Literal["shared", "packed", "none"] = _setting(
+    packing: PackingMode = _setting(
         "shared", "shared: one row without padding, a prompt run once for its responses; packed: without sharing; none: padded."
     )
     tokens_per_batch: int | None = _setting(

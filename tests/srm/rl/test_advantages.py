@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from srm.rl import gae, group_advantages
+from srm.rl import group_advantages, padded_gae
 from srm.scoring.token_ids import ScoredTokens
 
 
@@ -25,29 +25,29 @@ def scored() -> ScoredTokens:
 
 def test_gae_is_the_recursion_on_each_row() -> None:
     torch.manual_seed(0)
-    rewards, values = torch.randn(3, 6), torch.randn(3, 6)
+    rewards, value = torch.randn(3, 6), torch.randn(3, 6)
     mask = torch.arange(6) < torch.tensor([[6], [0], [3]])
-    advantages, returns = gae(rewards, values, mask, gamma=0.9, lam=0.8)
+    advantages, returns = padded_gae(rewards, value, mask, gamma=0.9, lam=0.8)
     for row, length in enumerate([6, 0, 3]):
         carried = 0.0
         for t in reversed(range(length)):
-            following = values[row, t + 1] if t + 1 < length else 0.0
-            carried = rewards[row, t] + 0.9 * following - values[row, t] + 0.9 * 0.8 * carried
+            following = value[row, t + 1] if t + 1 < length else 0.0
+            carried = rewards[row, t] + 0.9 * following - value[row, t] + 0.9 * 0.8 * carried
             assert advantages[row, t].item() == pytest.approx(float(carried), abs=1e-5)
-            assert returns[row, t].item() == pytest.approx(float(carried + values[row, t]), abs=1e-5)
+            assert returns[row, t].item() == pytest.approx(float(carried + value[row, t]), abs=1e-5)
         assert advantages[row, length:].abs().sum() == 0
-    white, _ = gae(rewards, values, mask, whitening=True)
+    white, _ = padded_gae(rewards, value, mask, whitening=True)
     assert white[mask].mean().abs() < 1e-6
     assert white[mask].std(correction=0).item() == pytest.approx(1, abs=1e-5)
     with pytest.raises(ValueError, match=r"must all be \[B, L\]"):
-        gae(rewards, values[:2], mask)
+        padded_gae(rewards, value[:2], mask)
 
 
 def test_sentences_of_a_group_are_compared(scored: ScoredTokens) -> None:
     group = torch.tensor([7, 7, 7, 3])
     got = group_advantages(scored, group, kind="sentence")
-    values = torch.tensor([1.0, 3.0, -2.0])
-    first, second, third = ((values - values.mean()) / values.std()).tolist()
+    value = torch.tensor([1.0, 3.0, -2.0])
+    first, second, third = ((value - value.mean()) / value.std()).tolist()
     both = first + second
     # Alone in its group, the last response is neither better nor worse.
     want = [[both, both, second, second, 0], [0] * 5, [third, 0, 0, 0, 0], [0] * 5]

@@ -54,9 +54,9 @@ def test_ppo_at_the_old_policy_is_reinforce() -> None:
 
 def test_a_value_gains_nothing_from_moving_past_the_clip() -> None:
     old, returns = torch.tensor([[0.0, 0.0, 9.0]]), torch.tensor([[1.0, 1.0, 9.0]])
-    values = torch.tensor([[0.1, 0.5, math.nan]], requires_grad=True)
-    loss = clipped_value_loss(values, old, returns, torch.tensor([[True, True, False]]), cliprange=0.2)
+    value = torch.tensor([[0.1, 0.5, math.nan]], requires_grad=True)
+    loss = clipped_value_loss(value, old, returns, torch.tensor([[True, True, False]]), cliprange=0.2)
     assert loss.item() == pytest.approx(0.5 * (0.9**2 + 0.8**2))
     loss.backward()
-    assert values.grad is not None
-    assert values.grad[0].tolist() == pytest.approx([-0.9, 0.0, 0.0])
+    assert value.grad is not None
+    assert value.grad[0].tolist() == pytest.approx([-0.9, 0.0, 0.0])

@@ -1,4 +1,4 @@
-"""Log-probabilities, entropies and values against one response at a time; where a response ends; what sampling follows."""
+"""Log-probabilities, entropies and value against one response at a time; where a response ends; what sampling follows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_statistics_are_those_of_each_response_alone(load_policy: Callable[[], A
             torch.testing.assert_close(stats.logprobs[row, at], log_p[before, text[at]], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(stats.entropy[row, at], -(log_p[before].exp() * log_p[before]).sum(), atol=1e-5, rtol=1e-5)
             value = policy.value_head(output.hidden_states[-1][0, before])[0]
-            torch.testing.assert_close(stats.values[row, at], value, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(stats.value[row, at], value, atol=1e-5, rtol=1e-5)
         assert not any(part[row, length:].any() for part in stats)
     assert stats.logprobs.requires_grad
     assert not stats.entropy.requires_grad
@@ -45,7 +45,7 @@ def test_statistics_are_those_of_each_response_alone(load_policy: Callable[[], A
 
 def test_without_a_head_values_are_zero(load_policy: Callable[[], Any]) -> None:
     stats = Policy(load_policy())(mark(torch.tensor([[3, 4, 5]]), torch.ones(1, 1, dtype=torch.int64), [END]), 1.0)
-    assert stats.values.tolist() == [[0, 0]]
+    assert stats.value.tolist() == [[0, 0]]
 
 
 def test_a_response_ends_with_its_first_end_token() -> None:

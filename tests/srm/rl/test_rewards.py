@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from srm.rl import sentence_rewards, token_rewards, whiten
+from srm.rl import sentence_rewards, token_level_rewards, whiten
 from srm.scoring.token_ids import ScoredTokens
 
 
@@ -33,7 +33,7 @@ def test_spans_and_places(scored: ScoredTokens) -> None:
 )
 def test_what_a_sentence_earns(scored: ScoredTokens, kind: str, paid: list[float]) -> None:
     assert sentence_rewards(scored, kind).tolist() == paid
-    total = token_rewards(scored, kind=kind)
+    total = token_level_rewards(scored, kind=kind)
     assert total.shape == (3, 5)
     assert total.sum().item() == pytest.approx(sum(paid))
     assert total[0, 3].item() == paid[2]
@@ -45,21 +45,21 @@ def test_kl_is_paid_on_the_policys_tokens_only(scored: ScoredTokens, estimator: 
     logprobs, reference = torch.randn(3, 5), torch.randn(3, 5)
     logprobs[0, 4] = -torch.inf
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 0, 0, 0, 0], [1, 1, 0, 0, 0]])
-    got = token_rewards(scored, logprobs=logprobs, ref_logprobs=reference, mask=mask, kl_coef=0.1, estimator=estimator)
+    got = token_level_rewards(scored, logprobs=logprobs, ref_logprobs=reference, mask=mask, kl_coef=0.1, estimator=estimator)
     x = logprobs - reference
     penalty = {"k1": x, "k2": x.square() / 2, "k3": (-x).exp() - 1 + x}[estimator]
-    want = token_rewards(scored) - torch.where(mask.bool(), 0.1 * penalty, 0)
+    want = token_level_rewards(scored) - torch.where(mask.bool(), 0.1 * penalty, 0)
     torch.testing.assert_close(got, want)
 
 
 def test_whitening(scored: ScoredTokens) -> None:
-    full = token_rewards(scored, kind="sentence", whitening="full")
-    values = torch.tensor([1.0, 3.0, -2.0])
-    want = (values - values.mean()) / values.std(correction=0)
+    full = token_level_rewards(scored, kind="sentence", whitening="full")
+    value = torch.tensor([1.0, 3.0, -2.0])
+    want = (value - value.mean()) / value.std(correction=0)
     torch.testing.assert_close(torch.stack([full[0, 1], full[0, 3], full[2, 0]]), want)
-    scaled = token_rewards(scored, kind="response", whitening="scale")
-    values = torch.tensor([2.0, -1.0])
-    want = (values - values.mean()) / values.std(correction=0) + values.mean()
+    scaled = token_level_rewards(scored, kind="response", whitening="scale")
+    value = torch.tensor([2.0, -1.0])
+    want = (value - value.mean()) / value.std(correction=0) + value.mean()
     torch.testing.assert_close(torch.stack([scaled[0, 3], scaled[2, 0]]), want)
     alike = torch.full((4,), 0.1)
     assert whiten(alike, torch.ones(4, dtype=torch.bool)).abs().max() < 1e-6
@@ -68,13 +68,13 @@ def test_whitening(scored: ScoredTokens) -> None:
 
 def test_errors(scored: ScoredTokens) -> None:
     with pytest.raises(ValueError, match="`kind` must be one of weighted, sentence, response, got 'mean'"):
-        token_rewards(scored, kind="mean")  # type: ignore[arg-type]
+        token_level_rewards(scored, kind="mean")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"kl_coef=0.1 needs `logprobs` and `ref_logprobs`, each \[3, 5\]"):
-        token_rewards(scored, kl_coef=0.1)
+        token_level_rewards(scored, kl_coef=0.1)
     with pytest.raises(ValueError, match=r"`logprobs` must be \[3, 5\]"):
-        token_rewards(scored, kl_coef=0.1, logprobs=torch.zeros(3, 4), ref_logprobs=torch.zeros(3, 5))
+        token_level_rewards(scored, kl_coef=0.1, logprobs=torch.zeros(3, 4), ref_logprobs=torch.zeros(3, 5))
     with pytest.raises(ValueError, match="`whitening` must be none, scale or full"):
-        token_rewards(scored, whitening="yes")  # type: ignore[arg-type]
+        token_level_rewards(scored, whitening="yes")  # type: ignore[arg-type]
 
 
 def test_no_responses() -> None:
@@ -88,4 +88,4 @@ def test_no_responses() -> None:
         lengths=empty.long(),
         width=0,
     )
-    assert token_rewards(nothing).shape == (0, 0)
+    assert token_level_rewards(nothing).shape == (0, 0)
