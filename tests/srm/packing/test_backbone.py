@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +176,13 @@ def test_a_mask_of_its_own_is_an_error(make_model: Callable[..., Any], make_grou
 def test_padded_batch_has_no_plan(make_groups: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="padded"):
         AttentionPlan.from_batch(pack(make_groups(), mode="none", pad_token_id=0))
+
+
+def test_a_plan_is_read_back_where_the_host_has_no_copy(make_groups: Callable[..., Any]) -> None:
+    batch = pack(make_groups(), pad_token_id=0)
+    plans = [AttentionPlan.from_batch(each) for each in (batch, dataclasses.replace(batch, segments=None))]
+    assert plans[0].lengths == plans[1].lengths == (9, 4, 1, 6, 1, 7, 1, 3, 2, 3, 1, 4, 1, 5, 2, 8, 2, 11)
+    assert plans[0].parents == plans[1].parents == (-1, 0, 0, 0, -1, 4, 4, -1, *[7] * 8, -1, 16)
 
 
 def test_not_a_transformers_model(make_groups: Callable[..., Any]) -> None:
