@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from srm.evaluation.classifier import ClassifierModel
     from srm.evaluation.spans import SpanRow
     from srm.evaluation.suites import Suite, SuiteRow
-    from srm.evaluation.tables import Table
+    from srm.evaluation.tables import TextTable
 
 __all__ = ["main"]
 
@@ -201,7 +201,7 @@ def _write(
     arguments: argparse.Namespace,
     numbers: dict[str, Any],
     table: str,
-    tables: Sequence[Table],
+    tables: Sequence[TextTable],
     figure: bytes | None,
     console: Console,
 ) -> None:
@@ -227,7 +227,7 @@ def _write_page(
     rows: Sequence[SuiteRow],
     scored: Sequence[Sequence[Any]],
     marked: Sequence[Sequence[Mapping[str, Any]]],
-    tables: Sequence[Table],
+    tables: Sequence[TextTable],
     figure: bytes | None,
     arguments: argparse.Namespace,
 ) -> None:

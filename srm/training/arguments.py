@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from srm.data import OverlongPolicy
 from srm.data.schema import Granularity
 from srm.errors import UserError
 from srm.packing import PackingMode
@@ -131,7 +132,7 @@ class RewardConfig(TrainingArguments):
     )
 
     max_length: int | None = _setting(1024, "Longest prompt + response in tokens; none sets no limit.")
-    overlong: Literal["drop", "truncate_prompt", "truncate_response", "error"] = _setting("drop", "What happens to rows over --max_length.")
+    overlong: OverlongPolicy = _setting("drop", "What happens to rows over --max_length.")
     packing: PackingMode = _setting(
         "shared", "shared: one row without padding, a prompt run once for its responses; packed: without sharing; none: padded."
     )
