@@ -30,18 +30,17 @@ _ESCAPED = re.compile("[\udc80-\udcff]")
 class Written(NamedTuple):
     """What the tokens of `B` responses write.
 
-    raw: the bytes of all of them, [L]. edge: int64 [T + 1], where in it each token begins; the last one ends it.
-    escaped: [B], the responses as Python decodes them, a byte that is no UTF-8 as a lone surrogate, so that none is lost.
+    Attributes:
+        raw: the bytes of all of them, [L].
+        edge: int64 [T + 1], where in it each token begins; the last one ends it.
+        escaped: [B], the responses as Python decodes them, a byte that is no UTF-8 as a lone surrogate, so that none is lost.
+        texts: [B], the responses as text, U+FFFD for a byte that is no UTF-8.
     """
 
     raw: bytes
     edge: NDArray[np.int64]
     escaped: list[str]
-
-    @property
-    def texts(self) -> list[str]:
-        """The responses as text, U+FFFD for a byte that is no UTF-8."""
-        return [text if text.isascii() else _ESCAPED.sub("\ufffd", text) for text in self.escaped]
+    texts: list[str]
 
 
 class ByteTable:
@@ -120,7 +119,15 @@ class ByteTable:
         at += np.arange(len(at))
         raw = self._flat.take(at).tobytes()
         edges = edge[cu_tokens].tolist()
-        return Written(raw, edge, [raw[start:end].decode(errors="surrogateescape") for start, end in pairwise(edges)])
+        escaped, texts = [], []
+        for start, end in pairwise(edges):
+            try:
+                escaped.append(raw[start:end].decode())
+                texts.append(escaped[-1])
+            except UnicodeDecodeError:
+                escaped.append(raw[start:end].decode(errors="surrogateescape"))
+                texts.append(_ESCAPED.sub("\ufffd", escaped[-1]))
+        return Written(raw, edge, escaped, texts)
 
     def _check(self, ids: NDArray[np.integer]) -> None:
         if ids.size and (ids.min() < 0 or ids.max() >= len(self)):

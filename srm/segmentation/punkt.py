@@ -53,7 +53,7 @@ class _Punkt:
                 found.pop()
             is_upper = text[start].isupper()
             if text[stop] == ".":
-                parts = text[max(0, stop - _LONGEST) : stop].rsplit(None, 1)
+                parts = text[stop - _LONGEST if stop > _LONGEST else 0 : stop].rsplit(None, 1)
                 word = parts[-1].lower() if parts else ""
                 # Most words and the numbers of lists end a sentence without further thought.
                 is_plain = word not in special and ((word.isalpha() and len(word) > 1) or (is_upper and word.isdigit()))

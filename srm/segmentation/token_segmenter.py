@@ -18,7 +18,7 @@ from torch import Tensor
 from srm.segmentation.byte_table import ByteTable
 from srm.segmentation.config import Segmenter
 from srm.segmentation.segmenters import make_segmenter
-from srm.segmentation.tokens import first_tokens, spaces_to_ascii
+from srm.segmentation.tokens import first_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,7 +123,7 @@ class TokenSegmenter:
             sentence += [offset + start for start in (inner if text.isascii() else _in_bytes(text, inner))]
             counts.append(len(inner))
         edge = written.edge
-        token = first_tokens(edge[:-1], edge[1:], np.array(sentence, dtype=np.int64), spaces_to_ascii(written.raw))
+        token = first_tokens(edge[:-1], edge[1:], np.array(sentence, dtype=np.int64), written.raw)
         response = np.repeat(np.arange(len(counts)), counts)
         # A sentence without a token joins the one before; tokens belong to a sentence of their own response.
         token = np.minimum(token, cu_tokens[response + 1])

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from srm.segmentation.config import Span
 
-__all__ = ["SentenceTokens", "first_tokens", "sentence_ends_from_offsets", "spaces_to_ascii"]
+__all__ = ["SentenceTokens", "first_tokens", "sentence_ends_from_offsets"]
 
 # White space outside ASCII.
 _WIDE = "".join(chr(point) for point in range(0x80, 0x3001) if chr(point).isspace())
 _WIDE_SPACE = re.compile(f"[{_WIDE}]")
-_WIDE_BYTES = re.compile(b"|".join(space.encode() for space in _WIDE))
+_WIDE_BYTES = tuple(space.encode() for space in _WIDE)
 _IS_WHITE = np.array([chr(byte).isspace() and byte < 128 for byte in range(256)])
 
 
@@ -75,9 +75,9 @@ def sentence_ends_from_offsets(spans: Sequence[Span], offsets: Sequence[tuple[in
     return SentenceTokens(ends, [Span(*edge) for edge in zip([spans[0].start, *stops], stops, strict=False)])
 
 
-def spaces_to_ascii(raw: bytes) -> bytes:
-    """UTF-8 with blanks in place of the bytes of white space outside ASCII."""
-    return raw if raw.isascii() else _WIDE_BYTES.sub(lambda space: b" " * len(space[0]), raw)
+def _wide_space_before(raw: bytes, position: int) -> int:
+    """Bytes of the white space outside ASCII that ends at `position` of UTF-8; 0 where none does."""
+    return next((len(space) for space in _WIDE_BYTES if raw.endswith(space, 0, position)), 0)
 
 
 def first_tokens(start: NDArray[np.int64], end: NDArray[np.int64], sentence: NDArray[np.int64], units: bytes | None) -> NDArray[np.int64]:
@@ -85,9 +85,11 @@ def first_tokens(start: NDArray[np.int64], end: NDArray[np.int64], sentence: NDA
 
     It is the first token that reaches into the sentence and has nothing but white space before it.
 
-    start, end: int64 [T], the units each token covers, characters or bytes. They never fall, but empty tokens may lie anywhere.
-    sentence: int64 [S], where the sentences begin, not with white space.
-    units: a byte for each unit, with every white space as one of ASCII; None: all that stands before a sentence counts as white space.
+    Args:
+        start, end: int64 [T], the units each token covers, characters or bytes. They never fall, but empty tokens may lie anywhere.
+        sentence: int64 [S], where the sentences begin, not with white space.
+        units: the text as UTF-8 where units are bytes; where they are characters, a byte for each, with every white space as one of ASCII.
+            None: all that stands before a sentence counts as white space.
     """
     is_empty = start >= end
     if is_empty.any():
@@ -100,6 +102,12 @@ def first_tokens(start: NDArray[np.int64], end: NDArray[np.int64], sentence: NDA
     black_until = sentence.copy()
     left = np.arange(len(sentence))
     while left.size:
-        left = left[(black_until[left] > 0) & _IS_WHITE[unit[black_until[left] - 1]]]
-        black_until[left] -= 1
+        left = left[black_until[left] > 0]
+        before = unit[black_until[left] - 1]
+        size = _IS_WHITE[before].astype(np.int64)
+        for index in np.flatnonzero(before >= 0x80):
+            # Rare: looked at one by one, which is cheaper than a search through all of the text.
+            size[index] = _wide_space_before(units, int(black_until[left[index]]))
+        black_until[left] -= size
+        left = left[size > 0]
     return np.maximum(token, np.searchsorted(start, black_until))
