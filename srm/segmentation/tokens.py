@@ -16,23 +16,11 @@ from srm.segmentation.config import Span
 
 __all__ = ["SentenceTokens", "first_tokens", "sentence_ends_from_offsets", "spaces_to_ascii"]
 
+# White space: of ASCII, by its code; outside, as characters and as bytes.
 _IS_WHITE = np.array([chr(byte).isspace() and byte < 128 for byte in range(256)])
-# White space outside ASCII, as characters and as bytes.
 _WIDE = [chr(point) for point in range(0x80, 0x3001) if chr(point).isspace()]
 _WIDE_SPACE = re.compile(f"[{''.join(_WIDE)}]")
-_WIDE_BYTES = re.compile(b"|".join(map(str.encode, _WIDE)))
-_IS_WHITE = np.array([chr(byte).isspace() and byte < 128 for byte in range(256)])
-# White space outside ASCII, as characters and as bytes. A class of first bytes in front makes the search fast.
-_WIDE = [chr(point) for point in range(0x80, 0x3001) if chr(point).isspace()]
-_WIDE_SPACE = re.compile(f"[{''.join(_WIDE)}]")
-_REST = b"|".join(b"(?<=%b)%b" % (space[:1], space[1:]) for space in map(str.encode, _WIDE))
-_WIDE_BYTES = re.compile(b"[%b](?:%b)" % (b"".join({space.encode()[:1] for space in _WIDE}), _REST))
-_IS_WHITE = np.array([chr(byte).isspace() and byte < 128 for byte in range(256)])
-# White space outside ASCII.
-_WIDE = "".join(chr(point) for point in range(0x80, 0x3001) if chr(point).isspace())
-_WIDE_SPACE = re.compile(f"[{_WIDE}]")
 _WIDE_BYTES = re.compile(b"|".join(space.encode() for space in _WIDE))
-_IS_WHITE = np.array([chr(byte).isspace() and byte < 128 for byte in range(256)])
 
 
 class SentenceTokens(NamedTuple):
