@@ -117,7 +117,7 @@ class ByteTable:
         # A byte lies in the table as far behind its token's row as it lies behind the token's first byte here.
         at = np.repeat(self._start[ids] - edge[:-1], length)
         at += np.arange(len(at))
-        raw = self._flat.take(at).tobytes()
+        raw = self._flat.take(at, mode="clip").tobytes()  # all lie inside; the mode saves looking
         edges = edge[cu_tokens].tolist()
         escaped, texts = [], []
         for start, end in pairwise(edges):

@@ -119,9 +119,11 @@ class TokenSegmenter:
         counts: list[int] = []
         offsets = written.edge[cu_tokens[:-1]].tolist()
         for text, spans, offset in zip(written.escaped, self.segmenter.segment_batch(written.texts), offsets, strict=True):
-            inner = [start for start, _ in spans[1:]]
-            sentence += [offset + start for start in (inner if text.isascii() else _in_bytes(text, inner))]
-            counts.append(len(inner))
+            if text.isascii():
+                sentence += [offset + span[0] for span in spans[1:]]
+            else:
+                sentence += [offset + start for start in _in_bytes(text, [span[0] for span in spans[1:]])]
+            counts.append(len(spans) - 1 if spans else 0)
         edge = written.edge
         token = first_tokens(edge[:-1], edge[1:], np.array(sentence, dtype=np.int64), written.raw)
         response = np.repeat(np.arange(len(counts)), counts)
