@@ -27,7 +27,7 @@ __all__ = ["TokenSegmenter", "TokenSentences", "content_lengths"]
 
 
 # Responses whose tables fit the processor's cache together.
-_ROWS = 128
+_ROWS = 160
 
 
 @dataclass(frozen=True, kw_only=True)
