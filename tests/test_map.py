@@ -26,13 +26,8 @@ def named() -> dict[str, set[str]]:
 
 def there(folder: str) -> set[str]:
     """Folders, with a slash, and files that git tracks or would, directly in `folder`."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", folder or "."],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", folder or "."]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     inside = {line.removeprefix(folder) for line in listed.stdout.splitlines() if (ROOT / line).exists()}
     return {name.split("/")[0] + "/" if "/" in name else name for name in inside}
 
