@@ -63,7 +63,8 @@ def _of_class(thing: type) -> Iterator[str]:
         yield f"{name}: no docstring"
         return
     fields = _fields(thing)
-    if fields is not None:
+    # transformers makes a dataclass of every configuration, also of one that has an `__init__` and no fields.
+    if fields:
         listed = documented(thing, "Attributes")
         # A subclass may say more of the fields that it inherits.
         with_inherited = [field for base in reversed(thing.__mro__) for field in _fields(base) or []]
