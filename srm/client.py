@@ -26,7 +26,12 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.25, 4.0
 
 
 class RequestRefused(UserError):
-    """The server will not score this request, however often it comes. status: 401, 413, 422, ..."""
+    """The server will not score this request, however often it comes.
+
+    Args:
+        message: what is wrong, with the row and the field.
+        status: the HTTP status: 401, 413, 422, ...
+    """
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -40,11 +45,12 @@ class ServerUnavailable(UserError):
 class Client:
     """Asks a running `srm-serve` for rewards.
 
-    url: the server's address, as `http://localhost:8000`.
-    token: the server's, if it has one.
-    timeout: seconds to wait for an answer.
-    retry_seconds: how long, from the first failure on, to go on trying where the server is too busy (503, after the time it names) or
-        cannot be reached, as while it restarts. Rewards have no side effect, so a request that was under way is sent again.
+    Args:
+        url: the server's address, as `http://localhost:8000`.
+        token: the server's, if it has one.
+        timeout: seconds to wait for an answer.
+        retry_seconds: how long, from the first failure on, to go on trying where the server is too busy (503, after the time it names)
+            or cannot be reached, as while it restarts. Rewards have no side effect, so a request that was under way is sent again.
 
     Raises:
         UserError: httpx is missing, or the address is none.
@@ -59,6 +65,13 @@ class Client:
     ) -> list[ScoredResponse] | list[list[ScoredResponse]]:
         """Rewards of responses and of their sentences; takes and returns what `SentenceRewardModel.score` does.
 
+        Args:
+            prompts: one a row, a string or a list of `{"role", "content"}` messages.
+            responses: for each prompt a response, or a list of responses.
+
+        Returns:
+            One `ScoredResponse` a response, nested as `responses` is.
+
         Raises:
             ValueError: lengths that do not match.
             RequestRefused: what the server will not score, naming the row.
@@ -67,7 +80,20 @@ class Client:
         return _texts_of(self._post({"rows": _text_rows(prompts, responses)}), responses)
 
     def score_tokens(self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> ScoredTokens:
-        """Rewards on ids of the reward model's tokenizer; returns what `SentenceRewardModel.score_tokens` does. Raises as `score`."""
+        """Rewards on ids of the reward model's tokenizer.
+
+        Args:
+            prompt_ids: the ids of each prompt, unpadded.
+            response_ids: the ids of each response, unpadded.
+
+        Returns:
+            What `SentenceRewardModel.score_tokens` returns, on the CPU.
+
+        Raises:
+            ValueError: lengths that do not match.
+            RequestRefused: what the server will not score, naming the row.
+            ServerUnavailable: no answer within `retry_seconds`.
+        """
         return _tokens_of(self._post({"rows": _ids_rows(prompt_ids, response_ids)}), response_ids)
 
     def close(self) -> None:
@@ -93,7 +119,17 @@ class Client:
 
 
 class AsyncClient:
-    """`Client` for asyncio; its arguments and methods are the same. Up to 256 calls are under way at once; more wait their turn."""
+    """`Client` for asyncio, with the same methods. Up to 256 calls are under way at once; more wait their turn.
+
+    Args:
+        url: the server's address, as `http://localhost:8000`.
+        token: the server's, if it has one.
+        timeout: seconds to wait for an answer.
+        retry_seconds: how long, from the first failure on, to go on trying; see `Client`.
+
+    Raises:
+        UserError: httpx is missing, or the address is none.
+    """
 
     def __init__(self, url: str, *, token: str | None = None, timeout: float = 180.0, retry_seconds: float = 60.0) -> None:
         self._retry_seconds = retry_seconds

@@ -22,16 +22,17 @@ __all__ = ["PairCollator"]
 class PairCollator:
     """Collate function of a `DataLoader` over `EncodedComparison`s.
 
-    packing: `shared`, `packed` or `none`.
-    pad_token_id: fills padded rows with `packing="none"`.
-    granularity: with `token`, boundaries are the last prompt token and every response token; else the sentences' ends.
-
     Called with a list of comparisons it returns
 
     - `batch`: `PackedBatch`, the responses in order, comparison by comparison;
     - `pairs`: int64 [P, 2], (better, worse) as indices into the batch's B responses;
     - `margin`: float32 [P], 0 for pairs without one, or None where no pair has one;
     - `weight`: float32 [P], 1 / (number of pairs of the comparison), so that each comparison counts once; None where each is one pair.
+
+    Attributes:
+        packing: `shared`, `packed` or `none`.
+        pad_token_id: fills padded rows with `packing="none"`.
+        granularity: with `token`, boundaries are the last prompt token and every response token; else the sentences' ends.
     """
 
     packing: PackingMode = "shared"

@@ -36,9 +36,14 @@ def encode_comparisons(
     """`comparisons` as tokens, in order, none longer than `max_length`, and the account of those that were.
 
     Args:
+        comparisons: from `read_comparisons`.
+        encoder: the model's, `model.encoder`.
         max_length: limit on the tokens of prompt + response, for each response; None for no limit.
         overlong: what happens to a longer row: `drop`, `truncate_prompt`, `truncate_response` or `error`; see `overlong.shorten`.
         progress: draw a progress bar on stderr. None: where stderr is a terminal.
+
+    Returns:
+        The rows that stay, and the account of all of them.
 
     Raises:
         UserError: a row that the chat template refuses or that the policy cannot shorten (names the row), or no row is left.

@@ -27,7 +27,7 @@ __all__ = ["EncodedResponse", "ResponseEncoder"]
 class EncodedResponse(ResponseIds):
     """One response as tokens, with its text.
 
-    Args:
+    Attributes:
         ids: int32 [tokens], with the boundary token after each sentence where there is one.
         sentence_ends: int32 [sentences], index into `ids` of each sentence's boundary.
         spans: the sentences' characters in `text`, one for each end.
@@ -38,7 +38,12 @@ class EncodedResponse(ResponseIds):
     text: str
 
     def cut(self, ids: IntArray, sentence_ends: IntArray) -> Self:
-        """The same response with only its first tokens and sentences; the text stays whole."""
+        """The same response with only its first tokens and sentences; the text stays whole.
+
+        Args:
+            ids: int32 [tokens], the first of the ids.
+            sentence_ends: int32 [sentences], one for each sentence that stays; the last one may lie before where it was.
+        """
         return replace(super().cut(ids, sentence_ends), spans=self.spans[: len(sentence_ends)])
 
 
@@ -49,10 +54,11 @@ class ResponseEncoder:
     continues the prompt produces it. No end-of-turn token follows: the last boundary is to be a token of the same kind as the others, or
     what the head learns at the end of a response says nothing about the sentences before it (docs/decisions.md).
 
-    tokenizer: a fast one.
-    segmenter: from `srm.segmentation.make_segmenter`.
-    boundary_token: None, or a special token of the tokenizer that is put after the prompt and after each sentence and is the boundary in
-        place of the sentence's last token.
+    Args:
+        tokenizer: a fast one.
+        segmenter: from `srm.segmentation.make_segmenter`.
+        boundary_token: None, or a special token of the tokenizer that is put after the prompt and after each sentence and is the boundary
+            in place of the sentence's last token.
 
     Raises:
         UserError: a slow tokenizer, a template that does not write responses as they are, or a boundary token that the tokenizer lacks.
@@ -88,8 +94,15 @@ class ResponseEncoder:
 
         The tokens do not depend on the prompt: a policy's answer is the same text wherever it stands.
 
+        Args:
+            prompt: text or chat messages.
+            response: text, or one assistant message.
+
+        Returns:
+            Its ids, where its sentences end in them, and its text.
+
         Raises:
-            ValueError: the response is empty, or is no single assistant message.
+            UserError: the response is empty, or is no single assistant message.
         """
         return self.encode_responses([response])[0]
 
@@ -122,9 +135,14 @@ class ResponseEncoder:
         return EncodedResponse(ids=marked, sentence_ends=marks, spans=spans, text=text)
 
     def with_boundaries(self, ids: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:
-        """`ids` with the boundary token behind each of the sentences that end at `ends`, and where those tokens are.
+        """Put the boundary token behind each sentence. Without a boundary token, `ids` and `ends` come back as they are.
 
-        Without a boundary token, `ids` and `ends` as they are.
+        Args:
+            ids: int32 [tokens].
+            ends: int32 [sentences], index of each sentence's last token.
+
+        Returns:
+            The ids with the boundary tokens, int32 [tokens + sentences], and where those are, int32 [sentences].
         """
         if not self.boundary_ids:
             return ids, ends

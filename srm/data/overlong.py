@@ -24,7 +24,7 @@ Group = TypeVar("Group", bound=PromptGroup)
 class EncodedComparison(PromptGroup):
     """`Comparison` as tokens: a prompt and its responses, and which are better than which.
 
-    Args:
+    Attributes:
         pairs: (better, worse, margin) as indices into `responses`.
         where: file and row, for messages.
     """
@@ -40,13 +40,17 @@ class EncodedComparison(PromptGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class OverlongReport:
-    """What happened to how many rows.
+    """What happened to how many rows. `kept` counts those that stay, as they are or shortened.
 
-    rows: read; overlong: longer than `max_length`; kept: as they are or shortened.
-    dropped: overlong and dropped (policy `drop`).
-    shortened: overlong and cut (policies `truncate_prompt`, `truncate_response`).
-    indistinct: dropped because, once cut, no better response differs from the worse one.
-    longest: tokens of the longest row before anything was done.
+    Attributes:
+        policy: `drop`, `truncate_prompt`, `truncate_response` or `error`.
+        max_length: limit on prompt + response in tokens; None for no limit.
+        rows: how many were read.
+        overlong: longer than `max_length`.
+        dropped: overlong and dropped (policy `drop`).
+        shortened: overlong and cut (policies `truncate_prompt`, `truncate_response`).
+        indistinct: dropped because, once cut, no better response differs from the worse one.
+        longest: tokens of the longest row before anything was done.
     """
 
     policy: OverlongPolicy

@@ -60,7 +60,14 @@ def read_responses(source: str, *, split: str = "train", config: str | None = No
 
     Rows are prompt + response, or a pair or list as in `read_comparisons`, whose responses follow each other.
 
-    Args and raises: as `read_comparisons`.
+    Args:
+        source: a file, a folder, or a name on the hub.
+        split: which split of a folder or a hub data set.
+        config: of a hub data set that has several.
+        skip_bad_rows: leave out rows that cannot be used, with a warning that lists the first, instead of stopping at the first one.
+
+    Raises:
+        UserError: no such source, a file that cannot be read, or a row that cannot be used.
     """
     for responses in usable_rows(source, raw_rows(source, split=split, config=config), _parse_responses, skip_bad_rows):
         yield from responses
@@ -69,7 +76,14 @@ def read_responses(source: str, *, split: str = "train", config: str | None = No
 def read_prompts(source: str, *, split: str = "train", config: str | None = None, skip_bad_rows: bool = False) -> list[Prompt]:
     """The prompts in `source`, in order: of rows with a column `prompt`, whatever else they have, or of pairs that share theirs.
 
-    Args and raises: as `read_comparisons`.
+    Args:
+        source: a file, a folder, or a name on the hub.
+        split: which split of a folder or a hub data set.
+        config: of a hub data set that has several.
+        skip_bad_rows: leave out rows that cannot be used, with a warning that lists the first, instead of stopping at the first one.
+
+    Raises:
+        UserError: no such source, a file that cannot be read, or a row that cannot be used.
     """
     return list(usable_rows(source, raw_rows(source, split=split, config=config), _parse_prompt, skip_bad_rows))
 

@@ -19,12 +19,14 @@ _FORMS = "prompt + chosen + rejected, chosen + rejected that share their prompt,
 def parse_row(fields: Mapping[str, Any], *, where: str, id: str) -> Comparison:
     """The comparison that one row states.
 
-    fields: the row's columns, in one of the forms of docs/data.md; a row with `chosen` and `rejected` is read as a pair even if it
-        has `responses` too.
-    where: file and row, for messages.
-    id: what the row is called if it has no column `id`.
+    Args:
+        fields: the row's columns, in one of the forms of docs/data.md; a row with `chosen` and `rejected` is read as a pair even if it
+            has `responses` too.
+        where: file and row, for messages.
+        id: what the row is called if it has no column `id`.
 
-    Raises `BadRow`, a `UserError` of one line, where the row cannot be used.
+    Raises:
+        BadRow: the row cannot be used; a `UserError` of one line.
     """
     try:
         row_id = _row_id(fields, id)

@@ -61,10 +61,14 @@ class RawRow:
 class Comparison:
     """Responses to one prompt, and which of them are better than which.
 
-    pairs: (better, worse, margin) as indices into `responses`. A plain preference pair has the responses (chosen, rejected) and the
-        pairs ((0, 1, margin),); a ranking has all pairs of responses that do not tie.
-    where: file and row, for messages.
-    extra: the row's other columns, such as subset, section or source.
+    Attributes:
+        prompt: text or chat messages.
+        responses: at least two.
+        pairs: (better, worse, margin) as indices into `responses`. A plain preference pair has the responses (chosen, rejected) and the
+            pairs ((0, 1, margin),); a ranking has all pairs of responses that do not tie.
+        id: the row's own, or its file and number.
+        where: file and row, for messages.
+        extra: the row's other columns, such as subset, section or source.
     """
 
     prompt: Prompt
@@ -88,10 +92,16 @@ class Comparison:
 class ResponseRow:
     """One response to score.
 
-    id: unique within its row's id: the row's own for a plain response, `<row id>/chosen`, `<row id>/rejected` for a pair,
-        `<row id>/1`, `<row id>/2`, ... for a list.
-    row_id, row: id and number (from 1, over all files) of the input row. Responses of a row follow each other and share their prompt.
-    label: `response`, `chosen`, `rejected`, or the response's number in its list.
+    Attributes:
+        id: unique within its row's id: the row's own for a plain response, `<row id>/chosen`, `<row id>/rejected` for a pair,
+            `<row id>/1`, `<row id>/2`, ... for a list.
+        row_id: id of the input row. Responses of a row follow each other and share their prompt.
+        row: number of the input row, from 1, over all files.
+        label: `response`, `chosen`, `rejected`, or the response's number in its list.
+        prompt: text or chat messages.
+        response: the text to score.
+        where: file and row, for messages.
+        extra: the row's other columns.
     """
 
     id: str

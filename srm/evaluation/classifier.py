@@ -49,6 +49,11 @@ class ClassifierModel:
 
     Padding is on the right. A model without a pad token gets its eos token for one, as RewardBench does.
 
+    Args:
+        name: a folder, or a name on the hub.
+        dtype: of the weights; `auto` is the one they were saved in.
+        device: where it runs.
+
     Raises:
         UserError: it has several outputs, or its tokenizer has no chat template.
     """
@@ -81,12 +86,18 @@ class ClassifierModel:
         overlong: OverlongPolicy = "error",
         where: Sequence[str] | None = None,
     ) -> list[float]:
-        """The reward of each response. Batches are of like lengths, and hold at most `tokens_per_batch` tokens with their padding.
+        """The reward of each response. Batches are of like lengths.
 
         Args:
+            prompts: one a response, text or chat messages.
+            responses: the texts to score.
+            tokens_per_batch: upper bound on the tokens of a batch, padding included.
             max_length: longest prompt + response in tokens, template included; the model's own limit where None.
             overlong: `error`, `truncate_prompt` (cut on the left, as RewardBench does) or `truncate_response` (cut on the right).
             where: what a message calls each row.
+
+        Returns:
+            One number a response, in order.
 
         Raises:
             UserError: a row that is too long, with `overlong="error"`.
@@ -128,7 +139,22 @@ def append_classifier_scores(
     settings: RowSettings,
     on_scored: Callable[[int], None],
 ) -> int:
-    """`srm.scoring.file.append_scores` for a classifier: score `rows` after the first `num_resumed`, and append them."""
+    """`srm.scoring.file.append_scores` for a classifier.
+
+    Args:
+        model: the classifier.
+        rows: all rows of the input, the first `num_resumed` included.
+        output: the JSONL file.
+        num_resumed: responses that `output` holds already.
+        settings: how rows are scored.
+        on_scored: called with the number of responses just written, the resumed ones first.
+
+    Returns:
+        How many responses were scored.
+
+    Raises:
+        UserError: the ids in `output` are not those of the rows; a row that cannot be scored.
+    """
     check_resumed(output, rows, num_resumed)
     on_scored(num_resumed)
     num_scored = 0
@@ -149,7 +175,12 @@ def append_classifier_scores(
 
 
 def as_one_sentence(response: str, reward: float) -> ScoredResponse:
-    """A response without sentences, as one."""
+    """A response without sentences, as one.
+
+    Args:
+        response: its text.
+        reward: the response's, which is then the sentence's.
+    """
     sentence = ScoredSentence(text=response, start=0, end=len(response), reward=reward, weight=1.0, weighted_reward=reward)
     return ScoredResponse(reward=reward, prompt_reward=0.0, sentences=(sentence,))
 

@@ -23,10 +23,14 @@ __all__ = ["ModelResult", "SuiteComparison", "SuiteReport", "evaluate_suite", "p
 
 @dataclass(frozen=True, kw_only=True)
 class ModelResult:
-    """One model or baseline on a suite. calibration: None for baselines, whose rewards are lengths.
+    """One model or baseline on a suite of `R` rows.
 
-    won: [R] bool, rows where every right response is above every wrong one. num_tied: rows where the best right and the best wrong
-    response have the same reward; they are not won.
+    Attributes:
+        scores: by the suite's rule.
+        length: how its rewards go with length.
+        calibration: None for baselines, whose rewards are lengths.
+        won: bool [R], rows where every right response is above every wrong one.
+        num_tied: rows where the best right and the best wrong response have the same reward; they are not won.
     """
 
     scores: SuiteScores
@@ -42,10 +46,22 @@ class ModelResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+<<<<<<< HEAD
 class SuiteComparison:
     """first minus second on the same rows.
+=======
+class Comparison:
+    """Two models or baselines on the same rows. Differences are first minus second.
+>>>>>>> docs
 
-    average, sections: differences of scores with paired intervals. only_first, only_second, p: McNemar's exact test over rows won.
+    Attributes:
+        first: a model's name.
+        second: the other's.
+        average: the difference of their averages, with its paired interval.
+        sections: the same by section.
+        only_first: rows that only the first won.
+        only_second: rows that only the second won.
+        p: of McNemar's exact test over rows won.
     """
 
     first: str
@@ -57,12 +73,21 @@ class SuiteComparison:
     p: float
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteReport:
-    """results: by name, models first, then the baselines. comparisons: every two models, and every model with `longer`."""
+    """All models and baselines on a suite.
+
+    Attributes:
+        suite: what they were scored on.
+        draws: of the bootstrap over prompts.
+        seed: of the draws.
+        results: by name, models first, then the baselines.
+        comparisons: every two models, and every model with `longer`.
+    """
 
     suite: Suite
     draws: int
@@ -88,8 +113,13 @@ def evaluate_suite(suite: Suite, rewards: Mapping[str, Sequence[Sequence[float]]
     """Evaluate models by their rewards.
 
     Args:
+        suite: from `read_suite`.
         rewards: by name of the model, the rewards of each row's responses.
-        draws, seed: of the bootstrap over prompts; the same draws serve all models.
+        draws: of the bootstrap over prompts; the same draws serve all models.
+        seed: of the draws.
+
+    Returns:
+        Scores, length bias and calibration of each, and the differences.
 
     Raises:
         ValueError: rewards that do not fit the suite, or a model that is called like a baseline.
@@ -116,7 +146,12 @@ def evaluate_suite(suite: Suite, rewards: Mapping[str, Sequence[Sequence[float]]
 
 
 def paired_difference(first: SuiteScores, second: SuiteScores) -> Interval:
-    """The difference of the two averages, draw by draw. Both come from the same `Bootstrap`."""
+    """The difference of two averages, first minus second, draw by draw.
+
+    Args:
+        first: scores of one model.
+        second: scores of another, from the same `Bootstrap`.
+    """
     return interval(first.average - second.average)
 
 

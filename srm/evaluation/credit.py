@@ -19,7 +19,12 @@ __all__ = ["CreditReport", "CreditSummary", "JudgedResponse", "auc", "credit_rep
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedResponse:
-    """rewards: one a sentence. kinds: what is wrong with the sentence, None where nothing is."""
+    """A response's sentences with the truth about them.
+
+    Attributes:
+        rewards: one a sentence.
+        kinds: what is wrong with the sentence, None where nothing is.
+    """
 
     rewards: tuple[float, ...]
     kinds: tuple[str | None, ...]
@@ -41,12 +46,15 @@ class JudgedResponse:
 
 @dataclass(frozen=True, kw_only=True)
 class CreditSummary:
-    """How well low rewards find the bad sentences of `num_responses` responses that have good and bad ones.
+    """How well low rewards find the bad sentences of responses that have good and bad ones.
 
-    auc: chance that a bad sentence has a lower reward than a good one of the same response, ties half, averaged over responses.
-    pooled_auc: the same with the sentences of all responses in one pot, which also asks for rewards on one scale.
-    hit_rate: share of responses whose lowest sentence is bad; of tied sentences each counts its part.
-    chance_hit_rate: what guessing would reach, the average share of bad sentences.
+    Attributes:
+        num_responses: those responses.
+        num_bad: their bad sentences.
+        auc: chance that a bad sentence has a lower reward than a good one of the same response, ties half, averaged over responses.
+        pooled_auc: the same with the sentences of all responses in one pot, which also asks for rewards on one scale.
+        hit_rate: share of responses whose lowest sentence is bad; of tied sentences each counts its part.
+        chance_hit_rate: what guessing would reach, the average share of bad sentences.
     """
 
     num_responses: int
@@ -59,18 +67,29 @@ class CreditSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class CreditReport:
-    """overall: all bad sentences. by_kind: each kind against the good sentences. several: responses with more than one bad sentence."""
+    """Credit of the sentences of many responses.
+
+    Attributes:
+        overall: all bad sentences.
+        by_kind: each kind against the good sentences.
+        several: responses with more than one bad sentence; None where there are none.
+    """
 
     overall: CreditSummary
     by_kind: dict[str, CreditSummary]
     several: CreditSummary | None
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
         return asdict(self)
 
 
 def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
     """Chance that a draw from `positive` exceeds one from `negative`, ties half (the Mann-Whitney U over its maximum).
+
+    Args:
+        positive: at least one number.
+        negative: at least one number.
 
     Raises:
         ValueError: either is empty, or a value is NaN.
@@ -90,6 +109,7 @@ def judge(
     """Sentences of `scored` with the truth about them: a sentence is bad where it shares a printing character with a bad span.
 
     Args:
+        scored: a response with its sentence rewards.
         bad_spans: `{"start", "end", "kind"}` each, characters of the response, as in the `damaged` column of generated pairs; a
             sentence that meets several takes the kind of the first.
         measure: judge `r_i` or `w_i * r_i`.

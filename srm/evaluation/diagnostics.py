@@ -33,8 +33,11 @@ _BINS = 10
 class PairTable:
     """Pairs of a right and a wrong response, as arrays [P].
 
-    row: the suite's row. difference: reward of the right one minus that of the wrong one. log_ratio: log2 of their lengths' ratio.
-    weight: 1 over the row's number of pairs.
+    Attributes:
+        row: int [P], the suite's row.
+        difference: float [P], reward of the right one minus that of the wrong one.
+        log_ratio: float [P], log2 of the right one's length over the wrong one's.
+        weight: float [P], 1 over the row's number of pairs.
     """
 
     row: np.ndarray
@@ -45,12 +48,16 @@ class PairTable:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthReport:
-    """strata: accuracy of the pairs whose right response is so long beside the wrong one, with the number of pairs.
+    """How rewards go with length.
 
-    balanced: the mean of two accuracies, that where the right response is the longer one and that where it is the shorter. Ranking by
-    length in either direction has 50 % there.
-    pearson, spearman: correlation over responses of the reward and of log length, and of their ranks.
-    prefers_longer: how often the longer response of a pair gets the higher reward; equal lengths are left out, equal rewards count half.
+    Attributes:
+        strata: accuracy of the pairs whose right response is so long beside the wrong one, with the number of pairs.
+        balanced: the mean of two accuracies, that where the right response is the longer one and that where it is the shorter. Ranking by
+            length in either direction has 50 % there.
+        pearson: correlation over responses of the reward and of log length.
+        spearman: correlation over responses of their ranks.
+        prefers_longer: how often the longer response of a pair gets the higher reward; equal lengths are left out, equal rewards count
+            half.
     """
 
     strata: dict[str, tuple[Interval, int]]
@@ -60,6 +67,7 @@ class LengthReport:
     prefers_longer: Interval
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
         strata = {name: {**accuracy.to_dict(), "pairs": count} for name, (accuracy, count) in self.strata.items()}
         return {**asdict(self), "strata": strata}
 
@@ -68,9 +76,10 @@ class LengthReport:
 class Calibration:
     """Does the model's confidence sigmoid(|dR|) match how often it is right?
 
-    bins: equal steps of confidence from 0.5 to 1 with `low`, `high`, `pairs` (weighted), mean `confidence`, and `accuracy` (ties half).
-    error: the expected calibration error, the mean gap between the two over pairs (Guo et al., 2017).
-    log_loss: mean of -log sigmoid(dR), the training loss; log 2 = 0.693 without any knowledge.
+    Attributes:
+        bins: equal steps of confidence from 0.5 to 1 with `low`, `high`, `pairs` (weighted), mean `confidence`, and `accuracy` (ties half).
+        error: the expected calibration error, the mean gap between the two over pairs (Guo et al., 2017).
+        log_loss: mean of -log sigmoid(dR), the training loss; log 2 = 0.693 without any knowledge.
     """
 
     bins: list[dict[str, float]]
@@ -78,11 +87,17 @@ class Calibration:
     log_loss: float
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
         return asdict(self)
 
 
 def pair_table(suite: Suite, rewards: Sequence[Sequence[float]]) -> PairTable:
-    """Every right response of a row against every wrong one."""
+    """Every right response of a row against every wrong one.
+
+    Args:
+        suite: from `read_suite`.
+        rewards: of each row's responses.
+    """
     columns: list[tuple[int, float, float, float]] = []
     for index, (row, values) in enumerate(zip(suite.rows, rewards, strict=True)):
         right, wrong = range(row.num_correct), range(row.num_correct, len(row.responses))
@@ -94,7 +109,15 @@ def pair_table(suite: Suite, rewards: Sequence[Sequence[float]]) -> PairTable:
 
 
 def length_report(suite: Suite, rewards: Sequence[Sequence[float]], pairs: PairTable, *, draws: int = 1000, seed: int = 0) -> LengthReport:
-    """Length bias on `pairs`, which come from the same suite and rewards."""
+    """How rewards go with length.
+
+    Args:
+        suite: from `read_suite`.
+        rewards: of each row's responses.
+        pairs: `pair_table` of the two.
+        draws: of the bootstrap over prompts.
+        seed: of the draws.
+    """
     bootstrap = Bootstrap([suite.rows[index].unit for index in pairs.row], draws=draws, seed=seed)
     won = (pairs.difference > 0).astype(np.float64)
 
@@ -150,7 +173,12 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's rank correlation; NaN where one side does not vary."""
+    """Spearman's rank correlation; NaN where one side does not vary.
+
+    Args:
+        first: [R].
+        second: [R].
+    """
     return _correlation(ranks(first), ranks(second))
 
 

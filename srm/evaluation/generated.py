@@ -20,10 +20,14 @@ __all__ = ["GeneratedResult", "measure"]
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedResult:
-    """accuracy: share of pairs whose chosen answer has the higher reward, ties half. longer_wins: the same for the longer answer.
+    """How a model does on generated pairs, whose faults are known.
 
-    mean_value_accuracy: the same for the mean of the values at sentence ends, as training logs it.
-    credit: of the sentences of the rejected answers. scored: (chosen, rejected) a pair, in order.
+    Attributes:
+        accuracy: share of pairs whose chosen answer has the higher reward, ties half.
+        mean_value_accuracy: the same for the mean of the values at sentence ends, as training logs it.
+        longer_wins: the same for the longer answer.
+        credit: of the sentences of the rejected answers.
+        scored: (chosen, rejected) a pair, in order.
     """
 
     accuracy: float
@@ -44,7 +48,10 @@ def measure(
     """Score `pairs` and compare with what is known about them.
 
     Args:
-        tokens_per_batch, show_progress: as in `SentenceRewardModel.score`.
+        model: the reward model.
+        pairs: generated ones.
+        tokens_per_batch: as in `SentenceRewardModel.score`.
+        show_progress: as in `SentenceRewardModel.score`.
     """
     scored = model.score(
         [pair.prompt for pair in pairs],

@@ -21,20 +21,30 @@ __all__ = ["Bootstrap", "Interval", "interval", "mcnemar_exact", "mean_of_traces
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A number and its 95 % percentile interval over draws. All NaN where no row carries the statistic."""
+    """A number and its 95 % percentile interval over draws. All NaN where no row carries the statistic.
+
+    Attributes:
+        estimate: the number on all rows.
+        low: the lower end.
+        high: the upper end.
+    """
 
     estimate: float
     low: float
     high: float
 
     def to_dict(self) -> dict[str, float]:
+        """As JSON."""
         return asdict(self)
 
 
 class Bootstrap:
-    """Draws of `G` prompts with replacement, the same for every statistic that is asked of them.
+    """Draws of whole prompts with replacement, the same for every statistic that is asked of them.
 
-    units: for each row what it is drawn with, its prompt as a rule.
+    Args:
+        units: for each row what it is drawn with, its prompt as a rule.
+        draws: `S`, how many.
+        seed: of the draws.
 
     Raises:
         ValueError: no rows, or fewer than one draw.
@@ -51,7 +61,15 @@ class Bootstrap:
         self._count_SG = np.concatenate([np.ones((1, self.num_units)), drawn])
 
     def mean(self, values: Sequence[float] | np.ndarray, weights: Sequence[float] | np.ndarray | None = None) -> np.ndarray:
-        """Trace [1 + S] of the weighted mean of `values` [R]. Rows that are NaN are no part of it; a draw without any other is NaN."""
+        """The weighted mean of a number a row. Rows that are NaN are no part of it; a draw without any other is NaN.
+
+        Args:
+            values: [R].
+            weights: [R]; all alike where None.
+
+        Returns:
+            Its trace [1 + S]: on all rows, then on each draw.
+        """
         value_R = np.asarray(values, dtype=np.float64)
         if value_R.shape != self._unit_R.shape:
             raise ValueError(f"Bootstrap.mean: expected {len(self._unit_R)} values, one a row, got shape {value_R.shape}.")
@@ -64,7 +82,12 @@ class Bootstrap:
 
 
 def mean_of_traces(traces: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
-    """The weighted mean of traces, draw by draw. A trace that is NaN in a draw, for want of rows, is left out of that draw."""
+    """The weighted mean of traces, draw by draw. A trace that is NaN in a draw, for want of rows, is left out of that draw.
+
+    Args:
+        traces: [1 + S] each.
+        weights: one a trace; all alike where None.
+    """
     trace_KS = np.stack(traces)
     weight_K1 = np.ones((len(traces), 1)) if weights is None else np.asarray(weights, dtype=np.float64)[:, None]
     there = ~np.isnan(trace_KS)
@@ -83,6 +106,10 @@ def interval(trace: np.ndarray) -> Interval:
 
 def mcnemar_exact(first: Sequence[bool] | np.ndarray, second: Sequence[bool] | np.ndarray) -> tuple[int, int, float]:
     """McNemar's exact test of two models on the same rows.
+
+    Args:
+        first: [R], rows that the first got right.
+        second: [R], rows that the second got right.
 
     Returns:
         Rows that only the first got right, rows that only the second got right, and the two-sided p: how likely a fair coin splits

@@ -16,7 +16,15 @@ __all__ = ["PairOutcome", "SubsetAccuracy", "accuracy_by_subset", "pair_outcomes
 
 @dataclass(frozen=True, kw_only=True)
 class PairOutcome:
-    """Rewards and lengths (characters) of one pair."""
+    """Rewards and lengths of one pair.
+
+    Attributes:
+        subset: what the pair is counted under.
+        chosen_reward: of the chosen response.
+        rejected_reward: of the rejected one.
+        chosen_length: in characters.
+        rejected_length: in characters.
+    """
 
     subset: str
     chosen_reward: float
@@ -27,7 +35,14 @@ class PairOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetAccuracy:
-    """Share of pairs ranked rightly, by the model and by length. A tie counts half, for both."""
+    """Share of pairs ranked rightly, by the model and by length. A tie counts half, for both.
+
+    Attributes:
+        subset: its name.
+        num_pairs: how many it has.
+        accuracy: the model's.
+        longer_wins: of ranking by length.
+    """
 
     subset: str
     num_pairs: int
@@ -38,7 +53,14 @@ class SubsetAccuracy:
 def scored_rows(
     source: str, output: Path, *, split: str = "train", skip_bad_rows: bool = False
 ) -> Iterator[list[tuple[ResponseRow, dict[str, Any]]]]:
-    """The responses of each row of `source`, each with its line of `output`, which `srm-score` wrote from it."""
+    """The responses of each row of an input, each with its line of the output.
+
+    Args:
+        source: as in `srm.data.read_responses`.
+        output: what `srm-score` wrote from it.
+        split: as in `srm.data.read_responses`.
+        skip_bad_rows: as in `srm.data.read_responses`.
+    """
     rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows)
     for _, responses in itertools.groupby(zip(rows, read_scores(output), strict=True), key=lambda both: both[0].row):
         yield list(responses)
@@ -81,5 +103,10 @@ def _accuracy(subset: str, outcomes: Sequence[PairOutcome]) -> SubsetAccuracy:
 
 
 def won(chosen: float, rejected: float) -> float:
-    """1 where chosen is above rejected, 0 below; a tie counts half."""
+    """1 where chosen is above rejected, 0 below; a tie counts half.
+
+    Args:
+        chosen: its reward.
+        rejected: its reward.
+    """
     return 1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0

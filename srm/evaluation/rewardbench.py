@@ -61,15 +61,21 @@ def best_of_result(rewards: Sequence[float]) -> float:
 
 
 def ties_parts(tied: tuple[Sequence[float], int], reference: tuple[Sequence[float], int]) -> tuple[float, float, float]:
-    """The parts of RewardBench 2's Ties score that need a prompt's tied form and its reference form: (preferred, hard, margin).
+    """The parts of RewardBench 2's Ties score that need a prompt's tied form and its reference form.
 
-    Each form is (rewards, number of correct answers, which come first). The tied form has several correct answers. Write `spread` for the
-    gap between its best and its worst correct answer, and `gap` of a form for that between its worst correct and its best wrong answer.
-    preferred: the tied form's gap exceeds the spread. hard: the smaller of both gaps does. margin: tanh(smaller gap / spread - 1), the
-    published tie-breaker; of zero spread, where 0/0 leaves nothing, 0.
+    Each form is (rewards, number of correct answers, which come first). Write `spread` for the gap between the best and the worst correct
+    answer of the tied form, and `gap` of a form for that between its worst correct and its best wrong answer.
 
     The score of the subset is 0.3 (tied forms won) + 0.3 (reference forms won) + 0.2 preferred + 0.2 hard + 0.01 margin, each a mean, where
     a form is won if its gap is above 0. It can so exceed 1 by a hundredth.
+
+    Args:
+        tied: the form with several correct answers.
+        reference: the form with one.
+
+    Returns:
+        (preferred, hard, margin). preferred: the tied form's gap exceeds the spread. hard: the smaller of both gaps does. margin:
+        tanh(smaller gap / spread - 1), the published tie-breaker; of zero spread, where 0/0 leaves nothing, 0.
     """
     correct = tied[0][: tied[1]]
     spread = max(correct) - min(correct)

@@ -29,13 +29,24 @@ BASELINES = ("longer", "shorter")
 
 
 def baseline_rewards(suite: Suite, name: str) -> list[list[float]]:
-    """Rewards of `longer` or `shorter`: the length, or its negative."""
+    """Rewards of a baseline: the length in characters, or its negative.
+
+    Args:
+        suite: from `read_suite`.
+        name: `longer` or `shorter`.
+    """
     sign = {"longer": 1.0, "shorter": -1.0}[name]
     return [[sign * len(text) for text in row.responses] for row in suite.rows]
 
 
 def score_suite(model: SentenceRewardModel | ClassifierModel, suite: Suite, **settings: Any) -> list[list[ScoredResponse]]:
-    """Scores of each row's responses, in memory. `settings` are those of the model's `score`."""
+    """Scores of each row's responses, in memory.
+
+    Args:
+        model: a reward model of either kind.
+        suite: from `read_suite`.
+        **settings: those of the model's `score`.
+    """
     prompts, responses = suite.texts
     if not isinstance(model, ClassifierModel):
         return cast("list[list[ScoredResponse]]", model.score(prompts, responses, **settings))
@@ -45,7 +56,14 @@ def score_suite(model: SentenceRewardModel | ClassifierModel, suite: Suite, **se
 
 
 def write_responses(rows: Iterable[SuiteRow], path: Path) -> int:
-    """Write every response to be scored, a line each, as rows that `srm-score` reads; their number.
+    """Write every response to be scored, a line each, as rows that `srm-score` reads.
+
+    Args:
+        rows: of a suite.
+        path: the JSONL file.
+
+    Returns:
+        How many there are.
 
     Raises:
         UserError: `path` holds something else, from a run with other rows.
@@ -74,7 +92,17 @@ def score_responses(
 ) -> None:
     """Score the file of `write_responses` into `output`, going on where an interrupted call stopped.
 
-    Args: as `srm.scoring.file.score_file`.
+    Args:
+        model: a reward model of either kind.
+        source: the file of `write_responses`.
+        output: the JSONL file, in the format of `srm-score`.
+        identity: as in `srm.scoring.file.score_file`.
+        settings: how rows are scored.
+        overwrite: begin anew where `output` exists.
+        on_scored: called with the number of responses just written, the resumed ones first.
+
+    Raises:
+        UserError: as `srm.scoring.file.score_file`.
     """
     num_resumed = prepare_output(output, identity, overwrite=overwrite)
     rows = read_responses(str(source))
@@ -85,12 +113,22 @@ def score_responses(
 
 
 def read_rewards(rows: Sequence[SuiteRow], output: Path) -> list[list[float]]:
-    """The rewards of each row's responses, from the file of `score_responses`."""
+    """The rewards of each row's responses.
+
+    Args:
+        rows: of a suite.
+        output: from `score_responses`.
+    """
     scores = read_scores(output)
     return [[next(scores)["reward"] for _ in row.responses] for row in rows]
 
 
 def read_scored(rows: Sequence[SuiteRow], output: Path) -> list[list[ScoredResponse]]:
-    """As `read_rewards`, with the sentences."""
+    """As `read_rewards`, with the sentences.
+
+    Args:
+        rows: of a suite.
+        output: from `score_responses`.
+    """
     scores = read_scores(output)
     return [[ScoredResponse.from_dict(next(scores)) for _ in row.responses] for row in rows]

@@ -24,11 +24,14 @@ _TIES_WEIGHTS = {"tied": 0.3, "reference": 0.3, "preferred": 0.2, "hard": 0.2, "
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteScores:
-    """The scores of one model on a suite, as intervals and, for differences between models, as traces (see `intervals`).
+    """The scores of one model on a suite, as traces [1 + S] over `S` draws (see `srm.evaluation.intervals`).
 
-    average: the plain mean of the sections. sections: by name. subsets: by section and name.
-    styles: RM-Bench's easy, normal, hard, each the mean of the domains. matrix: its 3 x 3 accuracies over all rows, chosen style by
-        rejected style.
+    Attributes:
+        average: the plain mean of the sections.
+        sections: by name.
+        subsets: by section and name.
+        styles: RM-Bench's easy, normal, hard, each the mean of the domains.
+        matrix: RM-Bench's 3 x 3 accuracies over all rows, chosen style by rejected style; None for other suites.
     """
 
     average: np.ndarray
@@ -71,11 +74,13 @@ def suite_scores(suite: Suite, rewards: Rewards, bootstrap: Bootstrap) -> SuiteS
     """Score a suite by its rule.
 
     Args:
+        suite: from `read_suite`.
         rewards: of each row's responses, in their order.
         bootstrap: over `[row.unit for row in suite.rows]`.
 
     Raises:
-        ValueError: rewards that do not fit the rows; a `UserError` where one is NaN.
+        ValueError: rewards that do not fit the rows.
+        UserError: a reward is NaN.
     """
     _check(suite, rewards)
     matrices = np.stack([style_cells(row) for row in rewards]) if suite.rule == "styles" else None
@@ -99,7 +104,15 @@ def suite_scores(suite: Suite, rewards: Rewards, bootstrap: Bootstrap) -> SuiteS
 
 
 def rows_won(suite: Suite, rewards: Rewards) -> np.ndarray:
-    """[R] bool: every right response above every wrong one, strictly. For pairs that is accuracy."""
+    """Rows whose every right response is above every wrong one, strictly. For pairs that is accuracy.
+
+    Args:
+        suite: from `read_suite`.
+        rewards: of each row's responses.
+
+    Returns:
+        bool [R].
+    """
     return np.array([min(r[: row.num_correct]) > max(r[row.num_correct :]) for row, r in zip(suite.rows, rewards, strict=True)])
 
 

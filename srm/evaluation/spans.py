@@ -44,7 +44,14 @@ _METRICS = ("auc", "average_precision", "hit_rate")
 
 @dataclass(frozen=True, kw_only=True)
 class SpanRow:
-    """A response, and `{"start", "end", "kind"}` of what is wrong with it, in characters."""
+    """A response whose errors people marked.
+
+    Attributes:
+        id: the row's.
+        prompt: text or chat messages.
+        response: its text.
+        errors: `{"start", "end", "kind"}` of each, in characters of the response.
+    """
 
     id: str
     prompt: Prompt
@@ -65,12 +72,16 @@ class SpanRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SpanResult:
-    """One model or baseline.
+    """Sentence credit of one model or baseline. Of tied sentences each counts its part.
 
-    auc: chance that a bad sentence has a lower reward than a good one of the same response. average_precision: of bad sentences, lowest
-    reward first, within responses. hit_rate: the lowest sentence is bad. Of tied sentences each counts its part.
-    pooled_auc, by_kind: see `srm.evaluation.credit`; absent for baselines.
-    traces: of the three, for paired differences.
+    Attributes:
+        auc: chance that a bad sentence has a lower reward than a good one of the same response.
+        average_precision: of bad sentences, lowest reward first, within responses.
+        hit_rate: how often the lowest sentence is bad.
+        num_responses: those with good and bad sentences.
+        traces: of the three, for paired differences.
+        pooled_auc: see `srm.evaluation.credit`; None for baselines.
+        by_kind: see `srm.evaluation.credit`; None for baselines.
     """
 
     auc: Interval
@@ -82,6 +93,7 @@ class SpanResult:
     by_kind: dict[str, CreditSummary] | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
         result: dict[str, Any] = {name: getattr(self, name).to_dict() for name in _METRICS}
         result |= {"num_responses": self.num_responses}
         if self.by_kind is not None:
@@ -92,6 +104,10 @@ class SpanResult:
 def has_spans(source: str, *, split: str = "train") -> bool:
     """Whether the first row of `source` has `response` and `errors`.
 
+    Args:
+        source: a file, a folder, or a name on the hub.
+        split: which split of a folder or a hub data set.
+
     Raises:
         UserError: there is no such source, or it is empty.
     """
@@ -100,7 +116,13 @@ def has_spans(source: str, *, split: str = "train") -> bool:
 
 
 def read_spans(source: str, *, split: str = "train", max_rows: int | None = None, skip_bad_rows: bool = False) -> list[SpanRow]:
-    """The marked responses in `source`; at most `max_rows` of them, spread evenly.
+    """The marked responses in `source`.
+
+    Args:
+        source: a file, a folder, or a name on the hub.
+        split: which split of a folder or a hub data set.
+        max_rows: at most so many, spread evenly; all of them where None.
+        skip_bad_rows: as in `srm.data.read_responses`.
 
     Raises:
         UserError: nothing there, or a row that cannot be used.
@@ -154,8 +176,11 @@ def evaluate_spans(
     """Credit of each model, and of the baselines on the sentences of the first one.
 
     Args:
+        rows: from `read_spans`.
         scored: by name of the model, its scores of `rows`, in order.
         measure: judge `r_i` or `w_i * r_i`.
+        draws: of the bootstrap over prompts.
+        seed: of the draws.
 
     Raises:
         UserError: a model that has no sentence rewards, or no response has good and bad sentences.
@@ -182,7 +207,13 @@ def credit_differences(results: Mapping[str, SpanResult]) -> list[tuple[str, str
 
 
 def span_baselines(rows: Sequence[SpanRow], scored: Sequence[ScoredResponse], bootstrap: Bootstrap) -> dict[str, SpanResult]:
-    """Random order (as expected of it, exactly), position and sentence length, on the sentences of `scored`."""
+    """Random order (as expected of it, exactly), position and sentence length.
+
+    Args:
+        rows: from `read_spans`.
+        scored: any model's scores of them, for their sentences.
+        bootstrap: over the rows' prompts.
+    """
     judged = [judge(response, row.errors) for row, response in zip(rows, scored, strict=True)]
     results = {"random": SpanResult(**_result([_at_random(response) for response in judged], bootstrap))}
     for name, rewards_of in SPAN_BASELINES.items():

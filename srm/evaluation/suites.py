@@ -37,9 +37,16 @@ WHOLE = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteRow:
-    """One prompt with its responses, the right ones first.
+    """One prompt with its responses.
 
-    unit: what is drawn as a whole in resampling: the prompt, or a question of the Ties subset in all its forms.
+    Attributes:
+        id: the row's.
+        prompt: text or chat messages.
+        responses: the right ones first.
+        num_correct: how many of them are right.
+        section: what its subset belongs to.
+        subset: what it is counted under.
+        unit: what is drawn as a whole in resampling: the prompt, or a question of the Ties subset in all its forms.
     """
 
     id: str
@@ -62,9 +69,13 @@ class SuiteRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Rows and how they add up.
+    """Rows and how they add up. The suite's score is the plain mean of its sections.
 
-    weights: section, its subsets, and the weight of each in the section's mean. The suite's score is the plain mean of its sections.
+    Attributes:
+        name: for tables.
+        rule: when a row is won.
+        rows: in the order of the source.
+        weights: section, its subsets, and the weight of each in the section's mean.
     """
 
     name: str
@@ -102,7 +113,12 @@ def read_suite(source: str, *, split: str = "train", max_rows: int | None = None
 
 
 def spread_over(rows: Sequence[Any], count: int | None) -> list[Any]:
-    """`count` of the rows in order, evenly spread; all of them where there are no more."""
+    """Rows in order, evenly spread.
+
+    Args:
+        rows: to choose from.
+        count: how many; all of them where None or where there are no more.
+    """
     if count is None or count >= len(rows):
         return list(rows)
     if count < 1:

@@ -19,13 +19,18 @@ __all__ = ["answer_request", "answer_rows", "encode_request"]
 def answer_request(model: SentenceRewardModel, request: Mapping[str, Any], *, tokens_per_batch: int = 8192) -> dict[str, Any]:
     """Rewards for OpenRLHF's `{"query": [...], "prompts": [...], "labels": [...]}`.
 
-    query: prompt and response as one text, the policy's template and end token included. prompts: the prompts within, in the same order.
-    labels: not asked. Samples with one prompt share a pass over it.
-
     The prompt is read as it stands, in the policy's template; the response without the end-of-turn token behind it, as in training. A
-    policy may end its turn at once: a response without text gets what its prompt alone gets, as in `score_tokens`.
+    policy may end its turn at once: a response without text gets what its prompt alone gets, as in `score_tokens`. Samples with one prompt
+    share a pass over it.
 
-    Returns `{"rewards": [...], "scores": [...], "extra_logs": {"num_sentences": [...]}}`: a number a sample, in order.
+    Args:
+        model: the reward model.
+        request: `query`: prompt and response as one text, the policy's template and end token included. `prompts`: the prompts within, in
+            the same order. `labels` is not asked.
+        tokens_per_batch: bound on the tokens of one forward pass.
+
+    Returns:
+        `{"rewards": [...], "scores": [...], "extra_logs": {"num_sentences": [...]}}`: a number a sample, in order.
 
     Raises:
         UserError: a field that is missing or of another type, lists of different lengths, or a query that does not begin with its prompt.
@@ -36,7 +41,15 @@ def answer_request(model: SentenceRewardModel, request: Mapping[str, Any], *, to
 
 
 def encode_request(model: SentenceRewardModel, request: Mapping[str, Any]) -> list[PromptGroup]:
-    """The samples of a request as prompts with one response each; see `answer_request` for what is read and refused."""
+    """The samples of a request as prompts with one response each.
+
+    Args:
+        model: the reward model, for its tokenizer.
+        request: as in `answer_request`.
+
+    Raises:
+        UserError: as `answer_request`.
+    """
     queries, prompts = _texts(request, "query"), _texts(request, "prompts")
     if len(queries) != len(prompts):
         raise UserError(f"request: `query` has {len(queries)} entries and `prompts` {len(prompts)}; each query needs its prompt.")
@@ -54,7 +67,15 @@ def encode_request(model: SentenceRewardModel, request: Mapping[str, Any]) -> li
 
 
 def answer_rows(rows: Sequence[PromptGroup], rewards: Sequence[float]) -> dict[str, Any]:
-    """The answer to the request that `rows` came from."""
+    """The answer to a request.
+
+    Args:
+        rows: what `encode_request` made of it.
+        rewards: one a row.
+
+    Returns:
+        As `answer_request`.
+    """
     num_sentences = [len(row.responses[0].sentence_ends) for row in rows]
     return {"rewards": list(rewards), "scores": list(rewards), "extra_logs": {"num_sentences": num_sentences}}
 

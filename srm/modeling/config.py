@@ -50,6 +50,7 @@ class SentenceRewardConfig(PretrainedConfig):
         attention_size: width of the query and the key.
         segmenter: `{"name": "punkt" | "punkt_tab" | "sat" | "newline", ...}`, the arguments of `srm.segmentation.make_segmenter`.
         packing: `shared`, `packed` or `none`; how `score` runs responses unless told otherwise, where the backbone can.
+        **kwargs: fields of `transformers.PretrainedConfig`.
 
     Raises:
         ValueError: an unknown value, or a pooling option set where the granularity leaves none.

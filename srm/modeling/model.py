@@ -41,10 +41,11 @@ logger = logging.getLogger(__name__)
 class SentenceRewardOutput(ModelOutput):
     """What the head says about a batch.
 
-    reward: [B] fp32, the response rewards `R`.
-    sentence_reward: [N] fp32, `r_0 ... r_n` of each response; index 0 is the prompt's.
-    weight: [N] fp32, the pooling weights `w_i`; `R` is the sum of `w_i * r_i`.
-    value: [N] fp32, the values `v_i` at the boundaries.
+    Attributes:
+        reward: fp32 [B], the response rewards `R`.
+        sentence_reward: fp32 [N], `r_0 ... r_n` of each response; index 0 is the prompt's.
+        weight: fp32 [N], the weights `w_i`; `R` is the sum of `w_i * r_i`.
+        value: fp32 [N], the values `v_i` at the boundaries.
     """
 
     reward: Tensor | None = None
@@ -57,6 +58,10 @@ class SentenceRewardModel(PreTrainedModel):
     """A decoder with a sentence-level reward head (arXiv 2503.04793, section 3).
 
     Make one with `from_backbone`, load a trained one with `from_pretrained` or `transformers.AutoModel`, ask it with `score`.
+
+    Args:
+        config: what kind of reward model it is.
+        backbone: the decoder; where None, one with fresh weights from `config.backbone_config`.
     """
 
     config_class = SentenceRewardConfig
@@ -108,6 +113,12 @@ class SentenceRewardModel(PreTrainedModel):
             dtype: of the backbone's weights; the head stays in float32.
             model_kwargs: further arguments of `AutoModel.from_pretrained`.
             **config: fields of `SentenceRewardConfig`.
+
+        Returns:
+            The model, with its tokenizer.
+
+        Raises:
+            UserError: the backbone cannot be loaded, or is a trained reward model already.
         """
         path = resolve_model_name(str(model_name_or_path))
         tokenizer = tokenizer or load_tokenizer(path, **hub_arguments(model_kwargs))
@@ -125,7 +136,16 @@ class SentenceRewardModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> SentenceRewardModel:
         """Load a saved model with its tokenizer. A folder with a LoRA adapter loads its backbone and comes back merged.
 
-        Takes the arguments of `transformers.PreTrainedModel.from_pretrained`.
+        Args:
+            pretrained_model_name_or_path: a folder, or a name on the hub.
+            *args: as in `transformers.PreTrainedModel.from_pretrained`.
+            **kwargs: as in `transformers.PreTrainedModel.from_pretrained`; `dtype` is the backbone's, the head stays in float32.
+
+        Returns:
+            The model in eval mode; with `output_loading_info=True`, the pair that transformers returns.
+
+        Raises:
+            UserError: what is there is no reward model.
         """
         path = Path(str(pretrained_model_name_or_path))
         if (path / "adapter_config.json").is_file():
@@ -141,7 +161,13 @@ class SentenceRewardModel(PreTrainedModel):
         return model if info is None else (model, info)  # type: ignore[return-value]  # as PreTrainedModel with output_loading_info
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save weights (safetensors), config and tokenizer, so that the folder is all that `from_pretrained` needs."""
+        """Save weights (safetensors), config and tokenizer, so that the folder is all that `from_pretrained` needs.
+
+        Args:
+            save_directory: the folder; made where there is none.
+            *args: as in `transformers.PreTrainedModel.save_pretrained`.
+            **kwargs: as in `transformers.PreTrainedModel.save_pretrained`.
+        """
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.tokenizer is not None and kwargs.get("is_main_process", True):
             self.tokenizer.save_pretrained(save_directory)

@@ -26,7 +26,7 @@ _OWN = "_srm_own_attention"
 class PackingReport:
     """Which attention runs, and why. `str()` of it is one line for a log.
 
-    Args:
+    Attributes:
         attention: the backbone's current attention implementation.
         own_attention: the one it was loaded with.
         backend: what computes packed attention; `none` where no backend can.

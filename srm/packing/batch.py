@@ -23,7 +23,7 @@ IntArray = NDArray[np.int32]
 class ResponseIds:
     """One response as token ids, with the last token of each sentence.
 
-    Args:
+    Attributes:
         ids: int [tokens], any sequence; kept as an int32 array. Empty for a response without text.
         sentence_ends: int [sentences], index into `ids` of the last token of each sentence, strictly increasing; the last one is
             `len(ids) - 1`.
@@ -36,7 +36,12 @@ class ResponseIds:
         _keep_as_arrays(self, "ids", "sentence_ends")
 
     def cut(self, ids: IntArray, sentence_ends: IntArray) -> Self:
-        """The same response with only its first tokens and sentences."""
+        """The same response with only its first tokens and sentences.
+
+        Args:
+            ids: int32 [tokens], the first of the ids.
+            sentence_ends: int32 [sentences], one for each sentence that stays; the last one may lie before where it was.
+        """
         return replace(self, ids=ids, sentence_ends=sentence_ends)
 
     def every_token(self) -> ResponseIds:
@@ -48,7 +53,7 @@ class ResponseIds:
 class PromptGroup:
     """One prompt and the responses that answer it: chosen and rejected, a group of samples, or one response.
 
-    Args:
+    Attributes:
         prompt_ids: int [tokens], any sequence; kept as an int32 array. At least one: its last token carries the first boundary.
         responses: at least one.
     """
@@ -86,15 +91,17 @@ class PackedBatch:
     attends to itself; one with a parent attends to all of the parent, then causally to itself. In the mode `none` there is one
     padded row a response, `attention_mask` marks the real tokens, and the segment fields are None.
 
-    input_ids: [1, T] packed, or [B, L] padded on the right.
-    position_ids: the same shape; a response continues its prompt's positions.
-    attention_mask: None packed, or bool [B, L].
-    cu_seqlens: int32 [S + 1], the segments' offsets into the row; None when padded.
-    parent: int32 [S], the index of the segment that holds the prompt, or -1; None when padded.
-    segments: the segments' lengths and parents on the host, so that nobody waits for the device to learn them; None when padded.
-    boundaries: int64 [N], positions in the flattened `input_ids` (row-major): b_0 the last prompt token, then sentence ends.
-    cu_boundaries: int32 [B + 1].
-    num_padded_tokens, num_packed_tokens: what the same responses would have cost padded, and packed without prompt sharing.
+    Attributes:
+        input_ids: int64 [1, T] packed, or [B, L] padded on the right.
+        position_ids: the same shape; a response continues its prompt's positions.
+        boundaries: int64 [N], positions in the flattened `input_ids` (row-major): b_0 the last prompt token, then sentence ends.
+        cu_boundaries: int32 [B + 1], offsets of the responses into `boundaries`.
+        attention_mask: None packed, or bool [B, L].
+        cu_seqlens: int32 [S + 1], the segments' offsets into the row; None when padded.
+        parent: int32 [S], the index of the segment that holds the prompt, or -1; None when padded.
+        segments: the segments' lengths and parents on the host, so that nobody waits for the device to learn them; None when padded.
+        num_padded_tokens: what the same responses would have cost padded.
+        num_packed_tokens: what they would have cost packed without prompt sharing.
     """
 
     input_ids: Tensor
@@ -118,7 +125,12 @@ class PackedBatch:
         return self.cu_boundaries.numel() - 1
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
-        """The same batch on `device`. accelerate and `transformers.Trainer` call this by name."""
+        """The same batch on `device`. accelerate and `transformers.Trainer` call this by name.
+
+        Args:
+            device: where the tensors go.
+            non_blocking: as in `torch.Tensor.to`.
+        """
         moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=non_blocking)
             for field in fields(self)

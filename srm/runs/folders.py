@@ -43,7 +43,12 @@ def staging(output_dir: str | os.PathLike[str]) -> Path:
 
 
 def publish_folder(staged: Path, final: Path) -> None:
-    """Make `staged` appear as `final` in one step; an existing `final` stays until then."""
+    """Make `staged` appear as `final` in one step; an existing `final` stays until then.
+
+    Args:
+        staged: the whole folder, on the same disk.
+        final: what it is to be called.
+    """
     _sync(staged)
     replaced = staged.with_name(final.name + _REPLACED)
     if final.exists():
@@ -56,9 +61,13 @@ def publish_folder(staged: Path, final: Path) -> None:
 
 
 def publish_model(staged: Path, final: Path) -> None:
-    """Move a saved model's files from `staged` into `final`, which holds other things too.
+    """Move a saved model's files into a folder that holds other things too.
 
     Whoever loads `final` meanwhile finds the old model, no model, or the new one, never a mixture.
+
+    Args:
+        staged: the model's files.
+        final: the folder.
     """
     _sync(staged)
     final.mkdir(parents=True, exist_ok=True)
@@ -80,7 +89,13 @@ def publish_model(staged: Path, final: Path) -> None:
 
 
 def rotate(output_dir: str | os.PathLike[str], limit: int | None, keep: Iterable[str | os.PathLike[str]]) -> None:
-    """Delete the oldest checkpoints of `output_dir` until `limit` are left, sparing those in `keep`. None or 0: no limit."""
+    """Delete the oldest checkpoints until `limit` are left.
+
+    Args:
+        output_dir: the run's folder.
+        limit: how many stay; None or 0: no limit.
+        keep: checkpoints that stay in any case.
+    """
     if not limit or limit < 0:
         return
     spared = {Path(path).resolve() for path in keep}
@@ -105,7 +120,12 @@ def _discard(checkpoint: Path) -> None:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write `file` so that a kill, or a power cut, leaves all of `text` or what the file held before."""
+    """Write a file so that a kill, or a power cut, leaves all of `text` or what the file held before.
+
+    Args:
+        file: the file.
+        text: what it is to hold.
+    """
     # The process id, because several may write the same at the same time.
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.{os.getpid()}{_PARTIAL}")
@@ -143,6 +163,7 @@ def find_checkpoint(output_dir: str, resume: str | None, *, overwrite: bool) -> 
     """The checkpoint to go on from, or None to start at step 0. Looks, and changes nothing; call `recover` first where a run died.
 
     Args:
+        output_dir: the run's folder.
         resume: None, "true" for the last checkpoint in `output_dir`, or a checkpoint's folder. "true" where there is no checkpoint
             yet starts at step 0, because a run may be killed before its first one.
         overwrite: allow a folder that is not empty.
@@ -195,7 +216,12 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 @contextmanager
 def writing(what: str, folder: str | os.PathLike[str], way_out: str) -> Iterator[None]:
-    """Turn a full disk while writing `what` under `folder` into one clear line.
+    """Turn a full disk into one clear line.
+
+    Args:
+        what: is being written.
+        folder: where.
+        way_out: what the user can do.
 
     Raises:
         UserError: the disk, or the user's quota, is full.

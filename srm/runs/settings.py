@@ -43,7 +43,11 @@ def parse_settings(
     In both, `none` (YAML: `null`) sets an optional setting to nothing, and a switch may stand alone (`--bf16`) or with a value.
 
     Args:
-        prog, description, guide: for --help; `guide` is the page of docs.
+        groups: dataclasses whose fields are the settings.
+        argv: the command line without the command's name.
+        prog: the command's name.
+        description: what it does, for --help.
+        guide: the page of docs, for --help.
         needed: settings that must not be empty, each with an example for the error message.
 
     Raises:
@@ -91,9 +95,11 @@ def to_yaml(*settings: Any) -> str:
 
 
 def settings_changes(file: Path, *settings: Any, ignored: Collection[str]) -> Iterator[str]:
-    """One line for each setting that differs from those in `file`, which `to_yaml` wrote; none where there is no such file.
+    """One line for each setting that differs from those of an earlier run.
 
     Args:
+        file: what `to_yaml` wrote; where there is no such file, nothing differs.
+        *settings: those of this run.
         ignored: settings that do not change what the run computes.
     """
     if not file.is_file():

@@ -28,7 +28,12 @@ class PassCost:
         self._prompts: set[bytes] = set()
 
     def after(self, group: PromptGroup, count: int | None = None) -> int:
-        """Tokens of the pass with the first `count` responses of `group` added; with all of them where None."""
+        """Tokens of the pass once `group` has joined it.
+
+        Args:
+            group: a prompt with its responses.
+            count: only so many of its first responses; all of them where None.
+        """
         lengths = [len(response.ids) for response in group.responses[:count]]
         prompt = len(group.prompt_ids)
         if self.packing == "none":
@@ -46,7 +51,12 @@ class PassCost:
 
 
 def pass_cost(groups: Iterable[PromptGroup], packing: PackingMode) -> int:
-    """Tokens that one forward pass over `groups` runs, padding included."""
+    """Tokens that one forward pass over `groups` runs, padding included.
+
+    Args:
+        groups: prompts with their responses.
+        packing: `shared`, `packed` or `none`.
+    """
     cost = PassCost(packing)
     for group in groups:
         cost.add(group)
@@ -55,7 +65,12 @@ def pass_cost(groups: Iterable[PromptGroup], packing: PackingMode) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupPart:
-    """Some of a group's responses, with its prompt; `is_last` where no more of them follow."""
+    """Some of a group's responses, with its prompt.
+
+    Attributes:
+        group: the prompt and those responses.
+        is_last: whether no more of the group's responses follow.
+    """
 
     group: PromptGroup
     is_last: bool
@@ -66,6 +81,14 @@ def split_passes(groups: Iterable[PromptGroup], *, tokens_per_batch: int, packin
 
     A group goes into one pass where it can, because what is split runs its prompt again. A single response with more tokens than the
     limit is a pass of its own.
+
+    Args:
+        groups: prompts with their responses; taken as they are needed.
+        tokens_per_batch: upper bound on the tokens of a pass, padding included.
+        packing: `shared`, `packed` or `none`.
+
+    Returns:
+        The parts of groups that each pass runs.
     """
     parts: list[GroupPart] = []
     cost = PassCost(packing)
@@ -92,7 +115,15 @@ def _how_many_fit(cost: PassCost, group: PromptGroup, limit: int) -> int:
 
 
 def frugal_order(groups: Sequence[PromptGroup], packing: PackingMode) -> list[int]:
-    """The order of `groups` that runs the fewest tokens: equal prompts together, or, padded, like lengths together."""
+    """The order of `groups` that runs the fewest tokens: equal prompts together, or, padded, like lengths together.
+
+    Args:
+        groups: prompts with their responses.
+        packing: `shared`, `packed` or `none`.
+
+    Returns:
+        Indices into `groups`.
+    """
     if packing == "none":
         return sorted(range(len(groups)), key=lambda index: groups[index].longest)
     first: dict[bytes, int] = {}

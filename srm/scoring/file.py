@@ -44,7 +44,14 @@ _LARGEST_GROUP = 64
 
 @dataclass(frozen=True, kw_only=True)
 class RowSettings:
-    """How rows are scored. overlong, max_length: what to do with a response that is too long with its prompt, see `encode_groups`."""
+    """How rows are scored.
+
+    Attributes:
+        overlong: what happens to a response that is too long with its prompt; see `srm.scoring.text.encode_groups`.
+        max_length: longest prompt + response in tokens; the backbone's own limit where None.
+        packing: `shared`, `packed` or `none` by name, or None; see `SentenceRewardModel.packing_mode`.
+        tokens_per_batch: upper bound on the tokens of a pass, padding included.
+    """
 
     overlong: OverlongPolicy
     max_length: int | None
@@ -54,7 +61,12 @@ class RowSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreFileSummary:
-    """num_scored: responses scored by this call. num_resumed: responses that an earlier call had scored."""
+    """What a call has done.
+
+    Attributes:
+        num_scored: responses scored by this call.
+        num_resumed: responses that an earlier call had scored.
+    """
 
     num_scored: int
     num_resumed: int
@@ -75,8 +87,14 @@ def score_file(
     """Write one JSON line a response of `source` to `output`.
 
     Args:
-        source, split, skip_bad_rows: as in `srm.data.read_responses`.
+        model: the reward model.
+        source: a file, a folder, or a name on the hub, as in `srm.data.read_responses`.
+        output: the JSONL file; what it holds already is not scored again.
+        split: as in `srm.data.read_responses`.
         identity: what the scores depend on (model, input, limits), JSON; kept beside the output, and a resumed call must agree.
+        settings: how rows are scored.
+        overwrite: begin anew where `output` exists.
+        skip_bad_rows: as in `srm.data.read_responses`.
         on_scored: called with the number of responses just written, the resumed ones first.
 
     Raises:
@@ -96,7 +114,18 @@ def append_scores(
     settings: RowSettings,
     on_scored: Callable[[int], None],
 ) -> int:
-    """Score `rows` after the first `num_resumed`, which `output` holds already, and append them; how many were scored.
+    """Score the rows that `output` does not hold yet, and append them.
+
+    Args:
+        model: the reward model.
+        rows: all rows of the input, the first `num_resumed` included.
+        output: the JSONL file.
+        num_resumed: responses that `output` holds already.
+        settings: how rows are scored.
+        on_scored: called with the number of responses just written, the resumed ones first.
+
+    Returns:
+        How many responses were scored.
 
     Raises:
         UserError: the ids in `output` are not those of the rows; a row that cannot be scored.
@@ -138,7 +167,19 @@ def read_scores(output: Path) -> Iterator[dict[str, Any]]:
 
 
 def prepare_output(output: Path, identity: dict[str, Any], *, overwrite: bool) -> int:
-    """Make `output` ready to be appended to; how many responses it holds already."""
+    """Make `output` ready to be appended to.
+
+    Args:
+        output: the JSONL file.
+        identity: as in `score_file`.
+        overwrite: delete what is there.
+
+    Returns:
+        How many responses it holds already.
+
+    Raises:
+        UserError: `output` was written by something else, or with other settings.
+    """
     meta = meta_path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     if overwrite:
@@ -154,7 +195,16 @@ def prepare_output(output: Path, identity: dict[str, Any], *, overwrite: bool) -
 
 
 def check_identity(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise UserError where `output` was begun with other settings."""
+    """Compare the settings that `output` was begun with to those of this call.
+
+    Args:
+        output: the file, for the message.
+        before: the settings kept beside it.
+        now: those of this call.
+
+    Raises:
+        UserError: they differ.
+    """
     changed = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -180,7 +230,16 @@ def drop_unfinished_line(output: Path) -> int:
 
 
 def check_resumed(output: Path, rows: Iterator[ResponseRow], num_resumed: int) -> None:
-    """Advance `rows` past what is scored already; UserError where `output` holds other ids."""
+    """Advance `rows` past what is scored already.
+
+    Args:
+        output: the JSONL file.
+        rows: all rows of the input.
+        num_resumed: responses that `output` holds.
+
+    Raises:
+        UserError: `output` holds other ids.
+    """
     for number, (line, row) in enumerate(zip(read_scores(output) if num_resumed else (), islice(rows, num_resumed), strict=False), 1):
         if line["id"] != row.id:
             raise UserError(
@@ -201,6 +260,12 @@ def _by_prompt(rows: Iterable[ResponseRow]) -> Iterator[list[ResponseRow]]:
 
 
 def write_scores(file: IO[str], scored: Iterable[tuple[ResponseRow, ScoredResponse]]) -> None:
+    """Append a line a response, and put them on the disk.
+
+    Args:
+        file: open for writing.
+        scored: each row with its scores.
+    """
     for row, response in scored:
         file.write(json.dumps({"id": row.id, **response.to_dict()}, ensure_ascii=False) + "\n")
     file.flush()

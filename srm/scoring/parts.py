@@ -79,12 +79,23 @@ def score_parts(
     skip_bad_rows: bool = False,
     on_scored: Callable[[int], None] = lambda count: None,
 ) -> ScoreFileSummary | None:
-    """Do this process's share of `source`; the summary comes from the one that completed `output`, None from the others.
+    """Do this process's share of `source`.
 
     Args:
-        process, num_processes: which one this is, from 0, and how many there are.
+        model: the reward model.
+        source: as in `score_file`.
+        output: as in `score_file`; parts lie in a folder beside it until all are done.
+        process: which one this is, from 0.
+        num_processes: how many there are.
         num_rows: responses in `source`.
-        source, output, split, identity, skip_bad_rows, on_scored: as in `score_file`.
+        split: as in `score_file`.
+        identity: as in `score_file`.
+        settings: how rows are scored.
+        skip_bad_rows: as in `score_file`.
+        on_scored: as in `score_file`.
+
+    Returns:
+        The summary, from the process that completed `output`; None from the others.
 
     Raises:
         UserError: as `score_file`.

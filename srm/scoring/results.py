@@ -15,9 +15,10 @@ __all__ = ["ScoredResponse", "ScoredSentence"]
 class ScoredSentence:
     """One sentence of a scored response.
 
-    Args:
+    Attributes:
         text: the sentence, trailing white space included, so that sentences join to the response.
-        start, end: character offsets into the response.
+        start: offset of its first character in the response.
+        end: offset behind its last character.
         reward: `r_i`, what the sentence changed in the model's value.
         weight: `w_i`, its weight in the response reward.
         weighted_reward: `w_i * r_i`, its part of the response reward.
@@ -33,7 +34,13 @@ class ScoredSentence:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredResponse:
-    """The reward of a response, of its prompt (`r_0`, which no token earns) and of each sentence."""
+    """The reward of a response, of its prompt and of each sentence.
+
+    Attributes:
+        reward: `R`, the response's reward.
+        prompt_reward: `r_0`, which no token earns.
+        sentences: in order; their texts join to the response, or to its beginning where it was cut.
+    """
 
     reward: float
     prompt_reward: float

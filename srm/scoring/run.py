@@ -23,9 +23,10 @@ __all__ = ["ResponseScore", "score_all", "score_groups", "sentence_score"]
 class ResponseScore:
     """What the head says about one response.
 
-    Args:
+    Attributes:
         reward: of the response.
-        sentence_reward, weight: [1 + sentences], `r_i` and `w_i`; index 0 is the prompt's.
+        sentence_reward: [1 + sentences], `r_i`; index 0 is the prompt's.
+        weight: [1 + sentences], `w_i`.
     """
 
     reward: float
@@ -36,11 +37,16 @@ class ResponseScore:
 def score_groups(
     model: RewardModel, groups: Iterable[PromptGroup], *, tokens_per_batch: int, packing: PackingMode | None
 ) -> Iterator[list[ResponseScore]]:
-    """Scores of each group's responses, in order.
+    """Scores of each group's responses, in order. The model runs in eval mode, and has its own mode again afterwards.
 
     Args:
+        model: the reward model.
+        groups: prompts with their responses; taken as they are needed.
         tokens_per_batch: upper bound on the tokens of a pass, padding included; a single longer response still runs, alone.
         packing: `shared`, `packed` or `none` by name, or None; see `SentenceRewardModel.packing_mode`.
+
+    Returns:
+        For each group a score a response, as soon as its last one has run.
 
     Raises:
         UnsupportedBackboneError: packing was asked for by name, and the backbone cannot run packed.
@@ -72,7 +78,17 @@ def score_all(
     """`score_groups` of groups that are all there: they run in the order that costs the fewest tokens, and come back in their own.
 
     Args:
+        model: the reward model.
+        groups: prompts with their responses.
+        tokens_per_batch: as in `score_groups`.
+        packing: as in `score_groups`.
         show_progress: draw a progress bar on stderr.
+
+    Returns:
+        For each group a score a response.
+
+    Raises:
+        UnsupportedBackboneError: packing was asked for by name, and the backbone cannot run packed.
     """
     mode = model.packing_mode(packing)
     order = frugal_order(groups, mode)
@@ -112,9 +128,16 @@ def _on_cpu(output: HeadOutput) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sentence_score(model: RewardModel, response: ResponseIds, reward: float, value: Tensor, weight: Tensor) -> ResponseScore:
-    """A response's score from what the head says at its boundaries, `value` and `weight` [1 + boundaries] on the CPU.
+    """A response's score from what the head says at its boundaries.
 
     A token-level model has a boundary at every token: a sentence gets the mean of its tokens' values and the sum of their weights.
+
+    Args:
+        model: the reward model, for its granularity.
+        response: its ids, and where its sentences end.
+        reward: the response's.
+        value: fp32 [1 + boundaries] on the CPU, what the head says of each boundary.
+        weight: fp32 [1 + boundaries] on the CPU.
     """
     if model.config.granularity == "token":
         edges = torch.tensor([-2, -1, *response.sentence_ends.tolist()])

@@ -35,13 +35,22 @@ class RewardStream:
 
     Feed it text as it comes; `close` it when the response is finished, or use it in a `with` statement, which closes it.
 
-    text: what was fed.
-    sentences: those that are complete, with their rewards. Their `weight` is that of a response that ends with the last of them.
-    reward: the response reward of the text up to the last complete sentence; of the prompt alone where there is none.
-    prompt_reward: `r_0`.
-
     Tokens and sentences are always those of the whole text so far. Where more text changes one that was run already, the cache goes back to
     what is still true.
+
+    Args:
+        model: the reward model, in eval mode.
+        prompt: text or chat messages; it runs at once.
+        max_length: longest prompt + response in tokens; the backbone's own limit where None.
+
+    Attributes:
+        text: what was fed.
+        sentences: those that are complete, with their rewards. Their `weight` is that of a response that ends with the last of them.
+        reward: the response reward of the text up to the last complete sentence; of the prompt alone where there is none.
+        prompt_reward: `r_0`.
+
+    Raises:
+        UserError: a prompt that is too long, or a backbone without a cache of keys and values.
     """
 
     def __init__(self, model: RewardModel, prompt: Prompt, *, max_length: int | None = None) -> None:

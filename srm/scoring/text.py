@@ -61,6 +61,9 @@ def encode_groups(
     """Ids and boundaries of a prompt and its responses: one group, or several where the prompt had to be cut for some of them.
 
     Args:
+        model: the reward model.
+        prompt: text or chat messages.
+        responses: the texts that answer it.
         where: what a message calls each response.
         max_length: longest prompt + response in tokens; the backbone's own limit where None.
         overlong: `error`, `truncate_prompt` or `truncate_response`, as in `srm.data`. Sentences behind the cut get no reward. Each
@@ -89,12 +92,22 @@ def encode_groups(
 
 
 def read_off_group(group: PromptGroup, scores: Sequence[ResponseScore]) -> list[ScoredResponse]:
-    """`read_off` of each response of a group from `encode_groups`."""
+    """`read_off` of each response of a group.
+
+    Args:
+        group: from `encode_groups`.
+        scores: one a response.
+    """
     return [read_off(cast(EncodedResponse, response), score) for response, score in zip(group.responses, scores, strict=True)]
 
 
 def read_off(response: EncodedResponse, score: ResponseScore) -> ScoredResponse:
-    """The score of `response` with its sentences' text."""
+    """The score of a response with its sentences' text.
+
+    Args:
+        response: from `encode_groups`.
+        score: what the head says about it.
+    """
     sentences = tuple(
         ScoredSentence(
             text=response.text[span.start : span.end],

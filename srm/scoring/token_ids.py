@@ -32,17 +32,16 @@ NO_TEXT = ResponseIds(ids=np.empty(0, np.int32), sentence_ends=np.empty(0, np.in
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredTokens:
-    """Rewards of a batch of responses, on the policy's tokens.
+    """Rewards of a batch of responses, on the policy's tokens. Everything lies on the device of the ids.
 
-    reward: fp32 [B], the response rewards.
-    sentence_reward: fp32 [N], `r_0 ... r_n` of each response; `r_0` is the prompt's, and no token earns it.
-    weight: fp32 [N], `w_i`; a response's reward is the sum of `w_i * r_i`.
-    ends: int64 [N], index into its response of each sentence's last token; -1 at each response's index 0.
-    cu_boundaries: int64 [B + 1], offsets into the three.
-    lengths: int64 [B], tokens of each response that are text: those before its first end token.
-    width: `L`, the width of the padded responses.
-
-    Everything lies on the device of the ids.
+    Attributes:
+        reward: fp32 [B], the response rewards.
+        sentence_reward: fp32 [N], `r_0 ... r_n` of each response; `r_0` is the prompt's, and no token earns it.
+        weight: fp32 [N], `w_i`; a response's reward is the sum of `w_i * r_i`.
+        ends: int64 [N], index into its response of each sentence's last token; -1 at each response's index 0.
+        cu_boundaries: int64 [B + 1], offsets into the three.
+        lengths: int64 [B], tokens of each response that are text: those before its first end token.
+        width: `L`, the width of the padded responses.
     """
 
     reward: Tensor
@@ -87,7 +86,7 @@ class ScoredTokens:
 class PolicyResponse(ResponseIds):
     """A response as the model reads it, and where its sentences end on the policy's tokens.
 
-    Args:
+    Attributes:
         policy_ends: int32 [sentences], index into the policy's own ids of each sentence's last token.
     """
 
@@ -139,7 +138,16 @@ def score_tokens(
 
 
 def encode_ids(model: RewardModel, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> list[PromptGroup]:
-    """Ids in the reward model's own vocabulary as groups of one `PolicyResponse`. The caller sees to it that they are not too long."""
+    """Ids in the reward model's own vocabulary as groups. The caller sees to it that they are not too long.
+
+    Args:
+        model: the reward model.
+        prompt_ids: the ids of each prompt.
+        response_ids: the ids of each response; its text ends before the first eos or pad id.
+
+    Returns:
+        A group of one `PolicyResponse` for each response, in order.
+    """
     policy = model.encoder.tokenizer
     padded, lengths = _responses(response_ids, None)
     return _own_groups(model, policy, _prompts(prompt_ids, None), padded, content_lengths(padded, _end_ids(policy), lengths))

@@ -110,7 +110,12 @@ class ByteTable:
         return written.texts[0], list(zip(character[start].tolist(), stop.tolist(), strict=True))
 
     def write(self, ids: NDArray[np.integer], cu_tokens: NDArray[np.int64]) -> Written:
-        """What responses write that lie behind one another: `ids` [T] with the offsets `cu_tokens` [B + 1]."""
+        """What responses write that lie behind one another.
+
+        Args:
+            ids: int [T], the tokens of all responses.
+            cu_tokens: int64 [B + 1], offsets of the responses into `ids`.
+        """
         self._check(ids)
         length = self._length[ids]
         edge = np.concatenate([[0], np.cumsum(length)])

@@ -14,7 +14,12 @@ SegmenterName = Literal["punkt", "punkt_tab", "sat", "newline"]
 
 
 class Span(NamedTuple):
-    """Characters `text[start:end]`."""
+    """Characters `text[start:end]`.
+
+    Attributes:
+        start: of the first character.
+        end: behind the last character.
+    """
 
     start: int
     end: int
@@ -49,13 +54,14 @@ class Segmenter(Protocol):
 class SegmentationConfig:
     """Settings of a segmenter; plain JSON types, because they are saved with the model.
 
-    name: which base splitter finds the ends of sentences inside prose.
-    min_chars: a sentence with fewer letters and digits than this joins its neighbour. 1 joins only bare punctuation.
-    max_chars: a longer sentence is split, at a clause mark, else at white space, else anywhere. White space at its end does not count.
-    max_code_chars: a longer block of code is split at its blank lines, then, where a piece is still longer, at line ends.
-    abbreviations: words that end in a full stop without ending a sentence, beside the built-in ones (`punkt` only).
-    language: the model that `punkt_tab` loads.
-    sat_model: the model that `sat` loads, a name on the hub or a folder.
+    Attributes:
+        name: which base splitter finds the ends of sentences inside prose.
+        min_chars: a sentence with fewer letters and digits than this joins its neighbour. 1 joins only bare punctuation.
+        max_chars: a longer sentence is split, at a clause mark, else at white space, else anywhere. White space at its end does not count.
+        max_code_chars: a longer block of code is split at its blank lines, then, where a piece is still longer, at line ends.
+        abbreviations: words that end in a full stop without ending a sentence, beside the built-in ones (`punkt` only).
+        language: the model that `punkt_tab` loads.
+        sat_model: the model that `sat` loads, a name on the hub or a folder.
     """
 
     name: SegmenterName = "punkt"

@@ -31,11 +31,13 @@ Splitter = Callable[[str], list[int]]
 def make_segmenter(name: SegmenterName = "punkt", **config: Any) -> Segmenter:
     """The segmenter called `name`.
 
-    punkt: NLTK's Punkt with a built-in list of abbreviations. punkt_tab: Punkt with NLTK's downloaded model. sat: wtpsplit's model.
-    newline: every line is a sentence.
-    config: fields of `SegmentationConfig`.
+    Args:
+        name: `punkt`: NLTK's Punkt with a built-in list of abbreviations. `punkt_tab`: Punkt with NLTK's downloaded model. `sat`:
+            wtpsplit's model. `newline`: every line is a sentence.
+        **config: fields of `SegmentationConfig`.
 
-    Raises UserError where a setting is wrong or what the segmenter needs is not installed.
+    Raises:
+        UserError: a setting is wrong, or what the segmenter needs is not installed.
     """
     known = [field.name for field in fields(SegmentationConfig)]
     if unknown := sorted(set(config) - set(known)):

@@ -34,9 +34,10 @@ _ROWS = 160
 class TokenSentences:
     """Sentences of a batch of responses, as tokens.
 
-    ends: int64 [N], index into its response of each sentence's last token, rising strictly inside a response.
-    cu_boundaries: int64 [B + 1], offsets into `ends`. A response without text has no sentence.
-    lengths: int64 [B], tokens of each response that are text: up to the first end token, else all.
+    Attributes:
+        ends: int64 [N], index into its response of each sentence's last token, rising strictly inside a response.
+        cu_boundaries: int64 [B + 1], offsets into `ends`. A response without text has no sentence.
+        lengths: int64 [B], tokens of each response that are text: up to the first end token, else all.
     """
 
     ends: Tensor
@@ -143,7 +144,16 @@ def _in_bytes(text: str, positions: list[int]) -> Iterator[int]:
 
 
 def content_lengths(ids: Tensor, end_ids: Iterable[int], lengths: Tensor | None = None) -> Tensor:
-    """int64 [B]: how many tokens of each row of `ids` [B, L] come before its first end id, at most `lengths` [B]."""
+    """How many tokens of each row come before its first end id.
+
+    Args:
+        ids: int [B, L].
+        end_ids: the ids that end a response, eos and pad as a rule.
+        lengths: int [B], at most so many; the width where None.
+
+    Returns:
+        int64 [B].
+    """
     host = ids.cpu().numpy()
     number, width = host.shape
     bound = np.full(number, width) if lengths is None else lengths.cpu().numpy().clip(0, width)

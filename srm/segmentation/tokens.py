@@ -26,8 +26,9 @@ _IS_WHITE = np.array([chr(byte).isspace() and byte < 128 for byte in range(256)]
 class SentenceTokens(NamedTuple):
     """Sentences as tokens.
 
-    ends: index of each sentence's last token, strictly increasing; the last one is the last token.
-    spans: the sentences' characters, one for each end; a sentence that owned no token has joined its neighbour.
+    Attributes:
+        ends: index of each sentence's last token, strictly increasing; the last one is the last token.
+        spans: the sentences' characters, one for each end; a sentence that owned no token has joined its neighbour.
     """
 
     ends: list[int]

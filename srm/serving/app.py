@@ -41,6 +41,8 @@ def create_app(model: SentenceRewardModel, settings: ServerSettings | None = Non
     """The server's ASGI application.
 
     Args:
+        model: the reward model.
+        settings: how requests are batched, and what is refused; the defaults where None.
         packing: `shared`, `packed` or `none` by name, or None; see `SentenceRewardModel.packing_mode`.
 
     Raises:

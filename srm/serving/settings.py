@@ -13,14 +13,15 @@ __all__ = ["ServerSettings"]
 class ServerSettings:
     """How requests are batched, and what is refused.
 
-    tokens_per_batch: bound on the tokens of one forward pass; a single longer row still runs, alone.
-    max_wait_ms: longest wait for more requests before a batch, while more are to be expected; 5 % of the last batch's run time where that
-        is longer.
-    batching: False runs every row in a pass of its own, for comparison.
-    max_queue: rows that may wait; what comes beyond is answered with 503. Also the most rows of one request.
-    max_length: longest prompt + response in tokens; the backbone's own limit where None.
-    max_body_mb: largest request body, in units of 1,000,000 bytes.
-    token: what requests must bring, as `Authorization: Bearer <token>` or as the password of a URL; None asks for nothing.
+    Attributes:
+        tokens_per_batch: bound on the tokens of one forward pass, padding included; a single longer row still runs, alone.
+        max_wait_ms: longest wait for more requests before a batch, while more are to be expected; 5 % of the last batch's run time where
+            that is longer.
+        batching: False runs every row in a pass of its own, for comparison.
+        max_queue: rows that may wait; what comes beyond is answered with 503. Also the most rows of one request.
+        max_length: longest prompt + response in tokens; the backbone's own limit where None.
+        max_body_mb: largest request body, in units of 1,000,000 bytes.
+        token: what requests must bring, as `Authorization: Bearer <token>` or as the password of a URL; None asks for nothing.
     """
 
     tokens_per_batch: int = 8192

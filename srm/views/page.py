@@ -37,10 +37,15 @@ _HERE = Path(__file__).parent
 class ReportPair:
     """A prompt with two scored responses, or with one where `rejected` is None.
 
-    id, section, subset: what the pair is found by; empty where there is none.
-    prompt: text or chat messages.
-    marked: `{"start", "end", "kind"}` each, characters of the rejected response (of the only one, where there is one) that are known
-        to be bad.
+    Attributes:
+        id: what the pair is called.
+        section: what the pair is found by; empty where there is none.
+        subset: likewise.
+        prompt: text or chat messages.
+        chosen: the scored response that should win, or the only one.
+        rejected: the other one.
+        marked: `{"start", "end", "kind"}` each, characters of the rejected response (of the only one, where there is one) that are known
+            to be bad.
     """
 
     id: str
@@ -58,6 +63,13 @@ def write_html(
     """Write one page with the tables, the plots, and every pair: coloured, sortable, searchable. See docs/report.md.
 
     The file appears whole or not at all, and the same arguments give the same bytes.
+
+    Args:
+        path: the page.
+        pairs: in the order of the list.
+        title: of the page.
+        tables: (title, column names, rows) each; cells are text or numbers.
+        plots: (title, words for who cannot see it, the file's bytes, `image/png` or `image/svg+xml`) each.
 
     Raises:
         ValueError: a reward that is not finite, a row of a table without a cell for each column, or a plot that is neither PNG nor SVG.

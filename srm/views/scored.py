@@ -44,7 +44,12 @@ class Scored(Protocol):
 
 
 class Colours(NamedTuple):
-    """As CSS and terminals write them: `#rrggbb`."""
+    """As CSS and terminals write them: `#rrggbb`.
+
+    Attributes:
+        foreground: of the text.
+        background: behind it.
+    """
 
     foreground: str
     background: str
@@ -54,6 +59,13 @@ def reward_colours(reward: float, scale: float) -> Colours | None:
     """Background from orange (low) over none (near zero) to blue (high), with a foreground that can be read on it.
 
     The background is set together with the foreground, so that the view does not depend on a light or dark theme.
+
+    Args:
+        reward: of a sentence.
+        scale: the reward, in absolute value, that gets the full colour.
+
+    Returns:
+        The two, or None near zero.
     """
     strength = min(abs(reward) / scale, 1.0) if scale > 0 else 0.0
     if strength < 0.1:

@@ -34,6 +34,9 @@ def render_pair(
     """Prompt, chosen and rejected response, on one colour scale.
 
     Args:
+        prompt: its text.
+        chosen: the scored response that should win.
+        rejected: the other one.
         damaged: `{"start", "end", "kind"}` of the sentences of `rejected` that are known to be bad.
     """
     scale = largest_reward(chosen, rejected)
@@ -55,7 +58,10 @@ def render_response(title: str, scored: Scored, *, scale: float | None = None, d
     """One response: a line a sentence with reward, weight and text.
 
     Args:
+        title: what the response is called.
+        scored: the response.
         scale: the reward, in absolute value, that gets the full colour; the largest of the response where None.
+        damaged: `{"start", "end", "kind"}` of the sentences that are known to be bad.
     """
     scale = largest_reward(scored) if scale is None else scale
     bad = list(damaged)
@@ -81,7 +87,14 @@ def _style(reward: float, scale: float) -> Style:
 
 
 def save_svg(view: RenderableType, path: str | Path, *, title: str, width: int = 110) -> None:
-    """The view as an SVG picture of a terminal, for a README or a report."""
+    """The view as an SVG picture of a terminal, for a README or a report.
+
+    Args:
+        view: from `render_pair` or `render_response`.
+        path: the picture.
+        title: in its title bar.
+        width: in characters.
+    """
     # Only the recording is wanted. A fixed width and colour system make the picture the same everywhere.
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor", legacy_windows=False)
     console.print(view)

@@ -15,7 +15,8 @@ from srm.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults():
-    for _ in range(6):
+    # Blocks settle where they fit within the first eight.
+    for _ in range(10):
         torch.ones(20_000_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):

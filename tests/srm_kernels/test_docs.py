@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import srm_kernels
+from tests.docstrings import documented, problems, sections
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `(\w+)\((.*?)\)` \|", PAGE, re.MULTILINE)
@@ -46,15 +47,12 @@ DOCUMENTED = [name for name in srm_kernels.__all__ if inspect.isfunction(getattr
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_docstrings_name_every_argument(name):
     public = getattr(srm_kernels, name)
-    doc = inspect.getdoc(public)
-    sections = dict(re.findall(r"^(Args|Returns|Raises):\n((?:    .*\n|\n)+)", doc + "\n", re.MULTILINE))
-    assert re.findall(r"^    (\w+):", sections.get("Args", ""), re.MULTILINE) == list(inspect.signature(public).parameters)
-    assert "Returns" in sections or inspect.isclass(public)
-    assert "Raises" in sections or name == "backend_report"
+    said = sections(public)
+    assert documented(public, "Args") == list(inspect.signature(public).parameters)
+    assert "Returns" in said or inspect.isclass(public)
+    assert "Raises" in said or name == "backend_report"
 
 
 @pytest.mark.parametrize("name", ["BackendReport", "SentenceRewardHeadOutput"])
 def test_docstrings_name_every_field(name):
-    public = getattr(srm_kernels, name)
-    (fields,) = re.findall(r"^Attributes:\n((?:    .*\n)+)", inspect.getdoc(public) + "\n", re.MULTILINE)
-    assert re.findall(r"^    (\w+):", fields, re.MULTILINE) == [*inspect.get_annotations(public)]
+    assert problems(getattr(srm_kernels, name)) == []
