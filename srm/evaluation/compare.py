@@ -46,13 +46,8 @@ class ModelResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-<<<<<<< HEAD
 class SuiteComparison:
-    """first minus second on the same rows.
-=======
-class Comparison:
     """Two models or baselines on the same rows. Differences are first minus second.
->>>>>>> docs
 
     Attributes:
         first: a model's name.
