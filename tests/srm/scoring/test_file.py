@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -11,7 +11,8 @@ import pytest
 
 from srm import SentenceRewardModel, UserError
 from srm.cli.score import main
-from srm.scoring.file import RowSettings, meta_path, read_scores, score_file
+from srm.data import ResponseRow
+from srm.scoring.file import RowSettings, append_scores, meta_path, read_scores, score_file
 
 IDENTITY = {"model": "m"}
 SETTINGS = RowSettings(overlong="error", max_length=None, packing="shared", tokens_per_batch=64)
@@ -68,6 +69,23 @@ def test_an_interrupted_run_goes_on(model: SentenceRewardModel, tmp_path: Path) 
     same_rows(output, whole)
     assert score(model, source, output).num_scored == 0
     same_rows(output, whole)
+
+
+def test_many_responses_to_one_prompt_are_read_and_written_in_pieces(model: SentenceRewardModel, tmp_path: Path) -> None:
+    output, written, ahead = tmp_path / "out.jsonl", [], []
+
+    def rows() -> Iterator[ResponseRow]:
+        for number in range(150):
+            on_disk = len(output.read_bytes().splitlines()) if output.exists() else 0
+            ahead.append(number + 1 - on_disk)
+            place = {"row_id": "row", "row": 1, "label": f"{number + 1}", "where": "line 1"}
+            yield ResponseRow(id=f"row-{number}", prompt="Why?", response="It is warm.", **place)
+
+    assert append_scores(model, rows(), output, 0, SETTINGS, written.append) == 150
+    assert written == [0, 64, 64, 22]
+    # A piece is known to be complete when a row behind it was read, and its last pass may take rows of the next piece.
+    assert max(ahead) <= 2 * 64 + 1
+    assert [row["id"] for row in read_scores(output)] == [f"row-{number}" for number in range(150)]
 
 
 def test_kill_minus_nine(model: SentenceRewardModel, fork: Callable[..., BaseProcess], tmp_path: Path) -> None:
