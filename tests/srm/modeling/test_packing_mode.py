@@ -17,7 +17,7 @@ from srm.cli import score as srm_score
 from srm.cli import train as srm_train
 from srm.data import encode_comparisons, read_comparisons
 from srm.modeling import model as module
-from srm.packing import UnsupportedBackboneError
+from srm.packing import PromptGroup, ResponseIds, UnsupportedBackboneError, pack
 from srm.serving import create_app
 from srm.training import RewardConfig, SentenceRewardTrainer
 
@@ -114,6 +114,15 @@ def test_padded_needs_no_proof_of_packing(model: SentenceRewardModel, monkeypatc
     model.score(PROMPTS, RESPONSES, packing="none")
     with model.stream(PROMPTS[0]) as stream:
         stream.feed(RESPONSES[0])
+
+
+@pytest.mark.parametrize("mode", ["shared", "packed"])
+def test_a_packed_batch_is_refused_also_by_forward(mode: Any, mamba: SentenceRewardModel) -> None:
+    """Who packs a batch by hand has asked for packing, and nobody proved it before."""
+    groups = [PromptGroup(prompt_ids=[5, 6], responses=[ResponseIds(ids=[7, 8], sentence_ends=[1])])]
+    with pytest.raises(UnsupportedBackboneError, match="--packing none"):
+        mamba(pack(groups, mode=mode, pad_token_id=0))
+    assert mamba(pack(groups, mode="none", pad_token_id=0)).reward.shape == (1,)
 
 
 @pytest.mark.parametrize("packing", ["shared", "packed"])

@@ -56,6 +56,7 @@ def test_passes_hold_all_in_order_and_stay_within_the_limit(groups: list[PromptG
     for part in parts:
         assert not part.is_last or part.group.responses[-1] is next(whole).responses[-1]
     for one in passes:
+        assert one, "a pass runs something"
         taken = [part.group for part in one]
         assert pass_cost(taken, packing) <= limit or sum(len(part.responses) for part in taken) == 1
 
@@ -73,6 +74,10 @@ def test_the_limit_itself_is_allowed(packing: PackingMode, limit: int) -> None:
     groups = [group(3, 5, token=2), one]
     assert [len(parts) for parts in split_passes(groups, tokens_per_batch=full, packing=packing)] == [2]
     assert [len(parts) for parts in split_passes(groups, tokens_per_batch=full - 1, packing=packing)] == [1, 1]
+
+
+def test_nothing_makes_no_pass() -> None:
+    assert list(split_passes([], tokens_per_batch=9, packing="shared")) == []
 
 
 def test_a_response_over_the_limit_is_a_pass_of_its_own() -> None:
