@@ -140,7 +140,6 @@ def read_scores(output: Path) -> Iterator[dict[str, Any]]:
 def prepare_output(output: Path, identity: dict[str, Any], *, overwrite: bool) -> int:
     """Make `output` ready to be appended to; how many responses it holds already."""
     meta = meta_path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     if overwrite:
         output.unlink(missing_ok=True)
         meta.unlink(missing_ok=True)
