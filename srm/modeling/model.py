@@ -306,7 +306,7 @@ class SentenceRewardModel(PreTrainedModel):
             max_length: longest prompt + response in tokens; the backbone's own limit where None.
 
         Raises:
-            UserError: a prompt that is too long, or a backbone without a cache of keys and values.
+            UserError: a prompt that is too long, or a backbone that is no causal decoder or has no cache of keys and values.
         """
         return RewardStream(self, prompt, max_length=max_length)
 

@@ -181,7 +181,6 @@ def prepare_output(output: Path, identity: dict[str, Any], *, overwrite: bool) -
         UserError: `output` was written by something else, or with other settings.
     """
     meta = meta_path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     if overwrite:
         output.unlink(missing_ok=True)
         meta.unlink(missing_ok=True)

@@ -100,7 +100,6 @@ def score_parts(
     Raises:
         UserError: as `score_file`.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     plan = _agree(output, identity, num_rows, num_processes)
     num_scored = num_resumed = 0
     if plan is not None:
@@ -134,7 +133,6 @@ def _agree(output: Path, identity: dict[str, Any], num_rows: int, num_processes:
     if first == num_rows:
         shutil.rmtree(folder, ignore_errors=True)
         return None
-    folder.mkdir(exist_ok=True)
     path = folder / "plan.json"
     if path.exists():
         found = json.loads(path.read_text())

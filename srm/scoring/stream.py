@@ -54,6 +54,8 @@ class RewardStream:
     """
 
     def __init__(self, model: RewardModel, prompt: Prompt, *, max_length: int | None = None) -> None:
+        # Nothing runs packed here, but the backbone has to be a causal decoder.
+        model.packing_mode("none")
         if unwrap(model.backbone)._is_stateful:
             raise UserError(
                 f"stream: {type(unwrap(model.backbone)).__name__} keeps a running state, which cannot be taken back when a token changes. "

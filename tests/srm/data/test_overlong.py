@@ -183,6 +183,10 @@ def test_what_is_kept_is_sound(any_row: EncodedComparison, policy: str, max_leng
             "1,000 rows, the longest 4,321 tokens; 25 (2.5 %) over max_length 1,024: 25 dropped; 975 kept",
         ),
         (
+            {"overlong": 800, "dropped": 800},
+            "1,000 rows, the longest 900 tokens; 800 (80.0 %) over max_length 1,024: 800 dropped; 200 kept",
+        ),
+        (
             {"policy": "truncate_prompt", "overlong": 25, "shortened": 25},
             "1,000 rows, the longest 900 tokens; 25 (2.5 %) over max_length 1,024: 25 prompts cut; 1,000 kept",
         ),

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -130,6 +131,15 @@ def test_a_response_without_ids_has_its_prompts_boundary(mode: str, boundaries: 
     assert batch.boundaries.tolist() == boundaries
     assert batch.cu_boundaries.tolist() == [0, 1, 3, 4]
     assert batch.segments == segments
+
+
+@pytest.mark.parametrize("ids", [[1, 2], (1, 2), np.array([1, 2]), np.array([1, 2], dtype=np.int32)])
+def test_ids_are_kept_as_one_type(ids: Any) -> None:
+    """Equal prompts have equal keys however they came, and what is small already is not copied."""
+    one, group = response(ids, [1]), PromptGroup(prompt_ids=ids, responses=[response([1], [0])])
+    assert one.ids.dtype == one.sentence_ends.dtype == group.prompt_ids.dtype == np.int32
+    assert group.prompt_key == PromptGroup(prompt_ids=[1, 2], responses=group.responses).prompt_key
+    assert (group.prompt_ids is ids) == (isinstance(ids, np.ndarray) and ids.dtype == np.int32)
 
 
 def test_unknown_mode() -> None:

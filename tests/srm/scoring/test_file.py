@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -11,7 +11,8 @@ import pytest
 
 from srm import SentenceRewardModel, UserError
 from srm.cli.score import main
-from srm.scoring.file import RowSettings, meta_path, read_scores, score_file
+from srm.data import ResponseRow
+from srm.scoring.file import RowSettings, append_scores, meta_path, read_scores, score_file
 
 IDENTITY = {"model": "m"}
 SETTINGS = RowSettings(overlong="error", max_length=None, packing="shared", tokens_per_batch=64)
@@ -70,6 +71,27 @@ def test_an_interrupted_run_goes_on(model: SentenceRewardModel, tmp_path: Path) 
     same_rows(output, whole)
 
 
+def test_many_responses_to_one_prompt_are_read_and_written_in_pieces(model: SentenceRewardModel, tmp_path: Path) -> None:
+    output, written, ahead = tmp_path / "out.jsonl", [], []
+
+    def rows() -> Iterator[ResponseRow]:
+        for number in range(150):
+            on_disk = len(output.read_bytes().splitlines()) if output.exists() else 0
+            ahead.append(number + 1 - on_disk)
+            place = {"row_id": "row", "row": 1, "label": f"{number + 1}", "where": "line 1"}
+            yield ResponseRow(id=f"row-{number}", prompt="Why?", response="It is warm.", **place)
+
+    def on_scored(count: int) -> None:
+        written.append(count)
+        assert len(output.read_bytes().splitlines() if output.exists() else []) == sum(written), "told before it is on disk"
+
+    assert append_scores(model, rows(), output, 0, SETTINGS, on_scored) == 150
+    assert written == [0, 64, 64, 22]
+    # A piece is known to be complete when a row behind it was read, and its last pass may take rows of the next piece.
+    assert max(ahead) <= 2 * 64 + 1
+    assert [row["id"] for row in read_scores(output)] == [f"row-{number}" for number in range(150)]
+
+
 def test_kill_minus_nine(model: SentenceRewardModel, fork: Callable[..., BaseProcess], tmp_path: Path) -> None:
     source, output, saved = write_rows(tmp_path / "in.jsonl", 60), tmp_path / "out.jsonl", tmp_path / "model"
     model.save_pretrained(saved)
@@ -100,6 +122,28 @@ def test_other_settings_or_rows_are_refused(model: SentenceRewardModel, tmp_path
     meta_path(output).unlink()
     with pytest.raises(UserError, match="was not written by srm-score"):
         score(model, source, output)
+
+
+def test_overwriting_begins_with_new_settings(model: SentenceRewardModel, tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", 2), tmp_path / "new" / "folder" / "out.jsonl"
+    # Also where there is nothing to overwrite.
+    assert score(model, source, output, overwrite=True).num_scored == 2
+    assert score(model, source, output, overwrite=True, identity={"model": "n"}).num_scored == 2
+    assert json.loads(meta_path(output).read_text()) == {"model": "n"}
+    # A setting that one of the two does not know is another setting.
+    for other, message in (({"model": "n", "limit": 3}, "limit was None, is 3"), ({}, "model was 'n', is None")):
+        with pytest.raises(UserError, match=message):
+            score(model, source, output, identity=other)
+
+
+def test_bad_rows_are_left_out_where_asked(model: SentenceRewardModel, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"id": "a", "prompt": "Hi", "response": "Crème brûlée. 🙂"}\n{"prompt": "Hi"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"in.jsonl line 2"):
+        score(model, source, output)
+    assert score(model, source, output, overwrite=True, skip_bad_rows=True).num_scored == 1
+    # Text is written as it is, for people and for grep.
+    assert "Crème brûlée. " in output.read_text(encoding="utf-8")
 
 
 def test_too_long_a_row_is_named_or_cut(model: SentenceRewardModel, tmp_path: Path) -> None:

@@ -155,6 +155,37 @@ def test_other_settings_or_rows_are_refused(model: SentenceRewardModel, source: 
         share(model, source, tmp_path / "other.jsonl", 0, 2)
 
 
+def test_a_whole_output_is_kept_to_its_settings(model: SentenceRewardModel, source: Path, whole: list[dict], tmp_path: Path) -> None:
+    output = tmp_path / "new" / "folder" / "out.jsonl"
+    assert share(model, source, output, 0, 1) == ScoreFileSummary(num_scored=NUM_ROWS, num_resumed=0)
+    with pytest.raises(UserError, match=r"begun with other settings \(model was 'm', is 'n'\)"):
+        share(model, source, output, 0, 1, identity={"model": "n"})
+    # What a process left that was killed between joining and cleaning up.
+    parts_folder(output).mkdir()
+    (parts_folder(output) / "000000.jsonl").write_text("old\n")
+    assert share(model, source, output, 0, 1) == ScoreFileSummary(num_scored=0, num_resumed=NUM_ROWS)
+    assert_same(output, whole)
+
+
+def test_parts_that_are_done_count_as_progress(model: SentenceRewardModel, source: Path, whole: list[dict], tmp_path: Path) -> None:
+    output, seen = tmp_path / "out.jsonl", []
+    assert share(model, source, output, 0, 2) is None
+    assert share(model, source, output, 0, 2, on_scored=seen.append) is None
+    done = sum(seen)
+    assert 0 < done < NUM_ROWS
+    assert share(model, source, output, 1, 2, on_scored=seen.append) is not None
+    assert sum(seen) == NUM_ROWS
+    assert not list(tmp_path.glob("*.partial"))
+    assert_same(output, whole)
+
+
+def test_bad_rows_are_left_out_where_asked(model: SentenceRewardModel, source: Path, whole: list[dict], tmp_path: Path) -> None:
+    with source.open("a") as file:
+        file.write('{"prompt": "Hi"}\n')
+    assert share(model, source, tmp_path / "out.jsonl", 0, 1, skip_bad_rows=True) is not None
+    assert_same(tmp_path / "out.jsonl", whole)
+
+
 def test_overwriting_is_left_to_one_process(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from srm import SentenceRewardModel
+from srm import SentenceRewardModel, UserError
 from srm.scoring.token_ids import ScoredTokens
 
 PROMPTS = ["Why is bread salty?", "Where does the cat sit?"]
@@ -191,3 +191,20 @@ def test_errors(model: SentenceRewardModel) -> None:
         model.score_tokens(torch.tensor(prompt_ids), response_ids, prompt_mask=torch.ones(1, 1))
     with pytest.raises(IndexError, match="outside the vocabulary"):
         model.score_tokens(prompt_ids, [[10**6]])
+    for ids, found in ((torch.ones(1, 2), r"torch.float32 \[1, 2\]"), (torch.ones(2, dtype=torch.int64), r"torch.int64 \[2\]")):
+        with pytest.raises(ValueError, match=rf"`response_ids` must be integers \[B, L\] or lists, got {found}"):
+            model.score_tokens(prompt_ids, ids)
+    with pytest.raises(ValueError, match="`response_lengths` go with a padded tensor"):
+        model.score_tokens(prompt_ids, response_ids, response_lengths=torch.tensor([2]))
+    with pytest.raises(ValueError, match="`prompt_mask` goes with a padded tensor"):
+        model.score_tokens(prompt_ids, response_ids, prompt_mask=torch.ones(1, 1))
+    model.tokenizer = None
+    with pytest.raises(UserError, match=r"the model has no tokenizer.*pass `tokenizer`"):
+        model.score_tokens(prompt_ids, response_ids)
+
+
+def test_a_policy_with_the_same_vocabulary_needs_no_text(model: SentenceRewardModel, tiny_tokenizer_dir: Path) -> None:
+    prompt_ids, response_ids = ids_of(model, PROMPTS, RESPONSES[:2])
+    same = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
+    assert same is not model.tokenizer
+    check_against_text(model, model.score_tokens(prompt_ids, response_ids, tokenizer=same), PROMPTS, RESPONSES[:2])
