@@ -82,7 +82,8 @@ def test_needs_torch_alone():
         needed = {"torch", "typing-extensions", "sympy", "mpmath", "filelock", "networkx", "jinja2", "markupsafe", "fsspec", "setuptools"}
         packages = importlib.metadata.packages_distributions()
         blocked = {name for name, owners in packages.items() if not needed & {owner.lower().replace("_", "-") for owner in owners}}
-        assert {"triton", "transformers", "numpy", "datasets"} <= blocked, blocked
+        # By name, too: Python 3.10 does not see the modules of every package, and what is not installed stays so.
+        blocked |= {"triton", "transformers", "numpy", "datasets"}
         blocked.discard("srm_kernels")
 
         class Without:
