@@ -128,6 +128,18 @@ def test_what_later_text_changes_is_taken_back(model: SentenceRewardModel) -> No
     check_equal(stream.close(), model.score([PROMPT], [opening + " salt**\n\nIt was right. No, it"])[0])
 
 
+def test_also_the_first_sentence_is_taken_back(model: SentenceRewardModel) -> None:
+    stream = model.stream(PROMPT)
+    of_prompt = stream.reward
+    assert [one.text for one in stream.feed("**1. Bread needs")] == ["**1. "]
+    assert stream.reward != of_prompt
+    assert stream.feed(" salt**") == []
+    assert stream.sentences == ()
+    assert stream.reward == of_prompt
+    assert stream.text == "**1. Bread needs salt**"
+    check_equal(stream.close(), model.score([PROMPT], [stream.text])[0])
+
+
 def test_tokens_that_change_leave_the_cache(model: SentenceRewardModel) -> None:
     stream = model.stream(PROMPT)
     stream.feed("The cat sat on the mat. It was")
@@ -174,9 +186,13 @@ def test_goes_on_after_other_calls_and_in_training(model: SentenceRewardModel) -
         stream.feed(piece)
     assert not model.training
     check_equal(stream.close(), expected)
+    for layer in model.backbone.layers:
+        layer.self_attn.attention_dropout = 0.5
     model.train()
     with model.stream(PROMPT) as stream:
         stream.feed(TEXT)
+    with pytest.raises(ValueError, match="`feed` on a closed stream"):
+        stream.feed("x")
     assert model.training
     check_equal(stream.close(), expected)
 

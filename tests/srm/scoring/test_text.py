@@ -76,11 +76,25 @@ def test_token_level_rewards_are_means_over_tokens(model: SentenceRewardModel, t
         assert sentence.weight == pytest.approx((end + 1 - start) / len(response.ids), abs=1e-6)
 
 
-def test_scoring_leaves_the_mode_alone(model: SentenceRewardModel) -> None:
+@pytest.mark.parametrize("packing", ["shared", "none"])
+def test_scoring_runs_without_dropout_and_leaves_the_mode_alone(model: SentenceRewardModel, packing: str) -> None:
+    expected = rewards(model.score(PROMPTS, RESPONSES, packing=packing))
+    for layer in model.backbone.layers:
+        layer.self_attn.attention_dropout = 0.5
     for training in (True, False):
         model.train(training)
-        model.score(PROMPTS, RESPONSES)
+        torch.testing.assert_close(rewards(model.score(PROMPTS, RESPONSES, packing=packing)), expected, atol=1e-5, rtol=1e-5)
         assert model.training is training
+
+
+def test_progress_is_drawn_on_stderr_where_asked(model: SentenceRewardModel, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = model.score(PROMPTS, RESPONSES)
+    assert capsys.readouterr() == ("", "")
+    assert rewards(model.score(PROMPTS, RESPONSES, show_progress=True)).tolist() == rewards(expected).tolist()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Scoring" in err
+    assert "100%" in err
 
 
 def test_to_dict_is_the_row_that_is_written(model: SentenceRewardModel) -> None:

@@ -172,6 +172,18 @@ def test_another_tokenizer_maps_through_characters(model: SentenceRewardModel, o
     assert blank.ends.tolist() == [-1]
 
 
+def test_a_sentence_of_one_token(model: SentenceRewardModel) -> None:
+    prompt_ids, ((token, *_), *_) = ids_of(model, PROMPTS, RESPONSES[:1])
+    scored = model.score_tokens(prompt_ids, [[token], [token]])
+    assert scored.ends.tolist() == [-1, 0, -1, 0]
+    # Without a mask all of a padded prompt is read.
+    padded = model.score_tokens(torch.tensor(prompt_ids[:1]), torch.tensor([[token]]))
+    torch.testing.assert_close(padded.reward, scored.reward[:1], atol=1e-5, rtol=1e-5)
+    assert scored.is_sentence.tolist() == [False, True, False, True]
+    assert scored.spans.tolist() == [[0, 0], [0, 1], [0, 0], [0, 1]]
+    assert scored.to_padded(scored.sentence_reward).tolist() == scored.sentence_reward[1::2, None].tolist()
+
+
 def test_no_rows(model: SentenceRewardModel) -> None:
     scored = model.score_tokens([], [])
     assert scored.reward.shape == (0,)

@@ -68,6 +68,7 @@ def test_every_row_comes_once_and_fillers_only_in_empty_places(rows, per_process
 
 def test_epochs_differ_and_repeat_themselves():
     sampler = sampler_of([1] * 20, batch_size=4, seed=1)
+    assert len(sampler) == 5, "one process, and no accumulation, where nothing is said"
     first = list(sampler)
     sampler.epoch = 1
     second = list(sampler)
@@ -178,6 +179,9 @@ def test_without_a_limit_a_slot_is_one_pass():
     # Each of three rows is over the limit: two processes run two passes each, one of them a filler.
     over = list(sampler_of([5, 5, 9], batch_size=2, num_processes=2, order="sequential", max_tokens=1))
     assert over == [[[2], [1]], [[0], [~0]]]
+    # The filler is the shortest row, wherever it stands.
+    over = list(sampler_of([9, 8, 5], batch_size=2, num_processes=2, order="sequential", max_tokens=1))
+    assert over == [[[0], [2]], [[1], [~2]]]
     # One long row does not make passes for the others.
     assert list(sampler_of([900, 3, 3, 3], batch_size=4, order="sequential", max_tokens=9)) == [[[0], [1, 2, 3]]]
 
