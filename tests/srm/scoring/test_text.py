@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModel
 
 from srm import ScoredResponse, SentenceRewardModel, UserError
+from srm.scoring.text import encode_groups
 
 PROMPTS = ["Why is bread salty?", "Where does the cat sit?", [{"role": "user", "content": "Hello!"}]]
 RESPONSES = ["It needs salt. Flour alone is dull.", "The cat sat on the mat. It was warm there. Is this right?", "No, it is wrong!"]
@@ -98,7 +99,9 @@ def test_progress_is_drawn_on_stderr_where_asked(model: SentenceRewardModel, cap
 
 
 def test_to_dict_is_the_row_that_is_written(model: SentenceRewardModel) -> None:
-    row = model.score(PROMPTS[:1], RESPONSES[:1])[0].to_dict()
+    scored = model.score(PROMPTS[:1], RESPONSES[:1])[0]
+    row = scored.to_dict()
+    assert ScoredResponse.from_dict({"id": "a", **row}) == scored
     assert row.keys() == {"reward", "prompt_reward", "sentences"}
     assert row["sentences"][0].keys() == {"text", "start", "end", "reward", "weight", "weighted_reward"}
 
@@ -116,6 +119,22 @@ def test_to_dict_is_the_row_that_is_written(model: SentenceRewardModel) -> None:
 def test_bad_calls(model: SentenceRewardModel, prompts: object, responses: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model.score(prompts, responses)
+
+
+def test_each_response_is_cut_by_itself(model: SentenceRewardModel) -> None:
+    """A long neighbour costs a response nothing of its prompt."""
+    texts = [RESPONSES[2], RESPONSES[1], RESPONSES[2], RESPONSES[0]]
+    prompt = len(model.encoder.encode_prompt(PROMPTS[1]))
+    lengths = [len(one.ids) for one in model.encoder.encode_responses(texts)]
+    limit = prompt + lengths[0]
+    groups = encode_groups(model, PROMPTS[1], texts, where=["here"] * 4, max_length=limit, overlong="truncate_prompt")
+    kept = [len(group.prompt_ids) for group in groups for _ in group.responses]
+    assert kept == [min(prompt, limit - length) for length in lengths]
+    assert kept[0] == kept[2] == prompt > kept[1]
+    assert [response.text for group in groups for response in group.responses] == texts
+    # Neighbours with the same prompt left are one group.
+    together = encode_groups(model, PROMPTS[1], texts[::2], where=["here"] * 2, max_length=limit, overlong="truncate_prompt")
+    assert [len(group.responses) for group in together] == [2]
 
 
 def test_max_length_is_a_limit(model: SentenceRewardModel) -> None:
