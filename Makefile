@@ -30,7 +30,7 @@ test-compile: venv
 	$(PYTHON_VENV) -m srm_kernels.compile_check
 
 test-wheel: venv
-	$(PYTHON_VENV) -m pytest -q tests/packaging
+	$(PYTHON_VENV) -m pytest -q -o tmp_path_retention_policy=failed tests/packaging
 
 test-pythons: venv
 	./scripts/test_pythons.sh

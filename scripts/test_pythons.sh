@@ -7,8 +7,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 OMP_NUM_THREADS=1
 
 versions=("$@")
 [ $# -gt 0 ] || mapfile -t versions < <(sed -n 's/.*"Programming Language :: Python :: \(3\.[0-9]*\)",/\1/p' pyproject.toml)
-# Tests that need no model, and little else than torch.
-tests=(tests/srm_kernels tests/srm/segmentation tests/srm/data/test_rows.py tests/srm/runs tests/srm/scoring tests/srm/views/test_terminal.py)
+# Half a minute's worth: what a Python can break is imports, annotations, dataclasses, and torch.compile.
+tests=(
+    tests/srm_kernels/test_{public,layout,registration,sentence_reward_head,token_rewards}.py
+    tests/srm/segmentation/test_segmenters.py tests/srm/runs/test_settings.py tests/srm/data/test_files.py
+    tests/srm/scoring/test_text.py tests/srm/test_extras.py
+)
 
 # On the PATH, or one that pyenv keeps; its stand-ins on the PATH answer only for the versions it has been told to use.
 find_python() {
@@ -26,11 +30,14 @@ for version in "${versions[@]}"; do
         continue
     fi
     echo "Python $version:"
+    SECONDS=0
     folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
     "$python" -m venv "$folder"
     pip=("$folder/bin/python" -m pip install --quiet --progress-bar off)
     ./scripts/install_torch.sh "$folder/bin/python"
     "${pip[@]}" ".[nltk]" hypothesis pytest pytest-xdist
+    echo "  installed after $SECONDS s"
     "$folder/bin/python" -m pytest -q -n "${WORKERS:-2}" -m "not gpu and not interpreter and not slow" "${tests[@]}" || failed=1
     rm -rf "$folder"
 done
