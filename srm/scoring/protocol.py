@@ -35,9 +35,6 @@ class RewardModelConfig(Protocol):
     def granularity(self) -> Granularity: ...
 
     @property
-    def segmenter(self) -> dict[str, Any]: ...
-
-    @property
     def max_positions(self) -> int | None: ...
 
 
