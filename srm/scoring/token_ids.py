@@ -24,7 +24,7 @@ from srm.segmentation import ByteTable, content_lengths
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NO_TEXT", "PolicyResponse", "ScoredTokens", "encode_ids", "score_tokens"]
+__all__ = ["NO_TEXT", "PolicyResponse", "ScoredTokens", "encode_ids", "last_token_of", "score_tokens"]
 
 NO_TEXT = ResponseIds(ids=np.empty(0, np.int32), sentence_ends=np.empty(0, np.int32))
 """A response without text: it gets its prompt's reward, and has no sentence."""
@@ -215,14 +215,23 @@ def _other_groups(
         # Where there is no text the policy may still have written tokens, but nothing to pay them for.
         if text.strip():
             encoded = model.encoder.encode_responses([text])[0]
-            policy_ends = np.array([_token_at(offsets, text, start, end) for start, end in encoded.spans], dtype=np.int32)
+            policy_ends = np.array([last_token_of(offsets, text, start, end) for start, end in encoded.spans], dtype=np.int32)
             response = PolicyResponse(ids=encoded.ids, sentence_ends=encoded.sentence_ends, policy_ends=policy_ends)
         groups.append(PromptGroup(prompt_ids=np.array(model.encoder.encode_prompt(prompt), dtype=np.int32), responses=[response]))
     return groups
 
 
-def _token_at(offsets: list[tuple[int, int]], text: str, start: int, end: int) -> int:
-    """The token that writes the last character of the sentence `text[start:end]` that is not white space."""
+def last_token_of(offsets: list[tuple[int, int]], text: str, start: int, end: int) -> int:
+    """The token that writes the last character of the sentence `text[start:end]` that is not white space.
+
+    Args:
+        offsets: characters `start:end` of each token, from `ByteTable.decode`.
+        text: what the tokens write.
+        start, end: characters of the sentence.
+
+    Returns:
+        Index of the token.
+    """
     last = start + len(text[start:end].rstrip()) - 1
     return next(index for index in range(len(offsets) - 1, -1, -1) if offsets[index][0] <= last < offsets[index][1])
 

@@ -1,0 +1,207 @@
+"""verl 0.9.1's own reward loop: our manager and reward function in its Ray actors, our estimator in its trainer's arithmetic."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+import verl
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from verl import DataProto
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
+from verl.experimental.reward_loop import RewardLoopManager
+from verl.trainer.ppo.core_algos import FixedKLController
+from verl.trainer.ppo.ray_trainer import apply_kl_penalty, compute_advantage
+from verl.trainer.ppo.reward import load_reward_manager
+
+from srm import Client, SentenceRewardModel, UserError
+from srm.rl import group_advantages, token_level_rewards
+
+PROMPTS = ["Why is bread salty?", "Where does the cat sit?"] * 2
+RESPONSES = ["It needs salt. Flour alone is dull.", "No, it is wrong!", "", "Bread is white. It is old. Salt is dear!"]
+HOME = "pkg://srm.integrations.verl"
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(awake_model: Callable[[], SentenceRewardModel]) -> SentenceRewardModel:
+    return awake_model()
+
+
+@pytest.fixture(scope="module")
+def folder(model: SentenceRewardModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reward_model")
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real srm-serve in a process of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    command = [sys.executable, "-m", "srm.cli.serve", "--model", str(folder), "--port", str(port)]
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as server:
+        try:
+            Client(f"http://127.0.0.1:{port}", retry_seconds=60).score(["Is it up?"], ["Yes."])
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+
+
+def settings(folder: Path, *more: str) -> DictConfig:
+    """verl's configuration, with what a user would type behind its command."""
+    path = Path(verl.__file__).parent / "trainer" / "config"
+    with initialize_config_dir(str(path), version_base=None):
+        return compose("ppo_trainer", [f"actor_rollout_ref.model.path={folder}", "reward.num_workers=2", *more])
+
+
+def as_manager(**kwargs: str) -> list[str]:
+    named = ["reward.reward_manager.source=importlib", "reward.reward_manager.name=SentenceRewardManager"]
+    return [*named, f"reward.reward_manager.module.path={HOME}", *(f"+reward.reward_kwargs.{name}={value}" for name, value in kwargs.items())]
+
+
+def rollouts(model: SentenceRewardModel) -> DataProto:
+    """What verl's rollouts hold: prompts padded on the left, responses on the right, each with an end token."""
+    end = model.tokenizer.eos_token_id
+    prompts = [model.encoder.encode_prompt(prompt) for prompt in PROMPTS]
+    responses = [[*(model.encoder.encode_responses([text])[0].ids if text else ()), end] for text in RESPONSES]
+    left, right = max(map(len, prompts)), max(map(len, responses)) + 2
+    masks = [
+        [0] * (left - len(prompt)) + [1] * (len(prompt) + len(response)) + [0] * (right - len(response))
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    tensors = {
+        "prompts": torch.tensor([[end] * (left - len(row)) + list(row) for row in prompts]),
+        "responses": torch.tensor([[*row, *[end] * (right - len(row))] for row in responses]),
+        "attention_mask": torch.tensor(masks),
+    }
+    tensors["response_mask"] = tensors["attention_mask"][:, left:]
+    objects = {
+        "raw_prompt": np.array([[{"role": "user", "content": prompt}] for prompt in PROMPTS], dtype=object),
+        "data_source": np.array(["any"] * 4, dtype=object),
+        "reward_model": np.array([{"ground_truth": ""}] * 4, dtype=object),
+        "extra_info": np.array([{"prompt": prompt} for prompt in PROMPTS], dtype=object),
+        "uid": np.array(["b", "a", "b", "a"], dtype=object),
+    }
+    return DataProto.from_dict(tensors, objects)
+
+
+def expected_tokens(model: SentenceRewardModel, data: DataProto) -> Any:
+    left = data.batch["prompts"].shape[1]
+    mask = data.batch["attention_mask"]
+    return model.score_tokens(
+        data.batch["prompts"], data.batch["responses"], prompt_mask=mask[:, :left], response_lengths=mask[:, left:].sum(1)
+    )
+
+
+def rewards_of_actors(config: DictConfig, data: DataProto) -> DataProto:
+    loop = RewardLoopManager(config)
+    try:
+        return loop.compute_rm_score(data)
+    finally:
+        for worker in loop.reward_loop_workers:
+            ray.kill(worker)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_dense_rewards_of_a_batch_from_real_actors(model: SentenceRewardModel, folder: Path, url: str) -> None:
+    data = rollouts(model)
+    answer = rewards_of_actors(settings(folder, *as_manager(url=url)), data)
+    torch.testing.assert_close(answer.batch["rm_scores"], token_level_rewards(expected_tokens(model, data)), atol=1e-5, rtol=1e-5)
+    assert answer.non_tensor_batch["num_sentences"].tolist() == [2, 1, 0, 3]
+
+
+@pytest.mark.parametrize("kind", ["weighted", "sentence", "response"])
+def test_one_sample_gets_one_number(model: SentenceRewardModel, folder: Path, url: str, kind: str) -> None:
+    """As verl's agent loop asks while other samples are still being written."""
+    data = rollouts(model)
+    manager = load_reward_manager(settings(folder, *as_manager(url=url, kind=kind)), model.tokenizer)
+
+    async def ask() -> list[dict[str, Any]]:
+        return await asyncio.gather(*(manager.run_single(data[i : i + 1]) for i in range(4)))
+
+    answers = asyncio.run(ask())
+    dense = manager.assemble_rm_scores(data, [answer["reward_score"] for answer in answers])
+    torch.testing.assert_close(dense, token_level_rewards(expected_tokens(model, data), kind=kind), atol=1e-5, rtol=1e-5)
+    for answer, reward in zip(answers, expected_tokens(model, data).reward.tolist(), strict=True):
+        output = AgentLoopOutput(prompt_ids=[1], response_ids=[1, 2], response_mask=[1, 1], metrics=AgentLoopMetrics())
+        output.reward_score = answer["reward_score"]
+        assert output.as_dict()["rm_scores"].tolist() == pytest.approx([0.0, reward], abs=1e-5)
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("where", ["url", "model"])
+def test_compute_score_in_real_actors(model: SentenceRewardModel, folder: Path, url: str, where: str) -> None:
+    """64 samples at once, an empty one in every four."""
+    data = DataProto.concat([rollouts(model)] * 16)
+    value = url if where == "url" else folder
+    flags = [f"reward.custom_reward_function.path={HOME}", f"+reward.custom_reward_function.reward_kwargs.{where}={value}"]
+    got = rewards_of_actors(settings(folder, *flags), data).batch["rm_scores"].sum(1)
+    torch.testing.assert_close(got, expected_tokens(model, data).reward, atol=1e-5, rtol=1e-5)
+
+
+def test_dense_rewards_reach_the_advantages(model: SentenceRewardModel, folder: Path) -> None:
+    data = rollouts(model)
+    scored = expected_tokens(model, data)
+    dense = token_level_rewards(scored)
+    config = settings(folder).algorithm
+    for name in ("old_log_probs", "ref_log_prob", "values"):
+        data.batch[name] = 0.1 * torch.randn(dense.shape, generator=torch.Generator().manual_seed(len(name)))
+    data.batch["token_level_scores"] = dense
+    mask = data.batch["response_mask"].bool()
+    penalty = (data.batch["old_log_probs"] - data.batch["ref_log_prob"]) * mask
+    data, _ = apply_kl_penalty(data, FixedKLController(0.5))
+    torch.testing.assert_close(data.batch["token_level_rewards"], dense - 0.5 * penalty)
+    # With a discount of 0 an advantage is the token's reward less its value, so what each sentence earned is still there.
+    gae = compute_advantage(data, "gae", gamma=0.0, lam=1.0, config=config)
+    earned = (gae.batch["returns"])[mask]
+    torch.testing.assert_close(earned, data.batch["token_level_rewards"][mask], atol=1e-5, rtol=1e-4)
+
+
+def test_the_estimator_compares_sentences(model: SentenceRewardModel, folder: Path) -> None:
+    import srm.integrations.verl  # registers it, as the reward manager's path does in verl's own processes
+
+    data = rollouts(model)
+    scored = expected_tokens(model, data)
+    data.batch["token_level_rewards"] = token_level_rewards(scored)
+    config = settings(folder, "algorithm.adv_estimator=srm").algorithm
+    got = compute_advantage(data, config.adv_estimator, config=config).batch["advantages"]
+    group = torch.tensor([0, 1, 0, 1])
+    expected = group_advantages(scored, group, mask=data.batch["response_mask"])
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+    assert got[3].unique().numel() > 2
+    config.use_kl_in_reward = True
+    with pytest.raises(UserError, match="adv_estimator=srm needs algorithm.use_kl_in_reward=False"):
+        srm.integrations.verl.sentence_group_advantages(dense := token_level_rewards(scored), dense, data.non_tensor_batch["uid"], config)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({}, "give `url` of a running srm-serve, or `model`, one of the two; got url=None, model=None"),
+        ({"url": "http://a", "model": "b"}, "one of the two"),
+        ({"url": "http://a", "kind": "mean"}, "kind must be one of weighted, sentence, response, got 'mean'"),
+        ({"url": "http://a", "batch": "2"}, "unknown setting batch. Choose from url, token, model, kind"),
+    ],
+)
+def test_wrong_settings(model: SentenceRewardModel, folder: Path, kwargs: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_reward_manager(settings(folder, *as_manager(**kwargs)), model.tokenizer)
