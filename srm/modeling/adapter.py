@@ -14,7 +14,7 @@ from srm.extras import name_the_extra
 from srm.modeling.config import SentenceRewardConfig
 from srm.modeling.loading import load_tokenizer, one_line, read_config
 
-__all__ = ["load_adapter", "merge_adapter", "read_adapter"]
+__all__ = ["check_adapter", "load_adapter", "merge_adapter", "read_adapter"]
 
 _COPY_AGAIN = "The adapter must be whole: copy or download the folder again."
 # What AutoModel and transformers hand to every class, and has no meaning for the backbone.
@@ -32,12 +32,8 @@ def load_adapter(cls: Any, path: Path, *, dtype: torch.dtype | str = torch.float
     """
     adapter = read_adapter(path)
     if "head" not in (adapter.modules_to_save or []):
-        kind = (
-            "of a classifier, which has no sentences: srm-eval reads it" if adapter.task_type == "SEQ_CLS" else "of another kind of model"
-        )
-        raise UserError(
-            f"{path}: the adapter saves no reward head (`modules_to_save` lacks 'head'). It is {kind}. Train one with srm-train."
-        )
+        way_out = "It has no sentences: srm-eval reads it" if adapter.task_type == "SEQ_CLS" else "Train one with srm-train"
+        raise UserError(f"{path}: the adapter saves no reward head of ours (`modules_to_save` lacks 'head'). {way_out}.")
     model_kwargs = {name: value for name, value in model_kwargs.items() if name not in _OF_AUTOMODEL}
     base = str(adapter.base_model_name_or_path)
     model = _load_base(cls, base, path, dtype=dtype, tokenizer=load_tokenizer(str(path)), model_kwargs=model_kwargs)
@@ -64,18 +60,28 @@ def merge_adapter(model: nn.Module, path: Path) -> Any:
     Raises:
         UserError: the adapter is not whole, or of another model.
     """
-    from peft import PeftModel, get_peft_model_state_dict
-    from peft.utils import load_peft_weights
+    from peft import PeftModel
 
     with one_line(str(path), "the adapter could not be loaded", _COPY_AGAIN):
         adapted = PeftModel.from_pretrained(model, str(path))
-        saved, loaded = load_peft_weights(str(path), device="cpu"), get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    _require_same(str(path), saved, loaded)
+    check_adapter(adapted, str(path))
     return adapted.merge_and_unload()
 
 
+def check_adapter(adapted: Any, path: str) -> None:
+    """Compare the adapter that a `PeftModel` has loaded with its file: peft only warns of missing weights, and drops odd ones.
+
+    Raises:
+        UserError: they differ, or a weight is NaN.
+    """
+    from peft import get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    saved, loaded = load_peft_weights(path, device="cpu"), get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    _require_same(path, saved, loaded)
+
+
 def _require_same(path: str, saved: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor]) -> None:
-    """peft only warns where weights are missing, and drops those it has no place for."""
     for what, names in (("missing", loaded.keys() - saved.keys()), ("without a place in the model", saved.keys() - loaded.keys())):
         if names:
             raise UserError(f"{path}: the adapter does not fit its model: {len(names)} weights {what} ({min(names)}, ...). {_COPY_AGAIN}")
