@@ -247,7 +247,7 @@ class SentenceRewardModel(PreTrainedModel):
             prompts: one a row, a string or a list of `{"role", "content"}` messages.
             responses: for each prompt a response, or a list of responses; those share one pass over their prompt.
             tokens_per_batch: upper bound on the tokens of one forward pass; a single longer response still runs, alone.
-            max_length: longest prompt + response in tokens; the backbone's own limit where None.
+            max_length: longest prompt + response in tokens; never more than the backbone's own limit.
             packing: `shared`, `packed` or `none`; where None, see `packing_mode`.
             show_progress: draw a progress bar on stderr.
 
@@ -298,7 +298,7 @@ class SentenceRewardModel(PreTrainedModel):
             packing: `shared`, `packed` or `none`; where None, see `packing_mode`.
 
         Raises:
-            ValueError: shapes that do not match, an empty prompt, or more tokens than the reward model reads. IndexError: an unknown id.
+            ValueError: shapes that do not match, an empty prompt, more tokens than the reward model reads, or an id that it does not know.
         """
         return score_tokens(
             self,
@@ -319,7 +319,7 @@ class SentenceRewardModel(PreTrainedModel):
 
         Args:
             prompt: a string or a list of `{"role", "content"}` messages; it runs at once.
-            max_length: longest prompt + response in tokens; the backbone's own limit where None.
+            max_length: longest prompt + response in tokens; never more than the backbone's own limit.
 
         Raises:
             UserError: a prompt that is too long, or a backbone that is no causal decoder or has no cache of keys and values.

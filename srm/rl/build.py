@@ -13,6 +13,7 @@ from srm.data.template import ChatFormat
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
 from srm.modeling.alias import raise_load_error, resolve_model_name
+from srm.modeling.config import positions_of
 from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole
 from srm.rl.arguments import RLConfig
 from srm.rl.trainer import RLTrainer
@@ -123,7 +124,7 @@ def _encode_prompts(config: RLConfig, tokenizer: PreTrainedTokenizerBase, say: C
 def _check_lengths(config: RLConfig, policy: PreTrainedModel, reward_model: SentenceRewardModel, longest: int) -> None:
     wanted = longest + config.max_completion_length
     limits = {
-        "the policy": getattr(policy.config.get_text_config(), "max_position_embeddings", None),
+        "the policy": positions_of(policy.config),
         "the reward model": reward_model.config.max_positions,
     }
     for who, limit in limits.items():
