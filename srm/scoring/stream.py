@@ -15,8 +15,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from srm.data import EncodedResponse, Prompt
+from srm.data.overlong import length_limit
 from srm.errors import UserError
 from srm.packing.backbone import restore, unwrap
+from srm.scoring.guards import check_ids, require_finite
 from srm.scoring.protocol import RewardModel
 from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.scoring.run import sentence_score
@@ -41,7 +43,7 @@ class RewardStream:
     Args:
         model: the reward model, in eval mode.
         prompt: text or chat messages; it runs at once.
-        max_length: longest prompt + response in tokens; the backbone's own limit where None.
+        max_length: longest prompt + response in tokens; never more than the backbone's own limit.
 
     Attributes:
         text: what was fed.
@@ -63,7 +65,7 @@ class RewardStream:
             )
         self._model = model
         self._segmenter = model.encoder.segmenter.without_limits()
-        self._limit = model.config.max_positions if max_length is None else max_length
+        self._limit = length_limit(max_length, model.config.max_positions)
         self._prompt_length = 0
         self._ids: list[int] = []
         self._closed = False
@@ -187,6 +189,7 @@ class RewardStream:
     def _run(self, ids: list[int]) -> Tensor:
         """Hidden states [T, D] of `ids`, the next ones behind what is in the cache."""
         model = self._model
+        check_ids(model.backbone, "stream", ids)
         # `score` may have switched the backbone to the packed attention, which knows no cache.
         restore(model.backbone)
         start = self._cache.get_seq_length()
@@ -215,6 +218,7 @@ class RewardStream:
         layout = SentenceLayout(rows_N, torch.tensor([0, rows_N.numel()], device=device))
         reward, rewards, weight, _ = (tensor.cpu() for tensor in self._model.head(self._hidden_TD, layout))
         score = sentence_score(self._model, read, float(reward), rewards, weight)
+        require_finite(self._model, [score], ["stream: the response" if response else "stream: the prompt"])
         if response is None:
             return ScoredResponse(reward=score.reward, prompt_reward=score.sentence_reward[0], sentences=())
         return read_off(response, score)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import cast
 
 import numpy as np
@@ -12,6 +13,7 @@ from srm.data.overlong import cut_group
 from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup
 from srm.packing.batch import IntArray
+from srm.scoring.guards import check_ids, require_finite
 from srm.scoring.protocol import RewardModel
 from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.scoring.run import ResponseScore, score_all
@@ -40,10 +42,17 @@ def score(
     if any(nested) and not all(nested):
         raise ValueError(f"score: `responses` mixes strings and lists (entry {nested.index(not nested[0])}); use one form for all.")
     groups: list[PromptGroup] = []
+    places: list[list[str]] = []
     texts = [[entry] if isinstance(entry, str) else list(entry) for entry in responses]
     for row, (prompt, answers) in enumerate(zip(prompts, texts, strict=True)):
-        groups += encode_groups(model, prompt, answers, where=[f"score: row {row}"] * len(answers), max_length=max_length)
+        where = [f"score: row {row}" if len(answers) == 1 else f"score: row {row}, response {number}" for number in range(len(answers))]
+        encoded = encode_groups(model, prompt, answers, where=where, max_length=max_length)
+        groups += encoded
+        named = iter(where)
+        places += [list(islice(named, len(group.responses))) for group in encoded]
     scored = score_all(model, groups, tokens_per_batch=tokens_per_batch, packing=packing, show_progress=show_progress)
+    for scores, place in zip(scored, places, strict=True):
+        require_finite(model, scores, place)
     flat = iter([one for group, scores in zip(groups, scored, strict=True) for one in read_off_group(group, scores)])
     result = [[next(flat) for _ in answers] for answers in texts]
     return result if any(nested) else [group[0] for group in result]
@@ -65,7 +74,7 @@ def encode_groups(
         prompt: text or chat messages.
         responses: the texts that answer it.
         where: what a message calls each response.
-        max_length: longest prompt + response in tokens; the backbone's own limit where None.
+        max_length: longest prompt + response in tokens; never more than the backbone's own limit.
         overlong: `error`, `truncate_prompt` or `truncate_response`, as in `srm.data`. Sentences behind the cut get no reward. Each
             response is cut by itself: what it shares its prompt with must not change its score.
 
@@ -73,18 +82,21 @@ def encode_groups(
         Groups of `EncodedResponse`, the responses in order.
 
     Raises:
-        UserError: an empty response, one that no tokens come from, or one that is too long with its prompt.
+        UserError: an empty response, one that no tokens come from or that has tokens the model does not know, or one that is too long with
+            its prompt.
     """
     for text, place in zip(responses, where, strict=True):
         if not text.strip():
             raise UserError(f"{place}: the response is empty. A reward needs at least one sentence: drop the row.")
     prompt_ids = np.asarray(model.encoder.encode_prompt(prompt), dtype=np.int32)
-    limit = model.config.max_positions if max_length is None else max_length
     num_closing = len(model.encoder.boundary_ids)
     cut: list[tuple[IntArray, list[EncodedResponse]]] = []
     for whole, place in zip(model.encoder.encode_responses(list(responses)), where, strict=True):
         group = PromptGroup(prompt_ids=prompt_ids, responses=[whole])
-        group = cut_group(group, max_length=limit, policy=overlong, num_closing=num_closing, where=place)
+        group = cut_group(
+            group, max_length=max_length, positions=model.config.max_positions, policy=overlong, num_closing=num_closing, where=place
+        )
+        check_ids(model.backbone, place, group.prompt_ids, *(response.ids for response in group.responses))
         if not cut or len(cut[-1][0]) != len(group.prompt_ids):
             cut.append((group.prompt_ids, []))
         cut[-1][1].append(cast(EncodedResponse, group.responses[0]))

@@ -17,6 +17,7 @@ from srm.data import Prompt
 from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup, ResponseIds
 from srm.packing.batch import IntArray
+from srm.scoring.guards import check_ids, require_finite
 from srm.scoring.protocol import RewardModel
 from srm.scoring.run import score_all
 from srm.segmentation import ByteTable, content_lengths
@@ -123,7 +124,9 @@ def score_tokens(
     else:
         groups = _other_groups(model, policy, prompts, padded, lengths)
     _check_lengths(model, groups)
+    places = [f"score_tokens: prompt {index} and its response" for index in range(len(groups))]
     scores = [score for (score,) in score_all(model, groups, tokens_per_batch=tokens_per_batch, packing=packing)]
+    require_finite(model, scores, places)
     ends = [_policy_ends(group) for group in groups]
     device = padded.device
     return ScoredTokens(
@@ -192,8 +195,12 @@ def _own_groups(
     """Responses of a policy with the reward model's vocabulary: its ids are what the model reads."""
     encoder = model.encoder
     groups = []
+    wide = padded.cpu().numpy()
+    for index, (prompt, length) in enumerate(zip(prompts, lengths.tolist(), strict=True)):
+        # Before they become int32, where a large id would turn into another.
+        check_ids(model.backbone, f"score_tokens: prompt {index} and its response", prompt, wide[index, :length])
     all_ends = encoder.token_segmenter(policy).segment(padded, lengths).tolist()
-    rows = padded.to("cpu", torch.int32).numpy()
+    rows = wide.astype(np.int32)
     for prompt, ids, length, ends in zip(prompts, rows, lengths.tolist(), all_ends, strict=True):
         text, policy_ends = ids[:length].copy(), np.asarray(ends, dtype=np.int32)
         # The model may have been trained with a token of its own behind each sentence. The policy's ids are copied, not changed.
@@ -218,6 +225,7 @@ def _other_groups(
             policy_ends = np.array([_token_at(offsets, text, start, end) for start, end in encoded.spans], dtype=np.int32)
             response = PolicyResponse(ids=encoded.ids, sentence_ends=encoded.sentence_ends, policy_ends=policy_ends)
         groups.append(PromptGroup(prompt_ids=np.array(model.encoder.encode_prompt(prompt), dtype=np.int32), responses=[response]))
+        check_ids(model.backbone, f"score_tokens: prompt {len(groups) - 1} and its response", groups[-1].prompt_ids, response.ids)
     return groups
 
 
@@ -238,7 +246,7 @@ def _check_lengths(model: RewardModel, groups: Sequence[PromptGroup]) -> None:
         if not len(group.prompt_ids):
             raise ValueError(f"score_tokens: prompt {index} is empty; its last token carries the first boundary.")
         if limit is not None and group.longest > limit:
-            raise ValueError(
+            raise UserError(
                 f"score_tokens: prompt {index} and its response have {group.longest} tokens, the reward model reads {limit}. "
                 "Generate shorter responses, or use a reward model with a longer context."
             )
