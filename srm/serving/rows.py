@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from srm.data import EncodedResponse
-from srm.data.messages import check_messages, response_text
+from srm.data.messages import response_text
 from srm.data.schema import RowProblem
 from srm.errors import UserError
 from srm.integrations.openrlhf import encode_request
@@ -90,9 +90,8 @@ def _encode_texts(model: SentenceRewardModel, rows: Sequence[tuple[int, TextRow]
 
 def _render(model: SentenceRewardModel, row: TextRow, index: int) -> str:
     try:
-        prompt = row.prompt if isinstance(row.prompt, str) else check_messages(row.prompt, "prompt")
-        return model.encoder.format.render(prompt)
-    except (RowProblem, UserError) as problem:
+        return model.encoder.render(row.prompt)
+    except UserError as problem:
         raise BadField(("rows", index, "prompt"), str(problem)) from None
 
 
