@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from srm.data import EncodedResponse, OverlongPolicy, Prompt, Response
-from srm.data.messages import is_message_list, response_text
+from srm.data.messages import check_prompt, is_message_list, response_text
 from srm.data.overlong import cut_group
 from srm.data.schema import RowProblem
 from srm.errors import UserError
@@ -44,7 +44,11 @@ def score(
     groups: list[PromptGroup] = []
     texts: list[list[Any]] = [list(entry) if is_nested else [entry] for entry, is_nested in zip(responses, nested, strict=True)]
     for row, (prompt, answers) in enumerate(zip(prompts, texts, strict=True)):
-        groups += encode_groups(model, prompt, answers, where=[f"score: row {row}"] * len(answers), max_length=max_length)
+        try:
+            checked = check_prompt(prompt)
+        except RowProblem as problem:
+            raise UserError(f"score: row {row}: {problem}. {problem.fix}.") from None
+        groups += encode_groups(model, checked, answers, where=[f"score: row {row}"] * len(answers), max_length=max_length)
     scored = score_all(model, groups, tokens_per_batch=tokens_per_batch, packing=packing, show_progress=show_progress)
     flat = iter([one for group, scores in zip(groups, scored, strict=True) for one in read_off_group(group, scores)])
     result = [[next(flat) for _ in answers] for answers in texts]
@@ -64,7 +68,7 @@ def encode_groups(
 
     Args:
         model: the reward model.
-        prompt: text or chat messages.
+        prompt: text or chat messages, as `srm.data.messages.check_prompt` returns them.
         responses: what answers it, texts or messages.
         where: what a message calls each response.
         max_length: longest prompt + response in tokens; the backbone's own limit where None.
@@ -78,7 +82,8 @@ def encode_groups(
         UserError: an empty response, one that no tokens come from, or one that is too long with its prompt.
     """
     texts = [_words(response, place) for response, place in zip(responses, where, strict=True)]
-    prompt_ids = np.asarray(model.encoder.encode_prompt(prompt), dtype=np.int32)
+    # Not `encode_prompt`: pairs of texts that share no word come with an empty prompt.
+    prompt_ids = np.asarray(model.encoder.encode_prompts([model.encoder.format.render(prompt)])[0], dtype=np.int32)
     limit = model.config.max_positions if max_length is None else max_length
     num_closing = len(model.encoder.boundary_ids)
     cut: list[tuple[IntArray, list[EncodedResponse]]] = []
