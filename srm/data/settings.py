@@ -10,7 +10,7 @@ from srm.data.messages import MEDIA, check_prompt, plain
 from srm.data.schema import Conversation, Prompt, RowProblem
 from srm.errors import UserError
 
-__all__ = ["SETTING_COLUMNS", "with_columns", "with_settings"]
+__all__ = ["SETTING_COLUMNS", "columns_of", "with_columns", "with_settings"]
 
 SETTING_COLUMNS = frozenset({"tools", "chat_template_kwargs"})
 # What the caller of a template decides itself.
@@ -48,6 +48,17 @@ def with_settings(prompt: Prompt, fields: Mapping[str, Any]) -> Prompt:
         return prompt
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return Conversation(messages, **settings, **({"tools": tools} if tools else {}))
+
+
+def columns_of(prompt: Prompt) -> dict[str, Any]:
+    """The columns that `with_settings` makes of `prompt` what it is; none for most.
+
+    Args:
+        prompt: of a row.
+    """
+    settings = dict(prompt.settings) if isinstance(prompt, Conversation) else {}
+    tools = settings.pop("tools", None)
+    return {**({"tools": tools} if tools else {}), **({"chat_template_kwargs": settings} if settings else {})}
 
 
 def with_columns(prompts: Sequence[Any], columns: Mapping[str, Any]) -> list[Prompt]:
