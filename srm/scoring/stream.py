@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from srm.data import EncodedResponse, Prompt
 from srm.data.overlong import length_limit
 from srm.errors import UserError
-from srm.packing.backbone import restore, unwrap
+from srm.scoring.cache_check import check_cache, run_cached
 from srm.scoring.guards import check_ids, require_finite
 from srm.scoring.protocol import RewardModel
 from srm.scoring.results import ScoredResponse, ScoredSentence
@@ -58,11 +58,7 @@ class RewardStream:
     def __init__(self, model: RewardModel, prompt: Prompt, *, max_length: int | None = None) -> None:
         # Nothing runs packed here, but the backbone has to be a causal decoder.
         model.packing_mode("none")
-        if unwrap(model.backbone)._is_stateful:
-            raise UserError(
-                f"stream: {type(unwrap(model.backbone)).__name__} keeps a running state, which cannot be taken back when a token changes. "
-                "Score finished responses with `score`."
-            )
+        check_cache(model)
         self._model = model
         self._segmenter = model.encoder.segmenter.without_limits()
         self._limit = length_limit(max_length, model.config.max_positions)
@@ -72,7 +68,6 @@ class RewardStream:
         self.text = ""
         prompt_ids = model.encoder.encode_prompt(prompt)
         self._check_length(len(prompt_ids))
-        # Without the model's config, so that layers with a sliding window keep all tokens as well: those may have to be taken back.
         self._cache = DynamicCache()
         # Row 0 is the prompt's last token, row 1 + t the response's token t.
         self._hidden_TD = self._run(prompt_ids)[-1:]
@@ -185,28 +180,10 @@ class RewardStream:
             self._hidden_TD = torch.cat([self._hidden_TD, self._run(ids[same:])])
             self._ids = ids
 
-    @torch.no_grad()
     def _run(self, ids: list[int]) -> Tensor:
         """Hidden states [T, D] of `ids`, the next ones behind what is in the cache."""
-        model = self._model
-        check_ids(model.backbone, "stream", ids)
-        # `score` may have switched the backbone to the packed attention, which knows no cache.
-        restore(model.backbone)
-        start = self._cache.get_seq_length()
-        input_ids = torch.tensor([ids], device=model.device)
-        position_ids = torch.arange(start, start + len(ids), device=model.device)[None]
-        was_training = model.training
-        model.eval()
-        try:
-            output = model.backbone(input_ids=input_ids, position_ids=position_ids, past_key_values=self._cache, use_cache=True)
-        finally:
-            model.train(was_training)
-        if self._cache.get_seq_length() != start + len(ids):
-            raise UserError(
-                f"stream: {type(unwrap(model.backbone)).__name__} does not keep its keys and values in the cache it is given. "
-                "Score finished responses with `score`."
-            )
-        return output.last_hidden_state[0]
+        check_ids(self._model.backbone, "stream", ids)
+        return run_cached(self._model, ids, self._cache)
 
     @torch.no_grad()
     def _score(self, response: EncodedResponse | None) -> ScoredResponse:
