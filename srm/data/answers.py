@@ -113,8 +113,11 @@ class AnswerTokens:
                 self._bare = bare
                 return lead
         form.say_once(
-            f"ends a prompt with {form.question[-20:]!r}, which the tokenizer joins with the answer's first word; they are tokenised apart"
+            f"ends a prompt with {form.question[-20:]!r}, whose tokens depend on the answer's first word; prompt and answer are tokenised "
+            "apart, as a policy reads and writes them"
         )
+        # No character may come in that stands in neither of the two.
+        self._bare = bare
         return space
 
     def _ids(self, text: str) -> list[int]:
