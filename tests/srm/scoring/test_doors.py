@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,17 @@ def test_nor_is_one_that_is_spelled_out(end: str, model: SentenceRewardModel) ->
 def test_the_end_tokens_are_saved_with_the_model(model: SentenceRewardModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert SentenceRewardModel.from_pretrained(tmp_path).encoder.answers.end_ids == model.encoder.answers.end_ids
+
+
+def test_a_generation_config_that_is_not_sound(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "generation_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"generation_config.json is not sound"):
+        SentenceRewardModel.from_backbone(copy)
+    (copy / "generation_config.json").unlink()
+    made = SentenceRewardModel.from_backbone(copy)
+    assert made.tokenizer is not None
+    assert made.tokenizer.convert_tokens_to_ids("<stop>") not in made.encoder.answers.end_ids
 
 
 def objects(*messages: Any) -> np.ndarray:
