@@ -182,7 +182,7 @@ def test_verls_raw_prompts(raw: str, model: SentenceRewardModel, folder: Path) -
         ([{"role": "user", "content": [{"type": "image"}]}], TEXT, "content that is not text"),
         (5, TEXT, "`prompt` must be a string or a list of messages"),
         (USER, [{"role": "assistant", "content": "a", "reasoning_content": "b"}], "`response` has `reasoning_content` beside"),
-        (USER, "[{'role': 'assistant', 'content': 'Hi'}]", "`response` is messages written as text"),
+        ("[{'role': 'user', 'content': 'Hi'}]", TEXT, "`prompt` is messages written as text"),
         (USER, None, "`response` is null"),
         (USER, [None], "`response` is null"),
     ],
@@ -190,6 +190,14 @@ def test_verls_raw_prompts(raw: str, model: SentenceRewardModel, folder: Path) -
 def test_what_files_refuse_is_refused(prompt: Any, answer: Any, message: str, model: SentenceRewardModel) -> None:
     with pytest.raises(UserError, match=message):
         model.score([prompt], [answer])
+
+
+def test_a_policy_may_write_anything(model: SentenceRewardModel) -> None:
+    """In a file this is a mistake; a policy's answer must not stop a run."""
+    text = "[{'role': 'user', 'content': 'Hi'}]"
+    rendered = model.encoder.format.render(USER)
+    request = {"query": [rendered + text], "prompts": [rendered], "labels": [""]}
+    assert answer_request(model, request)["rewards"] == [pytest.approx(reward(model, text=text), abs=1e-5)]
 
 
 def test_a_policy_that_writes_its_own_header(folder: Path, awake_model: Callable[..., SentenceRewardModel]) -> None:
@@ -206,3 +214,7 @@ def test_a_policy_that_writes_its_own_header(folder: Path, awake_model: Callable
     ends = want.ends[1:].tolist()
     assert own.ends.tolist() == [-1, *(end + len(header) for end in ends), -1, *(end + len(header) for end in ends), -1, *ends]
     assert reward(model) == pytest.approx(want.reward.item(), abs=1e-5)
+    rendered, spelled = model.encoder.format.render(USER), "<start_of_turn>assistant\n"
+    bare = rendered.removesuffix(spelled)
+    request = {"query": [rendered + TEXT, rendered + TEXT, rendered + spelled + TEXT], "prompts": [bare, rendered, rendered], "labels": []}
+    assert answer_request(model, request)["rewards"] == pytest.approx([want.reward.item()] * 3, abs=1e-5)
