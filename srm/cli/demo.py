@@ -91,8 +91,15 @@ def demo(settings: DemoSettings, console: Console) -> GeneratedResult:
     """Generate pairs, train, measure before and after on held-out pairs, show one, and save model and report.
 
     Raises:
-        UserError: a model that cannot be loaded, or an output folder that holds something else.
+        UserError: a model that cannot be loaded, or an output folder that holds something else or that another run writes into.
     """
+    from srm.runs.lock import hold
+
+    with hold(settings.output_dir):
+        return _demo(settings, console)
+
+
+def _demo(settings: DemoSettings, console: Console) -> GeneratedResult:
     folder = _claim(settings)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     started = time.perf_counter()

@@ -69,13 +69,19 @@ def _evaluate(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
     from rich.console import Console
 
+    from srm.runs.lock import hold
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("runs as one process. Score with several by srm-score, or start one srm-eval a model, each with its --output_dir.")
+    with hold(arguments.output_dir):
+        _evaluate_suite(arguments, Console(stderr=True))
+
+
+def _evaluate_suite(arguments: argparse.Namespace, console: Console) -> None:
     from srm.evaluation.score_suite import write_responses
     from srm.evaluation.spans import has_spans, read_spans
     from srm.evaluation.suites import HUB_SUITES, read_suite
 
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("runs as one process. Score with several by srm-score, or start one srm-eval a model, each with its --output_dir.")
-    console = Console(stderr=True)
     names = _short_names(arguments.model)
     reading = {"split": arguments.split, "max_rows": arguments.max_pairs, "skip_bad_rows": arguments.skip_bad_rows}
     suite: Suite | None = None
@@ -131,6 +137,8 @@ def _score(model_name: str, name: str, responses: Path, output: Path, total: int
     from srm.evaluation.score_suite import score_responses
     from srm.scoring.file import RowSettings
 
+    digest = hashlib.sha256(responses.read_bytes()).hexdigest()
+    identity = model_identity(model_name, f"sha256:{digest}", arguments)
     model = _load(model_name, arguments)
     settings = RowSettings(
         overlong=arguments.overlong,
@@ -138,14 +146,13 @@ def _score(model_name: str, name: str, responses: Path, output: Path, total: int
         packing=arguments.packing,
         tokens_per_batch=arguments.tokens_per_batch,
     )
-    digest = hashlib.sha256(responses.read_bytes()).hexdigest()
     with Progress(*progress_columns(f"Scoring {name}"), console=console) as progress:
         task = progress.add_task("", total=total)
         score_responses(
             model,
             responses,
             output,
-            identity=model_identity(model_name, f"sha256:{digest}", arguments),
+            identity=identity,
             settings=settings,
             overwrite=arguments.overwrite,
             on_scored=lambda count: progress.advance(task, count),

@@ -16,6 +16,7 @@ from pathlib import Path
 from transformers.trainer_utils import get_last_checkpoint
 
 from srm.errors import UserError
+from srm.runs.lock import hold, lock_file
 
 __all__ = [
     "delete_run",
@@ -137,26 +138,42 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def recover(output_dir: str | os.PathLike[str]) -> None:
-    """Undo what a killed run left half done: put a checkpoint back that was about to be replaced, drop unfinished writes."""
-    for partial in Path(output_dir).glob(f"*{_PARTIAL}"):
-        partial.unlink(missing_ok=True)
-    folder = staging(output_dir)
-    if not folder.is_dir():
-        return
-    for replaced in folder.glob(f"*{_REPLACED}"):
-        final = Path(output_dir) / replaced.name.removesuffix(_REPLACED)
-        if not final.exists():
-            replaced.rename(final)
-    shutil.rmtree(folder)
+    """Undo what a killed run left half done: put a checkpoint back that was about to be replaced, drop unfinished writes.
+
+    Args:
+        output_dir: the run's folder.
+
+    Raises:
+        UserError: a live run writes there, whose unfinished writes these are.
+    """
+    with hold(output_dir):
+        for partial in Path(output_dir).glob(f"*{_PARTIAL}"):
+            partial.unlink(missing_ok=True)
+        folder = staging(output_dir)
+        if not folder.is_dir():
+            return
+        for replaced in folder.glob(f"*{_REPLACED}"):
+            final = Path(output_dir) / replaced.name.removesuffix(_REPLACED)
+            if not final.exists():
+                replaced.rename(final)
+        shutil.rmtree(folder)
 
 
 def delete_run(output_dir: str | os.PathLike[str]) -> None:
-    """Delete the checkpoints of an earlier run, so that none of them can be resumed in place of the new run's."""
-    recover(output_dir)
-    for checkpoint in Path(output_dir).glob("checkpoint-*"):
-        if checkpoint.is_dir():
-            _discard(checkpoint)
-    shutil.rmtree(staging(output_dir), ignore_errors=True)
+    """Delete the checkpoints of an earlier run, so that none of them can be resumed in place of the new run's.
+
+    Args:
+        output_dir: the run's folder.
+
+    Raises:
+        UserError: as `recover`.
+    """
+    with hold(output_dir):
+        recover(output_dir)
+        for checkpoint in Path(output_dir).glob("checkpoint-*"):
+            if checkpoint.is_dir():
+                _discard(checkpoint)
+        shutil.rmtree(staging(output_dir), ignore_errors=True)
 
 
 def find_checkpoint(output_dir: str, resume: str | None, *, overwrite: bool) -> str | None:
@@ -184,7 +201,7 @@ def find_checkpoint(output_dir: str, resume: str | None, *, overwrite: bool) -> 
         return last and _resumable(last)
     if wanted != "false":
         return _resumable(str(resume))
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    if folder.is_dir() and any(path != lock_file(folder) for path in folder.iterdir()) and not overwrite:
         last = _last_checkpoint(folder)
         found = f"holds a run up to {Path(last).name}" if last else "is not empty"
         raise UserError(
