@@ -39,7 +39,10 @@ def train(argv: Sequence[str]) -> None:
 
     from srm.rl.build import make_accelerator
     from srm.runs.lock import hold_together
+    from srm.runs.places import check_folder
 
+    models = {"--model_name_or_path": config.model_name_or_path, "--reward_model_path": config.reward_model_path}
+    check_folder("--output_dir", config.output_dir, data={"--dataset_name": config.dataset_name}, models=models, whole=True)
     accelerator = make_accelerator(config)
     with hold_together(config.output_dir, writes=accelerator.is_main_process):
         _train(config, accelerator)

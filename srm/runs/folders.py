@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from srm.errors import UserError
 from srm.runs.lock import hold, lock_file
 
 __all__ = [
+    "checkpoints",
     "delete_run",
     "find_checkpoint",
     "publish_folder",
@@ -33,8 +35,10 @@ __all__ = [
 _STAGING = ".incomplete"
 _REPLACED = ".replaced"
 _PARTIAL = ".partial"
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 # Without these no loader takes the folder for a model, so they go last.
 _GATES = ("config.json", "adapter_config.json")
+_RECORDS = "srm_*.yaml"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
@@ -89,6 +93,11 @@ def publish_model(staged: Path, final: Path) -> None:
     staged.rmdir()
 
 
+def checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """The folders `checkpoint-N` of a run, in no order; other names are the user's own."""
+    return [path for path in Path(output_dir).glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+
+
 def rotate(output_dir: str | os.PathLike[str], limit: int | None, keep: Iterable[str | os.PathLike[str]]) -> None:
     """Delete the oldest checkpoints until `limit` are left.
 
@@ -101,11 +110,9 @@ def rotate(output_dir: str | os.PathLike[str], limit: int | None, keep: Iterable
         return
     spared = {Path(path).resolve() for path in keep}
     # By age, not by number: after a resume from an earlier checkpoint the numbers of an abandoned run may be higher.
-    checkpoints = sorted(
-        (path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir()), key=lambda path: path.stat().st_mtime_ns
-    )
-    excess = len(checkpoints) - limit
-    for checkpoint in checkpoints:
+    by_age = sorted(checkpoints(output_dir), key=lambda path: path.stat().st_mtime_ns)
+    excess = len(by_age) - limit
+    for checkpoint in by_age:
         if excess > 0 and checkpoint.resolve() not in spared:
             _discard(checkpoint)
             excess -= 1
@@ -170,9 +177,8 @@ def delete_run(output_dir: str | os.PathLike[str]) -> None:
     """
     with hold(output_dir):
         recover(output_dir)
-        for checkpoint in Path(output_dir).glob("checkpoint-*"):
-            if checkpoint.is_dir():
-                _discard(checkpoint)
+        for checkpoint in checkpoints(output_dir):
+            _discard(checkpoint)
         shutil.rmtree(staging(output_dir), ignore_errors=True)
 
 
@@ -186,7 +192,8 @@ def find_checkpoint(output_dir: str, resume: str | None, *, overwrite: bool) -> 
         overwrite: allow a folder that is not empty.
 
     Raises:
-        UserError: `output_dir` is not empty and neither `resume` nor `overwrite` says what to do with it; `resume` is no checkpoint.
+        UserError: `output_dir` is not empty and neither `resume` nor `overwrite` says what to do with it, or it holds a model or
+            checkpoints of something else; `resume` is no checkpoint.
     """
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
@@ -198,10 +205,18 @@ def find_checkpoint(output_dir: str, resume: str | None, *, overwrite: bool) -> 
                 "--resume_from_checkpoint goes on with the run in --output_dir, --overwrite_output_dir deletes it. Drop one of them."
             )
         last = _last_checkpoint(folder)
+        if last is None:
+            _refuse_foreign(folder)
         return last and _resumable(last)
     if wanted != "false":
-        return _resumable(str(resume))
-    if folder.is_dir() and any(path != lock_file(folder) for path in folder.iterdir()) and not overwrite:
+        checkpoint = _resumable(str(resume))
+        if Path(checkpoint).resolve().parent != folder.resolve():
+            _refuse_foreign(folder)
+        return checkpoint
+    if overwrite:
+        _refuse_foreign(folder)
+        return None
+    if folder.is_dir() and any(path != lock_file(folder) for path in folder.iterdir()):
         last = _last_checkpoint(folder)
         found = f"holds a run up to {Path(last).name}" if last else "is not empty"
         raise UserError(
@@ -209,6 +224,18 @@ def find_checkpoint(output_dir: str, resume: str | None, *, overwrite: bool) -> 
             "or give another folder."
         )
     return None
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise where a run would replace or delete what none of our commands wrote: each leaves its settings in its folder."""
+    if not folder.is_dir() or any(folder.glob(_RECORDS)):
+        return
+    found = [path for pattern in (*_GATES, *_WEIGHTS) for path in sorted(folder.glob(pattern))] + checkpoints(folder)
+    if found:
+        raise UserError(
+            f"--output_dir {folder} holds {found[0].name}, and no settings of a run that wrote it (srm_train.yaml or srm_rl.yaml). "
+            "Give another folder, or empty this one yourself."
+        )
 
 
 def _resumable(checkpoint: str) -> str:

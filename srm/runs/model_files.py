@@ -6,7 +6,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-__all__ = ["hash_model_files"]
+__all__ = ["hash_model_files", "model_files"]
 
 # What a loader reads. Logs, optimizer states and whatever else lies there change no score.
 _READ = (
@@ -30,6 +30,11 @@ _READ = (
 _CHUNK = 1 << 22
 
 
+def model_files(folder: Path) -> list[Path]:
+    """The files in `folder` that loading a model reads, in order of name."""
+    return sorted({path for pattern in _READ for path in folder.glob(pattern) if path.is_file()})
+
+
 def hash_model_files(folder: Path) -> dict[str, str]:
     """SHA-256 of each file that decides what the model in `folder` computes, by name.
 
@@ -40,7 +45,7 @@ def hash_model_files(folder: Path) -> dict[str, str]:
     Args:
         folder: where the model is.
     """
-    paths = sorted({path for pattern in _READ for path in folder.glob(pattern) if path.is_file()})
+    paths = model_files(folder)
     with ThreadPoolExecutor(max_workers=8) as pool:
         digests = pool.map(_hash, paths)
         return {path.relative_to(folder).as_posix(): digest for path, digest in zip(paths, digests, strict=True)}

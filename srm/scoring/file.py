@@ -23,6 +23,7 @@ from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup
 from srm.runs.folders import write_whole
 from srm.runs.lock import hold
+from srm.runs.places import check_files
 from srm.scoring.protocol import RewardModel
 from srm.scoring.results import ScoredResponse
 from srm.scoring.run import score_groups
@@ -33,6 +34,7 @@ __all__ = [
     "ScoreFileSummary",
     "append_scores",
     "check_identity",
+    "check_output",
     "check_resumed",
     "drop_unfinished_line",
     "meta_path",
@@ -50,7 +52,7 @@ _LARGEST_GROUP = 64
 _LINE = {"id", "digest", "reward", "prompt_reward", "sentences"}
 _NUMBERS = ("start", "end", "reward", "weight", "weighted_reward")
 _SENTENCE = {"text", *_NUMBERS}
-_ANEW = "Choose another --output, or pass --overwrite to score all anew."
+_ANEW = "Choose another output, or pass --overwrite to score all anew."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,7 @@ def score_file(
     Raises:
         UserError: `output` exists and belongs to other settings or other rows, or another run is writing it; a row that cannot be scored.
     """
+    check_files({"output": output}, data={"source": source}, models={})
     with hold(output):
         num_resumed = prepare_output(output, identity | settings.decisive(), overwrite=overwrite)
         rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows)
@@ -245,7 +248,7 @@ def prepare_output(output: Path, identity: dict[str, Any], *, overwrite: bool) -
 
     Args:
         output: the JSONL file.
-        identity: as in `score_file`.
+        identity: all that the scores depend on.
         overwrite: delete what is there.
 
     Returns:
@@ -258,13 +261,27 @@ def prepare_output(output: Path, identity: dict[str, Any], *, overwrite: bool) -
     if overwrite:
         output.unlink(missing_ok=True)
         meta.unlink(missing_ok=True)
-    if output.exists() and not meta.exists():
-        raise UserError(f"{output}: exists and was not written by srm-score. Choose another --output, or pass --overwrite to replace it.")
-    if meta.exists():
-        check_identity(output, read_record(meta), identity)
-    else:
+    check_output(output, identity)
+    if not meta.exists():
         write_whole(meta, json.dumps(identity, indent=2) + "\n")
     return drop_unfinished_line(output) if output.exists() else 0
+
+
+def check_output(output: Path, identity: dict[str, Any]) -> None:
+    """Look whether `output` can be gone on with; commands ask before they load a model.
+
+    Args:
+        output: the JSONL file, which need not be there.
+        identity: as in `prepare_output`.
+
+    Raises:
+        UserError: `output` was written by something else, or with other settings.
+    """
+    meta = meta_path(output)
+    if meta.exists():
+        check_identity(output, read_record(meta), identity)
+    elif output.exists():
+        raise UserError(f"{output}: exists and was not written by srm-score. Choose another --output, or pass --overwrite to replace it.")
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from srm.data import ResponseRow, read_responses
 from srm.errors import UserError
 from srm.runs.folders import write_whole
 from srm.runs.lock import hold
+from srm.runs.places import check_files
 from srm.scoring.file import (
     RowSettings,
     ScoreFileSummary,
@@ -103,6 +104,7 @@ def score_parts(
         UserError: as `score_file`.
     """
     identity = identity | settings.decisive()
+    check_files({"output": output}, data={"source": source}, models={})
     with hold(output, rank=process, num_ranks=num_processes):
         rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows)
         plan, first = _agree(output, identity, num_rows, num_processes)
