@@ -238,8 +238,8 @@ def _check_line(output: Path, number: int, line: dict[str, Any], row: ResponseRo
 
 
 def _digest(row: ResponseRow) -> str:
-    """Of the prompt and the response, in whatever form the row has them."""
-    content = json.dumps([row.prompt, row.response], sort_keys=True, default=repr)
+    """Of the prompt, with what its template is given beside the messages, and of the response, in whatever form the row has them."""
+    content = json.dumps([row.prompt, getattr(row.prompt, "settings", {}), row.response], sort_keys=True, default=repr)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -379,8 +379,14 @@ def write_scores(file: IO[str], scored: Iterable[tuple[ResponseRow, ScoredRespon
     Args:
         file: open for writing.
         scored: each row with its scores.
+
+    Raises:
+        UserError: a score is NaN or infinite, which JSON does not know and no reader expects.
     """
     for row, response in scored:
-        file.write(json.dumps({"id": row.id, **response.to_dict(), "digest": _digest(row)}, ensure_ascii=False) + "\n")
+        line = {"id": row.id, **response.to_dict(), "digest": _digest(row)}
+        if not _is_score(line):
+            raise UserError(f"{row.where}: a reward of {row.id!r} is NaN or infinite. Look at the model's weights, or use --dtype float32.")
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
     file.flush()
     os.fsync(file.fileno())

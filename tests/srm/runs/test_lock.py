@@ -144,6 +144,37 @@ def test_any_rank_that_lives_keeps_others_out(tmp_path, rank):
             pass
 
 
+def test_python_calls_that_write_hold_their_output(tmp_path):
+    """Each refuses before it touches its other arguments, which are missing here."""
+    from accelerate import Accelerator
+
+    from srm.rl.arguments import RLConfig
+    from srm.rl.trainer import RLTrainer
+    from srm.scoring.file import RowSettings, score_file
+    from srm.scoring.parts import score_parts
+    from srm.training import RewardConfig, SentenceRewardTrainer
+
+    out, nothing = str(tmp_path / "out"), object()
+    trainer = object.__new__(SentenceRewardTrainer)
+    trainer.args = RewardConfig(output_dir=out, use_cpu=True)
+    policy = object.__new__(RLTrainer)
+    policy.config, policy.accelerator = (
+        RLConfig(output_dir=out, model_name_or_path="a", reward_model_path="b", dataset_name="c"),
+        Accelerator(),
+    )
+    settings = {"identity": {}, "settings": RowSettings(overlong="error", max_length=None, packing=None, tokens_per_batch=1)}
+    calls = {
+        "train": lambda: super(SentenceRewardTrainer, trainer).train(),
+        "rl": policy.train,
+        "score_file": lambda: score_file(nothing, "in.jsonl", Path(out), **settings),
+        "score_parts": lambda: score_parts(nothing, "in.jsonl", Path(out), process=1, num_processes=2, num_rows=3, **settings),
+    }
+    with holder(tmp_path / "out") as first:
+        for call in calls.values():
+            with pytest.raises(UserError, match=f"process {first.pid} "):
+                call()
+
+
 def test_a_group_is_refused_as_one(tmp_path):
     with holder(tmp_path / "out") as first:
         with pytest.raises(UserError, match=f"process {first.pid} "), hold_together(tmp_path / "out", writes=True):
