@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 
 from srm.data import EncodedResponse, OverlongPolicy, Prompt
-from srm.data.overlong import cut_group
+from srm.data.overlong import cut_group, refuse_hopeless
 from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup
 from srm.packing.batch import IntArray
@@ -78,8 +78,11 @@ def encode_groups(
     for text, place in zip(responses, where, strict=True):
         if not text.strip():
             raise UserError(f"{place}: the response is empty. A reward needs at least one sentence: drop the row.")
-    prompt_ids = np.asarray(model.encoder.encode_prompt(prompt), dtype=np.int32)
     limit = model.config.max_positions if max_length is None else max_length
+    rendered = model.encoder.format.render(prompt)
+    for text, place in zip(responses, where, strict=True):
+        refuse_hopeless(model.encoder.floor, rendered, text, max_length=limit, policy=overlong, where=place)
+    prompt_ids = np.asarray(model.encoder.encode_prompts([rendered])[0], dtype=np.int32)
     num_closing = len(model.encoder.boundary_ids)
     cut: list[tuple[IntArray, list[EncodedResponse]]] = []
     for whole, place in zip(model.encoder.encode_responses(list(responses)), where, strict=True):
