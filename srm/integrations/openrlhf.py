@@ -13,7 +13,7 @@ import unicodedata
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,11 +22,9 @@ from srm.data.overlong import cut_group
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
 from srm.packing import PromptGroup
+from srm.scoring.guards import require_finite
 from srm.scoring.run import score_all
 from srm.scoring.token_ids import NO_TEXT
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["CUT_PROMPT", "NO_TOKENS", "OTHER_PROMPT", "TOO_LONG", "answer_request", "answer_rows", "encode_request", "encode_samples"]
 
@@ -66,6 +64,7 @@ def answer_request(model: SentenceRewardModel, request: Mapping[str, Any], *, to
     for what, count in mended.items():
         logger.warning("OpenRLHF: %d of %d samples were scored in part: %s.", count, len(rows), what)
     scored = score_all(model, rows, tokens_per_batch=tokens_per_batch, packing=None)
+    require_finite(model, [score for (score,) in scored], [f"request: query {index}" for index in range(len(rows))])
     return answer_rows(rows, [score.reward for (score,) in scored])
 
 
@@ -140,9 +139,8 @@ class _Alignment:
 
     def __init__(self, encoder: ResponseEncoder) -> None:
         tokenizer = encoder.tokenizer
-        # What the encoder writes before a response by itself.
-        self._lead = encoder.format.lead or _own_space(tokenizer)
-        self._ends = [token for token in {tokenizer.eos_token, tokenizer.pad_token} if token]
+        self._answers = encoder.answers
+        self._lead = _lead(encoder)
         self._specials = _any_of(tokenizer.all_special_tokens)
 
     def split(self, query: str, prompt: str) -> _Split:
@@ -155,9 +153,8 @@ class _Alignment:
             found = self._at_start(query, prompt) or self._at_start(*composed) or self._inside(*composed)
         # Nothing of the prompt: perhaps the query is the response alone.
         part, response, what = found or (prompt, query, OTHER_PROMPT)
-        for end in self._ends:
-            response = response.split(end, 1)[0]
-        return prompt if what is None else part, response.removeprefix(self._lead), what
+        response = self._answers.up_to_end(response).removeprefix(self._lead)
+        return prompt if what is None else part, response, what
 
     def _at_start(self, query: str, prompt: str) -> _Split | None:
         """`split` where `query` begins with the prompt or with the end of it."""
@@ -218,10 +215,11 @@ def _overlap(text: str, other: str) -> int:
     return length
 
 
-def _own_space(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The space that a SentencePiece tokenizer writes before every text."""
-    ids = tokenizer("Hello", add_special_tokens=False)["input_ids"]
-    return " " if str(tokenizer.decode([*ids, *ids])).endswith("Hello Hello") else ""
+def _lead(encoder: ResponseEncoder) -> str:
+    """The white space that the encoder's tokens write before a response."""
+    ids = encoder.answers.encode(["Hello"])[0][0]
+    between = str(encoder.tokenizer.decode([*ids, *ids])).rpartition("Hello")[0].rpartition("Hello")[2]
+    return between if between.isspace() else ""
 
 
 def _any_of(tokens: Sequence[str]) -> str:

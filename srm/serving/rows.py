@@ -13,13 +13,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from srm.data import EncodedResponse
-from srm.data.messages import check_messages
+from srm.data.messages import check_prompt
 from srm.data.schema import RowProblem
+from srm.data.settings import with_settings
 from srm.errors import UserError
 from srm.integrations.openrlhf import encode_request, encode_samples
 from srm.modeling import SentenceRewardModel
 from srm.packing import PromptGroup
+from srm.packing.backbone import num_embeddings
 from srm.packing.batch import IntArray
+from srm.scoring.guards import check_ids
 from srm.scoring.run import ResponseScore
 from srm.scoring.text import read_off
 from srm.scoring.token_ids import NO_TEXT, PolicyResponse, encode_ids
@@ -76,6 +79,7 @@ def encode_rows(model: SentenceRewardModel, rows: Sequence[TextRow | IdsRow], *,
         for index, one in encoded.items():
             if one.longest > limit:
                 raise _too_long(index, one.longest, limit)
+            _check_ids(model, one, ("rows", index))
         yield [encoded[index] for index, _ in part]
 
 
@@ -98,6 +102,8 @@ def encode_openrlhf(
         rows, mended = encode_samples(model, [query for query, _ in part], [prompt for _, prompt in part], max_length=limit)
         for what, count in mended.items():
             on_mended(what, count)
+        for row in rows:
+            _check_ids(model, row, ("query",))
         yield rows
 
 
@@ -121,10 +127,10 @@ def reward_of(row: PromptGroup, score: ResponseScore) -> dict[str, Any]:
     response = row.responses[0]
     if isinstance(response, EncodedResponse):
         return read_off(response, score).to_dict() | prompt
-    ends = (response.policy_ends + 1).tolist() if isinstance(response, PolicyResponse) else []
+    opening, ends = (response.policy_opening, (response.policy_ends + 1).tolist()) if isinstance(response, PolicyResponse) else (0, [])
     sentences = [
         {"start": start, "end": end, "reward": reward, "weight": weight, "weighted_reward": weight * reward}
-        for (start, end), reward, weight in zip(pairwise([0, *ends]), score.sentence_reward[1:], score.weight[1:], strict=True)
+        for (start, end), reward, weight in zip(pairwise([opening, *ends]), score.sentence_reward[1:], score.weight[1:], strict=True)
     ]
     return {"reward": score.reward, "prompt_reward": score.sentence_reward[0], "sentences": sentences} | prompt
 
@@ -139,9 +145,10 @@ def _size(row: TextRow | IdsRow) -> int:
 def _ready(model: SentenceRewardModel, row: TextRow | IdsRow, index: int, limit: int) -> _Texts | IdsRow:
     """`row` as far as it needs no tokenizer."""
     if isinstance(row, TextRow):
-        return _Texts(prompt=_render(model, row, index), response=row.response if row.response.strip() else "")
-    # A backbone may have more rows of embeddings than there are tokens.
-    size = len(model.encoder.tokenizer)
+        response = model.encoder.answers.without_end(row.response)
+        return _Texts(prompt=_render(model, row, index), response=row.response if response.strip() else "")
+    # A backbone may have more rows of embeddings than there are tokens, or fewer.
+    size = min(len(model.encoder.tokenizer), num_embeddings(model.backbone))
     for name, ids in (("prompt_ids", row.prompt_ids), ("response_ids", row.response_ids)):
         if ids and max(ids) >= size:
             raise BadField(("rows", index, name), f"the id {max(ids)} is unknown: the reward model has {size} ids.")
@@ -154,14 +161,11 @@ def _ready(model: SentenceRewardModel, row: TextRow | IdsRow, index: int, limit:
 def _render(model: SentenceRewardModel, row: TextRow, index: int) -> str:
     field = ("rows", index, "prompt")
     try:
-        text = model.encoder.format.render(row.prompt if isinstance(row.prompt, str) else check_messages(row.prompt, "prompt"))
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadField(field, "holds half a surrogate pair, which is no valid text") from None
+        settings = {"tools": row.tools, "chat_template_kwargs": row.chat_template_kwargs}
+        return model.encoder.format.render(with_settings(check_prompt(row.prompt), settings))
     except Exception as error:
         # Templates are programs: they read whatever keys a message has, and stumble over odd values in ways of their own.
         raise BadField(field, str(error) if isinstance(error, RowProblem) else _reason(error)) from error
-    return text
 
 
 def _refuse_hopeless(model: SentenceRewardModel, row: _Texts, index: int, limit: int) -> Slices:
@@ -206,3 +210,10 @@ def _reason(error: Exception) -> str:
 def _too_long(index: int, tokens: int, limit: int) -> BadField:
     problem = f"prompt and response are {tokens} tokens or more, and this server reads at most {limit}. Shorten them."
     return BadField(("rows", index), problem)
+
+
+def _check_ids(model: SentenceRewardModel, row: PromptGroup, field: tuple[str | int, ...]) -> None:
+    try:
+        check_ids(model.backbone, "row", row.prompt_ids, row.responses[0].ids)
+    except UserError as error:
+        raise BadField(field, str(error)) from None

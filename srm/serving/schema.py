@@ -21,6 +21,8 @@ class TextRow(BaseModel):
 
     prompt: str | Messages = Field(description="a string, or a list of messages with `role` and `content`")
     response: str = Field(description="what answers the prompt; one without text gets the prompt's reward")
+    tools: Messages | None = Field(None, description="JSON schemas of tools, for the chat template")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="what else the chat template is given, such as enable_thinking")
 
 
 class IdsRow(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import select
 import socket
 import time
@@ -39,6 +40,13 @@ def until_closed(one: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return said
+
+
+def status_of(one: socket.socket) -> int:
+    answer = http.client.HTTPResponse(one)
+    answer.begin()
+    answer.read()
+    return answer.status
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/rew", HEADERS[:-2], HEADERS, HEADERS + BODY[:-1]])
@@ -82,11 +90,11 @@ def test_whole_requests_may_take_longer_and_idle_connections_stay(serve: Callabl
     with connection(url, HEADERS + BODY) as one:
         time.sleep(0.6)
         held.release.set()
-        assert one.recv(4096).startswith(b"HTTP/1.1 200 ")
+        assert status_of(one) == 200
         time.sleep(0.6)
         one.sendall(HEADERS)
         one.sendall(BODY)
-        assert one.recv(4096).startswith(b"HTTP/1.1 200 ")
+        assert status_of(one) == 200
 
 
 def test_half_sent_requests_have_a_limit_and_others_are_answered(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
