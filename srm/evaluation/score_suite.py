@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from srm.data import ResponseRow, read_responses
+from srm.data.settings import columns_of
 from srm.errors import UserError
 from srm.evaluation.classifier import ClassifierModel, append_classifier_scores, as_one_sentence
 from srm.evaluation.suites import Suite, SuiteRow
@@ -70,7 +71,10 @@ def write_responses(rows: Iterable[SuiteRow], path: Path) -> int:
     Raises:
         UserError: `path` holds something else, from a run with other rows.
     """
-    lines = [json.dumps({"id": row.id, "prompt": row.prompt, "response": row.response}, ensure_ascii=False) for row in _response_rows(rows)]
+    lines = [
+        json.dumps({"id": row.id, "prompt": row.prompt, "response": row.response, **columns_of(row.prompt)}, ensure_ascii=False)
+        for row in _response_rows(rows)
+    ]
     text = "".join(line + "\n" for line in lines)
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise UserError(f"{path}: holds other rows, of another suite or --max_pairs. Choose another --output_dir, or pass --overwrite.")

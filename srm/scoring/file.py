@@ -24,6 +24,7 @@ from srm.packing import PackingMode, PromptGroup
 from srm.runs.folders import write_whole
 from srm.runs.lock import hold
 from srm.runs.places import check_files
+from srm.scoring.guards import require_finite
 from srm.scoring.protocol import RewardModel
 from srm.scoring.results import ScoredResponse
 from srm.scoring.run import score_groups
@@ -61,7 +62,7 @@ class RowSettings:
 
     Attributes:
         overlong: what happens to a response that is too long with its prompt; see `srm.scoring.text.encode_groups`.
-        max_length: longest prompt + response in tokens; the backbone's own limit where None.
+        max_length: longest prompt + response in tokens; never more than the backbone's own limit.
         packing: `shared`, `packed` or `none` by name, or None; see `SentenceRewardModel.packing_mode`.
         tokens_per_batch: upper bound on the tokens of a pass, padding included.
     """
@@ -168,6 +169,7 @@ def append_scores(
     with output.open("a", encoding="utf-8") as file:
         for scores in score_groups(model, encoded(), tokens_per_batch=settings.tokens_per_batch, packing=settings.packing):
             same_prompt, group = waiting.popleft()
+            require_finite(model, scores, (row.where for row in same_prompt))
             write_scores(file, zip(same_prompt, read_off_group(group, scores), strict=True))
             num_scored += len(same_prompt)
             on_scored(len(same_prompt))
@@ -379,14 +381,9 @@ def write_scores(file: IO[str], scored: Iterable[tuple[ResponseRow, ScoredRespon
     Args:
         file: open for writing.
         scored: each row with its scores.
-
-    Raises:
-        UserError: a score is NaN or infinite, which JSON does not know and no reader expects.
     """
     for row, response in scored:
         line = {"id": row.id, **response.to_dict(), "digest": _digest(row)}
-        if not _is_score(line):
-            raise UserError(f"{row.where}: a reward of {row.id!r} is NaN or infinite. Look at the model's weights, or use --dtype float32.")
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     file.flush()
     os.fsync(file.fileno())

@@ -337,7 +337,7 @@ def test_a_plain_decoder_is_refused(tiny_backbone_dir: Path, tmp_path: Path, cap
 def test_the_project_s_real_suite(sentence: Path, shared_data: Path, tmp_path: Path) -> None:
     """Its sections, on a few rows of each."""
     out = tmp_path / "out"
-    options = ["--max_pairs", "12", "--max_length", "20000", "--draws", "20"]
+    options = ["--max_pairs", "12", "--overlong", "truncate_response", "--draws", "20"]
     command = ["--model", str(sentence), "--suite", str(shared_data / "suite_dev.jsonl.gz"), "--output_dir", str(out), *options]
     assert main(command) == 0
     assert set(results(out)["weights"]) == {"Chat", "Chat Hard", "Safety", "Reasoning"}
