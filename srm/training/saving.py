@@ -45,8 +45,8 @@ class AtomicSavingTrainer(Trainer):
         """As `transformers.Trainer.train`, after cleaning up what a killed run may have left half done.
 
         Raises:
-            UserError: another run is writing into the output directory; the checkpoint to resume from lacks a part of where the run stood,
-                which Trainer would begin anew without a word.
+            UserError: another run is writing into the output directory, or the checkpoint to resume from lacks a part of where the run
+                stood, which Trainer would begin anew without a word.
         """
         with hold_together(self.args.output_dir, writes=self.args.should_save):
             if self.args.should_save:
