@@ -129,7 +129,9 @@ class _Memory:
             raise
         for text, response in zip(new, encoded, strict=True):
             # Without its text, which nobody asks for again.
-            self._responses[text] = ResponseIds(ids=_shared(response.ids), sentence_ends=_shared(response.sentence_ends))
+            self._responses[text] = ResponseIds(
+                ids=_shared(response.ids), sentence_ends=_shared(response.sentence_ends), opening=response.opening
+            )
 
 
 def _shared(array: IntArray) -> IntArray:

@@ -113,6 +113,12 @@ class SentenceRewardConfig(PretrainedConfig):
         """The longest sequence that the backbone's positions reach, in tokens; None where it states none."""
         return None if self.backbone_config is None else positions_of(self.backbone_config)
 
+    @property
+    def end_token_ids(self) -> list[int]:
+        """The ids with which the backbone's configuration says that a turn ends."""
+        listed = None if self.backbone_config is None else getattr(self.backbone_config.get_text_config(), "eos_token_id", None)
+        return [token for token in (listed if isinstance(listed, (list, tuple)) else [listed]) if isinstance(token, int)]
+
     def own_fields(self) -> dict[str, Any]:
         """The fields that describe the reward model apart from its backbone: `from_backbone(name, **config.own_fields())`."""
         return {name: getattr(self, name) for name in _OWN_FIELDS}

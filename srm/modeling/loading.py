@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from srm.errors import UserError
 from srm.extras import name_the_extra
@@ -23,6 +23,7 @@ __all__ = [
     "check_is_reward_model",
     "check_tokenizer_fits",
     "hub_arguments",
+    "list_end_tokens",
     "load_backbone",
     "load_tokenizer",
     "load_whole",
@@ -89,6 +90,19 @@ def read_config(path: str, way_out: str, **hub_arguments: Any) -> PretrainedConf
     """The configuration at `path`, or a `UserError` that ends with `way_out`."""
     with one_line(path, "no model could be loaded", way_out):
         return AutoConfig.from_pretrained(path, **{"trust_remote_code": False, **hub_arguments})
+
+
+def list_end_tokens(config: PretrainedConfig, path: str, **hub_arguments: Any) -> None:
+    """Put the end tokens of the generation config at `path` among those of `config`, with which they are saved."""
+    try:
+        listed = GenerationConfig.from_pretrained(path, **hub_arguments).eos_token_id
+    except (OSError, ValueError):
+        return
+    text = config.get_text_config()
+    own = getattr(text, "eos_token_id", None)
+    ids = [token for part in (own, listed) for token in (part if isinstance(part, (list, tuple)) else [part]) if token is not None]
+    if len(ids := list(dict.fromkeys(ids))) > 1:
+        text.eos_token_id = ids
 
 
 def check_is_reward_model(path: str, **hub_arguments: Any) -> None:
