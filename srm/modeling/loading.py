@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from srm.errors import UserError
 from srm.extras import name_the_extra
@@ -94,10 +95,11 @@ def read_config(path: str, way_out: str, **hub_arguments: Any) -> PretrainedConf
 
 def list_end_tokens(config: PretrainedConfig, path: str, **hub_arguments: Any) -> None:
     """Put the end tokens of the generation config at `path` among those of `config`, with which they are saved."""
-    try:
-        listed = GenerationConfig.from_pretrained(path, **hub_arguments).eos_token_id
-    except (OSError, ValueError):
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    if not cached_file(path, GENERATION_CONFIG_NAME, **quiet, **hub_arguments):
         return
+    with one_line(path, f"{GENERATION_CONFIG_NAME} cannot be read, and names the tokens that end a turn", "Mend or delete it."):
+        listed = GenerationConfig.from_pretrained(path, **hub_arguments).eos_token_id
     text = config.get_text_config()
     own = getattr(text, "eos_token_id", None)
     ids = [token for part in (own, listed) for token in (part if isinstance(part, (list, tuple)) else [part]) if token is not None]
