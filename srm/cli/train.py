@@ -88,6 +88,7 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
         eval_dataset=eval_rows,
         callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
     )
+    trainer.data_name = data_arguments.dataset_name
     compiled = f"; the backbone compiled with {trainer.compiled_with}" if trainer.compiled_with else ""
     say(_model_line(trainer.model) + compiled)
     say(_packing_line(config, reward_model_of(model), train_rows))

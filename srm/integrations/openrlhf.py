@@ -153,8 +153,9 @@ class _Alignment:
             found = self._at_start(query, prompt) or self._at_start(*composed) or self._inside(*composed)
         # Nothing of the prompt: perhaps the query is the response alone.
         part, response, what = found or (prompt, query, OTHER_PROMPT)
-        response = self._answers.up_to_end(response).removeprefix(self._lead)
-        return prompt if what is None else part, response, what
+        # A policy may write the assistant's header itself, which belongs to the prompt.
+        part, response = self._answers.split_header_text(prompt if what is None else part, response)
+        return part, self._answers.up_to_end(response).removeprefix(self._lead), what
 
     def _at_start(self, query: str, prompt: str) -> _Split | None:
         """`split` where `query` begins with the prompt or with the end of it."""

@@ -17,6 +17,7 @@ from srm.modeling.config import positions_of
 from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole
 from srm.rl.arguments import RLConfig
 from srm.rl.trainer import RLTrainer
+from srm.scoring.guards import check_ids
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,6 +70,8 @@ def build_trainer(
         tokenizer = load_tokenizer(name)
         check_tokenizer_fits(name, tokenizer, policy)
         prompts = _encode_prompts(config, tokenizer, say)
+    for number, (_, ids) in enumerate(prompts, 1):
+        check_ids(policy, f"{config.dataset_name}: prompt {number} of those that are used", ids)
     _check_lengths(config, policy, reward_model, max(len(ids) for _, ids in prompts))
     say(
         f"{len(prompts):,} prompts; a step: {config.rollout_size // config.num_generations * accelerator.num_processes} of them, "

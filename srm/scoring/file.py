@@ -381,14 +381,9 @@ def write_scores(file: IO[str], scored: Iterable[tuple[ResponseRow, ScoredRespon
     Args:
         file: open for writing.
         scored: each row with its scores.
-
-    Raises:
-        UserError: a score is NaN or infinite, which JSON does not know and no reader expects.
     """
     for row, response in scored:
         line = {"id": row.id, **response.to_dict(), "digest": _digest(row)}
-        if not _is_score(line):
-            raise UserError(f"{row.where}: a reward of {row.id!r} is NaN or infinite. Look at the model's weights, or use --dtype float32.")
         file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     file.flush()
     os.fsync(file.fileno())
