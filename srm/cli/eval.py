@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srm.cli.common import run
-from srm.cli.scoring import add_scoring_options, device_of, load_model, model_identity, progress_columns
+from srm.cli.scoring import add_scoring_options, device_of, load_model, model_identity, progress_columns, row_check
 from srm.errors import UserError
 from srm.extras import way_to_install
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from srm import SentenceRewardModel
+    from srm.data import Prompt, Response
+    from srm.data.boundary import RowCheck
     from srm.evaluation.classifier import ClassifierModel
     from srm.evaluation.spans import SpanRow
     from srm.evaluation.suites import Suite, SuiteRow
@@ -77,7 +79,19 @@ def _evaluate(argv: Sequence[str]) -> None:
         raise UserError("runs as one process. Score with several by srm-score, or start one srm-eval a model, each with its --output_dir.")
     console = Console(stderr=True)
     names = _short_names(arguments.model)
-    reading = {"split": arguments.split, "max_rows": arguments.max_pairs, "skip_bad_rows": arguments.skip_bad_rows}
+    checks = [_row_check(model) for model in arguments.model]
+
+    def check(prompt: Prompt, responses: Sequence[Response]) -> None:
+        # All models score the same rows.
+        for one in checks:
+            one(prompt, responses)
+
+    reading: dict[str, Any] = {
+        "split": arguments.split,
+        "max_rows": arguments.max_pairs,
+        "skip_bad_rows": arguments.skip_bad_rows,
+        "check": check,
+    }
     suite: Suite | None = None
     spans: list[SpanRow] = []
     if arguments.suite not in HUB_SUITES and has_spans(arguments.suite, split=arguments.split):
@@ -115,6 +129,12 @@ def _short_names(models: Sequence[str]) -> dict[str, str]:
         if len(set(names)) == len(names) and not set(names) & set(BASELINES):
             return dict(zip(names, models, strict=True))
     raise UserError(f"--model {', '.join(models)}: two have one name, or one is called {' or '.join(BASELINES)}. Rename a folder.")
+
+
+def _row_check(name: str) -> RowCheck:
+    from srm.evaluation.classifier import classifier_check, is_classifier
+
+    return classifier_check(name) if is_classifier(name) else row_check(name)
 
 
 def _load(name: str, arguments: argparse.Namespace) -> SentenceRewardModel | ClassifierModel:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srm.cli.common import run
-from srm.cli.scoring import add_scoring_options, load_model, model_identity, progress_columns
+from srm.cli.scoring import add_scoring_options, load_model, model_identity, progress_columns, row_check
 from srm.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,16 +58,17 @@ def _score(argv: Sequence[str]) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from srm.data import read_responses
+    from srm.data.read import first_pass
     from srm.scoring.file import RowSettings, score_file
     from srm.scoring.parts import parts_folder, score_parts
 
     console = Console(stderr=True)
     process, num_processes = _place()
-    # A first pass finds bad rows before hours are spent, and tells the progress bar how long it is.
-    total = sum(1 for _ in read_responses(arguments.input, split=arguments.split, skip_bad_rows=arguments.skip_bad_rows))
-    _check_views(arguments, total)
     _check_overwrite(arguments, num_processes)
+    # A first pass finds bad rows before hours are spent, and tells the progress bar how long it is.
+    found = first_pass(arguments.input, split=arguments.split, skip_bad_rows=arguments.skip_bad_rows, check=row_check(arguments.model))
+    total, left_out = found.num_responses, found.left_out
+    _check_views(arguments, total)
     model = load_model(arguments.model, arguments)
     settings = RowSettings(
         overlong=arguments.overlong,
@@ -80,7 +81,7 @@ def _score(argv: Sequence[str]) -> None:
         "split": arguments.split,
         "identity": identity,
         "settings": settings,
-        "skip_bad_rows": arguments.skip_bad_rows,
+        "left_out": left_out,
     }
     with Progress(*progress_columns("Scoring"), console=console, disable=process > 0) as progress:
         # Of several processes the first shows its own share.
@@ -102,7 +103,7 @@ def _score(argv: Sequence[str]) -> None:
         return
     resumed = f" ({summary.num_resumed} of them by an earlier run)" if summary.num_resumed and num_processes == 1 else ""
     console.print(f"{summary.num_scored + summary.num_resumed} responses scored{resumed}: {arguments.output}", highlight=False)
-    _present(arguments, Console())
+    _present(arguments, left_out, Console())
 
 
 def _place() -> tuple[int, int]:
@@ -133,17 +134,17 @@ def _check_overwrite(arguments: argparse.Namespace, num_processes: int) -> None:
         )
 
 
-def _present(arguments: argparse.Namespace, console: Console) -> None:
+def _present(arguments: argparse.Namespace, left_out: frozenset[int], console: Console) -> None:
     """What a reader wants of the finished file: accuracy, some rows in colour, the page."""
     from srm.evaluation.pairs import accuracy_by_subset, pair_outcomes
 
-    accuracy = accuracy_by_subset(pair_outcomes(_scored_rows(arguments)))
+    accuracy = accuracy_by_subset(pair_outcomes(_scored_rows(arguments, left_out)))
     if accuracy:
         _print_accuracy(accuracy, console)
-    for pair in itertools.islice(_report_pairs(arguments), arguments.show):
+    for pair in itertools.islice(_report_pairs(arguments, left_out), arguments.show):
         _show(pair, console)
     if arguments.html:
-        _write_page(arguments, accuracy)
+        _write_page(arguments, left_out, accuracy)
         console.print(f"To read in a browser: {arguments.html}", highlight=False)
 
 
@@ -184,23 +185,23 @@ def _plain(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-def _write_page(arguments: argparse.Namespace, accuracy: Sequence[SubsetAccuracy]) -> None:
+def _write_page(arguments: argparse.Namespace, left_out: frozenset[int], accuracy: Sequence[SubsetAccuracy]) -> None:
     from srm.views.page import write_html
 
     tables = [(*_ACCURACY, [_accuracy_cells(row) for row in accuracy])] if accuracy else []
     title = f"{Path(arguments.input).name}, scored by {arguments.model}"
-    write_html(arguments.html, _report_pairs(arguments), title=title, tables=tables)
+    write_html(arguments.html, _report_pairs(arguments, left_out), title=title, tables=tables)
 
 
-def _scored_rows(arguments: argparse.Namespace) -> Iterator[list[tuple[ResponseRow, dict[str, Any]]]]:
+def _scored_rows(arguments: argparse.Namespace, left_out: frozenset[int]) -> Iterator[list[tuple[ResponseRow, dict[str, Any]]]]:
     from srm.evaluation.pairs import scored_rows
 
-    return scored_rows(arguments.input, arguments.output, split=arguments.split, skip_bad_rows=arguments.skip_bad_rows)
+    return scored_rows(arguments.input, arguments.output, split=arguments.split, left_out=left_out)
 
 
-def _report_pairs(arguments: argparse.Namespace) -> Iterator[ReportPair]:
+def _report_pairs(arguments: argparse.Namespace, left_out: frozenset[int]) -> Iterator[ReportPair]:
     """Preference pairs as pairs, every other response by itself."""
-    for responses in _scored_rows(arguments):
+    for responses in _scored_rows(arguments, left_out):
         is_pair = [row.label for row, _ in responses] == ["chosen", "rejected"]
         for group in [responses] if is_pair else [[response] for response in responses]:
             yield _report_pair(group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
     from srm import SentenceRewardModel
+    from srm.data.boundary import RowCheck
 
-__all__ = ["add_scoring_options", "device_of", "load_model", "model_identity", "progress_columns", "weights_of"]
+__all__ = ["add_scoring_options", "device_of", "load_model", "model_identity", "progress_columns", "row_check", "weights_of"]
 
 # What the scores depend on, apart from the model. Batch size, packing and device are left out: they only round differently.
 _DECISIVE = ("split", "max_length", "overlong", "dtype", "skip_bad_rows")
@@ -61,6 +63,21 @@ def load_model(name: str, arguments: argparse.Namespace) -> SentenceRewardModel:
     if device == "cpu":
         keep_freed_memory()
     return SentenceRewardModel.from_pretrained(name, dtype=arguments.dtype).eval().to(device)
+
+
+def row_check(name: str) -> RowCheck:
+    """What finds rows that the model `name` cannot read; its tokenizer is enough for that.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    from srm.data.boundary import check_row
+    from srm.data.template import ChatFormat
+    from srm.modeling.loading import check_is_reward_model, load_tokenizer
+
+    if not (Path(name) / "adapter_config.json").is_file():
+        check_is_reward_model(name)
+    return partial(check_row, ChatFormat(load_tokenizer(name)))
 
 
 def model_identity(name: str, source: str, arguments: argparse.Namespace) -> dict[str, Any]:

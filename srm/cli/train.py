@@ -157,6 +157,7 @@ def _rows(data: DataArguments, config: RewardConfig, model: SentenceRewardModel,
         model.encoder,
         max_length=positions_limit(model, config.max_length),
         overlong=config.overlong,
+        skip_bad_rows=data.skip_bad_rows,
         progress=None if config.process_index == 0 and not config.disable_tqdm else False,
     )
     if config.process_index == 0:

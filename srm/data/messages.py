@@ -8,7 +8,16 @@ from typing import Any
 
 from srm.data.schema import Message, Prompt, Response, RowProblem
 
-__all__ = ["ROLES", "check_messages", "check_prompt", "is_conversation", "response_text", "split_conversations", "split_strings"]
+__all__ = [
+    "ROLES",
+    "check_messages",
+    "check_prompt",
+    "is_conversation",
+    "response_text",
+    "split_conversations",
+    "split_strings",
+    "whole_text",
+]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _SETTING_ROLES = ("system", "developer")
@@ -45,15 +54,15 @@ def _content(message: Message, name: str) -> str:
     if content is None and "tool_calls" in message:
         return ""
     if isinstance(content, str):
-        return _whole(content, name)
+        return whole_text(content, name)
     if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-        return _whole("".join(part["text"] for part in content), name)
+        return whole_text("".join(part["text"] for part in content), name)
     if isinstance(content, list):
         raise RowProblem(f"{name} has content that is not text; only text can be scored")
     raise RowProblem(f"{name} must have a string `content`, got {_kind(content)}")
 
 
-def _whole(text: str, name: str) -> str:
+def whole_text(text: str, name: str) -> str:
     """`text` itself. JSON can spell half a surrogate pair, which no tokenizer takes."""
     try:
         text.encode()
@@ -67,7 +76,7 @@ def check_prompt(value: Any) -> Prompt:
     if isinstance(value, str):
         if not value.strip():
             raise RowProblem("`prompt` is empty")
-        return _whole(value, "`prompt`")
+        return whole_text(value, "`prompt`")
     if value is None:
         raise RowProblem("`prompt` is null")
     return _answerable(check_messages(value, "prompt"), "`prompt`")
@@ -84,7 +93,7 @@ def _answerable(messages: list[Message], name: str) -> list[Message]:
 def response_text(value: Any, name: str) -> str:
     """The words of a response: a string, or a list of one assistant message."""
     if isinstance(value, str):
-        text = _whole(value, f"`{name}`")
+        text = whole_text(value, f"`{name}`")
     elif value is None:
         raise RowProblem(f"`{name}` is null")
     else:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from srm.data.messages import check_prompt, is_conversation, response_text, split_conversations, split_strings
+from srm.data.messages import check_prompt, is_conversation, response_text, split_conversations, split_strings, whole_text
 from srm.data.schema import BadRow, Comparison, Pair, Prompt, RawRow, ResponseRow, RowProblem
 
 __all__ = ["parse_responses", "parse_row"]
@@ -92,7 +92,7 @@ def _row_id(fields: Mapping[str, Any], default: str) -> str:
         return default
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise RowProblem(f"`id` must be a string or an integer, got {value!r}")
-    return str(value)
+    return whole_text(str(value), "`id`")
 
 
 def _prompt_and_responses(fields: Mapping[str, Any], values: Sequence[Any], names: Sequence[str]) -> tuple[Prompt, tuple[str, ...]]:
@@ -152,6 +152,10 @@ def _margin(value: Any) -> float | None:
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RowProblem(f"`{name}` must be a number, got {value!r}")
-    if not math.isfinite(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        raise RowProblem(f"`{name}` must be a number that fits into 64 bits, and is larger") from None
+    if not math.isfinite(number):
         raise RowProblem(f"`{name}` must be finite, got {value!r}")
-    return float(value)
+    return number

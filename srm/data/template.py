@@ -73,13 +73,19 @@ class ChatFormat:
         batch = [[*self._bos, *ids] for ids in self._ids(texts)]
         return [ids or self._ids_of_nothing() for ids in batch]
 
+    def has_tokens(self, text: str) -> bool:
+        """Whether the tokenizer makes any token of `text`: its normalizer may leave nothing of it."""
+        return bool(self._ids([text])[0])
+
     def _render(self, messages: list[Message], *, add_generation_prompt: bool) -> str:
         try:
             text = self._tokenizer.apply_chat_template(
                 messages, chat_template=self._template, add_generation_prompt=add_generation_prompt, tokenize=False
             )
-        except (TemplateError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        except Exception as error:
+            # A template is a program that came with the model: what it makes of odd messages may be any error.
+            name = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+            reason = name + (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
                 f"the chat template refuses the messages ({roles}): {reason}. Change the messages, or use a tokenizer whose template "

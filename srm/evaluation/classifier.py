@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from srm.data import OverlongPolicy, Prompt, ResponseRow
+from srm.data import OverlongPolicy, Prompt, Response, ResponseRow
+from srm.data.boundary import RowCheck
+from srm.data.messages import response_text
 from srm.errors import UserError
 from srm.modeling.loading import load_tokenizer
 from srm.packing import PromptGroup
@@ -23,7 +26,7 @@ from srm.scoring.file import RowSettings, check_resumed, write_scores
 from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.scoring.token_ids import NO_TEXT
 
-__all__ = ["ClassifierModel", "append_classifier_scores", "as_one_sentence", "is_classifier"]
+__all__ = ["ClassifierModel", "append_classifier_scores", "as_one_sentence", "classifier_check", "is_classifier"]
 
 # Rows that are sorted by length together, and on disk together.
 _WINDOW = 512
@@ -120,15 +123,33 @@ class ClassifierModel:
         return rewards
 
     def _encode(self, prompt: Prompt, response: str) -> list[int]:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        text = self.tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False)
         # The template writes the bos token itself.
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self.tokenizer(_rendered(self.tokenizer, prompt, response), add_special_tokens=False, verbose=False)["input_ids"]
 
     @torch.no_grad()
     def _run(self, rows: list[list[int]]) -> list[float]:
         batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.model.device)
         return self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()[:, 0].tolist()
+
+
+def classifier_check(name: str) -> RowCheck:
+    """What finds rows that the chat template of the classifier `name` refuses.
+
+    Args:
+        name: a folder, or a name on the hub.
+    """
+    tokenizer = load_tokenizer(name)
+
+    def check(prompt: Prompt, responses: Sequence[Response]) -> None:
+        for response in responses:
+            _rendered(tokenizer, prompt, response_text(response, "response")).encode()
+
+    return check
+
+
+def _rendered(tokenizer: Any, prompt: Prompt, response: str) -> str:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False)
 
 
 def append_classifier_scores(

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from srm.data.boundary import RowCheck
 from srm.data.messages import check_prompt, response_text
 from srm.data.read import usable_rows
 from srm.data.rows import parse_responses
@@ -89,7 +90,14 @@ class Suite:
         return [row.prompt for row in self.rows], [list(row.responses) for row in self.rows]
 
 
-def read_suite(source: str, *, split: str = "train", max_rows: int | None = None, skip_bad_rows: bool = False) -> Suite:
+def read_suite(
+    source: str,
+    *,
+    split: str = "train",
+    max_rows: int | None = None,
+    skip_bad_rows: bool = False,
+    check: RowCheck | None = None,
+) -> Suite:
     """The suite that `source` names.
 
     Args:
@@ -97,12 +105,20 @@ def read_suite(source: str, *, split: str = "train", max_rows: int | None = None
         split: of a folder or another hub data set.
         max_rows: at most so many rows, spread evenly over the suite, so that no section is missed.
         skip_bad_rows: drop and list rows that cannot be used.
+        check: raises what else is wrong with a row, as in `srm.data.read.first_pass`.
 
     Raises:
         UserError: nothing there, a row that cannot be used, or rows of several forms.
     """
     name, split = HUB_SUITES.get(source, (source, split))
-    rows = usable_rows(name, raw_rows(name, split=split), _parse, skip_bad_rows)
+
+    def parse(raw: RawRow) -> tuple[Rule, SuiteRow]:
+        rule, row = _parse(raw)
+        if check is not None:
+            check(row.prompt, row.responses)
+        return rule, row
+
+    rows = usable_rows(name, raw_rows(name, split=split), parse, skip_bad_rows)
     # The text is needed to score, but of a long file not all of it.
     parsed = spread_over(list(rows), max_rows)
     rules = sorted({rule for rule, _ in parsed})

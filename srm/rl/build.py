@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from srm.data import Prompt, read_prompts
+from srm.data import Prompt, Response, read_prompts
+from srm.data.boundary import check_row
 from srm.data.template import ChatFormat
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
@@ -66,7 +67,7 @@ def build_trainer(
         reference = _load_policy(name)
         policy = _load_policy(checkpoint or name)
         tokenizer = AutoTokenizer.from_pretrained(name)
-        prompts = _encode_prompts(config, tokenizer, say)
+        prompts = _encode_prompts(config, tokenizer, reward_model, say)
     _check_lengths(config, policy, reward_model, max(len(ids) for _, ids in prompts))
     say(
         f"{len(prompts):,} prompts; a step: {config.rollout_size // config.num_generations * accelerator.num_processes} of them, "
@@ -94,11 +95,23 @@ def _load_policy(name: str) -> PreTrainedModel:
         raise_load_error(name, error)
 
 
-def _encode_prompts(config: RLConfig, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> list[tuple[Prompt, list[int]]]:
-    prompts = read_prompts(
-        config.dataset_name, split=config.dataset_train_split, config=config.dataset_config, skip_bad_rows=config.skip_bad_rows
-    )
+def _encode_prompts(
+    config: RLConfig, tokenizer: PreTrainedTokenizerBase, reward_model: SentenceRewardModel, say: Callable[[str], None]
+) -> list[tuple[Prompt, list[int]]]:
     template = ChatFormat(tokenizer)
+
+    def check(prompt: Prompt, responses: Sequence[Response]) -> None:
+        # Both models read the prompts, each with its own template.
+        for format in (template, reward_model.encoder.format):
+            check_row(format, prompt, responses)
+
+    prompts = read_prompts(
+        config.dataset_name,
+        split=config.dataset_train_split,
+        config=config.dataset_config,
+        skip_bad_rows=config.skip_bad_rows,
+        check=check,
+    )
     encoded = list(zip(prompts, template.prompt_ids([template.render(prompt) for prompt in prompts]), strict=True))
     kept = [(prompt, ids) for prompt, ids in encoded if len(ids) <= config.max_prompt_length]
     if not kept:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -82,6 +82,7 @@ def score_file(
     settings: RowSettings,
     overwrite: bool = False,
     skip_bad_rows: bool = False,
+    left_out: Container[int] = frozenset(),
     on_scored: Callable[[int], None] = lambda count: None,
 ) -> ScoreFileSummary:
     """Write one JSON line a response of `source` to `output`.
@@ -95,13 +96,14 @@ def score_file(
         settings: how rows are scored.
         overwrite: begin anew where `output` exists.
         skip_bad_rows: as in `srm.data.read_responses`.
+        left_out: as in `srm.data.read_responses`.
         on_scored: called with the number of responses just written, the resumed ones first.
 
     Raises:
         UserError: `output` exists and belongs to other settings or other rows; a row that cannot be scored.
     """
     num_resumed = prepare_output(output, identity, overwrite=overwrite)
-    rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows)
+    rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows, left_out=left_out)
     num_scored = append_scores(model, rows, output, num_resumed, settings, on_scored)
     return ScoreFileSummary(num_scored=num_scored, num_resumed=num_resumed)
 

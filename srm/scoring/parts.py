@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -77,6 +77,7 @@ def score_parts(
     identity: dict[str, Any],
     settings: RowSettings,
     skip_bad_rows: bool = False,
+    left_out: Container[int] = frozenset(),
     on_scored: Callable[[int], None] = lambda count: None,
 ) -> ScoreFileSummary | None:
     """Do this process's share of `source`.
@@ -92,6 +93,7 @@ def score_parts(
         identity: as in `score_file`.
         settings: how rows are scored.
         skip_bad_rows: as in `score_file`.
+        left_out: as in `score_file`.
         on_scored: as in `score_file`.
 
     Returns:
@@ -103,7 +105,7 @@ def score_parts(
     plan = _agree(output, identity, num_rows, num_processes)
     num_scored = num_resumed = 0
     if plan is not None:
-        rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows)
+        rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows, left_out=left_out)
         position = 0
         for part in range(process, plan.num_parts, num_processes):
             start, stop = plan.rows_of(part)

@@ -91,11 +91,16 @@ def test_html(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     ],
 )
 def test_what_cannot_be_shown_is_said_before_scoring(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str
+    model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    message: str,
 ) -> None:
     monkeypatch.setattr(score, "_MOST_ON_A_PAGE", 3)
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    assert score.main(["--model", "unused", "--input", str(source), "--output", str(tmp_path / "out.jsonl"), *flags]) == 1
+    assert score.main(["--model", str(model_dir), "--input", str(source), "--output", str(tmp_path / "out.jsonl"), *flags]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
