@@ -69,15 +69,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _evaluate(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
-    from rich.console import Console
-
+    from srm.cli.terminal import Terminal
     from srm.evaluation.score_suite import write_responses
     from srm.evaluation.spans import has_spans, read_spans
     from srm.evaluation.suites import HUB_SUITES, read_suite
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("runs as one process. Score with several by srm-score, or start one srm-eval a model, each with its --output_dir.")
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     names = _short_names(arguments.model)
     checks = [_row_check(model) for model in arguments.model]
 
@@ -225,8 +224,7 @@ def _write(
     figure: bytes | None,
     console: Console,
 ) -> None:
-    from rich.console import Console
-
+    from srm.cli.terminal import Terminal
     from srm.evaluation.tables import rich_table
     from srm.runs.folders import write_whole
 
@@ -236,10 +234,10 @@ def _write(
     write_whole(folder / "results.csv", table)
     if figure is not None:
         (folder / "results.png").write_bytes(figure)
-    screen = Console()
+    screen = Terminal()
     for each in tables:
         screen.print(rich_table(each))
-    console.print(f"results in {folder}", highlight=False)
+    console.print(f"results in {folder}")
 
 
 def _write_page(
@@ -269,7 +267,7 @@ def _write_page(
 def _has_matplotlib(console: Console) -> bool:
     there = importlib.util.find_spec("matplotlib") is not None
     if not there:
-        console.print(f"no figure: {way_to_install('matplotlib')}", highlight=False)
+        console.print(f"no figure: {way_to_install('matplotlib')}")
     return there
 
 

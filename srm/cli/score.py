@@ -55,14 +55,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _score(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
-    from rich.console import Console
     from rich.progress import Progress
 
+    from srm.cli.terminal import Terminal
     from srm.data.read import first_pass
     from srm.scoring.file import RowSettings, score_file
     from srm.scoring.parts import parts_folder, score_parts
 
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     process, num_processes = _place()
     _check_overwrite(arguments, num_processes)
     # A first pass finds bad rows before hours are spent, and tells the progress bar how long it is.
@@ -102,8 +102,8 @@ def _score(argv: Sequence[str]) -> None:
     if summary is None:
         return
     resumed = f" ({summary.num_resumed} of them by an earlier run)" if summary.num_resumed and num_processes == 1 else ""
-    console.print(f"{summary.num_scored + summary.num_resumed} responses scored{resumed}: {arguments.output}", highlight=False)
-    _present(arguments, left_out, Console())
+    console.print(f"{summary.num_scored + summary.num_resumed} responses scored{resumed}: {arguments.output}")
+    _present(arguments, left_out, Terminal())
 
 
 def _place() -> tuple[int, int]:
@@ -145,7 +145,7 @@ def _present(arguments: argparse.Namespace, left_out: frozenset[int], console: C
         _show(pair, console)
     if arguments.html:
         _write_page(arguments, left_out, accuracy)
-        console.print(f"To read in a browser: {arguments.html}", highlight=False)
+        console.print(f"To read in a browser: {arguments.html}")
 
 
 _ACCURACY = ("Pairs ranked rightly", ("subset", "pairs", "model", "longer wins"))
@@ -169,15 +169,12 @@ def _print_accuracy(accuracy: Sequence[SubsetAccuracy], console: Console) -> Non
 
 
 def _show(pair: ReportPair, console: Console) -> None:
-    from rich.panel import Panel
-    from rich.text import Text
-
-    from srm.views.terminal import render_pair, render_response
+    from srm.views.terminal import render_pair, render_prompt, render_response
 
     if pair.rejected is not None:
         console.print(render_pair(_plain(pair.prompt), pair.chosen, pair.rejected, damaged=pair.marked))
     else:
-        console.print(Panel(Text(_plain(pair.prompt)), title="prompt", title_align="left"))
+        console.print(render_prompt(_plain(pair.prompt)))
         console.print(render_response("response", pair.chosen, damaged=pair.marked))
 
 

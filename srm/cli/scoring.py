@@ -99,4 +99,6 @@ def progress_columns(title: str) -> tuple[ProgressColumn, ...]:
     """The columns of a progress bar that counts responses."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    return (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    from srm.views.visible import visible
+
+    return (TextColumn(visible(title), markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

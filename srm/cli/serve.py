@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import socket
@@ -11,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from srm.cli.common import run
+from srm.cli.common import LOG_FORMAT, run, say
 from srm.cli.scoring import device_of, load_model
 from srm.errors import UserError
 
@@ -27,7 +26,7 @@ _KEEP_ALIVE = 120
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `srm-serve`."""
-    return run(_serve, argv)
+    return run(_serve, argv, log_format=f"%(asctime)s {LOG_FORMAT}")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -70,7 +69,6 @@ def _serve(argv: Sequence[str]) -> None:
     from srm.serving import ServerSettings, create_app
 
     settings = _settings(arguments, ServerSettings)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     listener = _bind(arguments.host, arguments.port)
     model = load_model(arguments.model, arguments)
     app = create_app(model, settings, packing=arguments.packing)
@@ -78,7 +76,7 @@ def _serve(argv: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(f"srm-serve: {arguments.model} on {device_of(arguments)}, {address} (documentation: {address}/docs)", flush=True)
+    say(f"srm-serve: {arguments.model} on {device_of(arguments)}, {address} (documentation: {address}/docs)")
     # /metrics has what an access log would have, without a line a request.
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_keep_alive=_KEEP_ALIVE, timeout_graceful_shutdown=arguments.drain_seconds

@@ -5,14 +5,13 @@ srm-train --model_name_or_path smollm2-135m --dataset_name pairs.jsonl --output_
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from srm.cli.common import run
+from srm.cli.common import run, say
 from srm.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,14 +38,13 @@ def train(argv: Sequence[str]) -> None:
     from srm.training.arguments import parse_arguments
 
     model_arguments, data_arguments, config = parse_arguments(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    say = print if config.process_index == 0 else lambda *_: None
+    tell = say if config.process_index == 0 else lambda line: None
     _warn_of_lone_process()
     checkpoint = _settle_output_dir(config)
     if checkpoint is not None:
-        say(f"resuming from {checkpoint}")
+        tell(f"resuming from {checkpoint}")
     elif config.resume_from_checkpoint is not None:
-        say(f"no checkpoint in {config.output_dir} yet: starting at step 0")
+        tell(f"no checkpoint in {config.output_dir} yet: starting at step 0")
 
     from transformers import EarlyStoppingCallback, set_seed
 
@@ -66,7 +64,7 @@ def train(argv: Sequence[str]) -> None:
     settings = (model_arguments, data_arguments, config)
     if checkpoint is not None:
         for change in changes_since(settings, train_rows):
-            say(f"not as when this run began: {change}")
+            tell(f"not as when this run began: {change}")
     config.distributed_state.wait_for_everyone()
     if config.should_save:
         write_record(settings, train_rows)
@@ -79,16 +77,16 @@ def train(argv: Sequence[str]) -> None:
         callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
     )
     compiled = f"; the backbone compiled with {trainer.compiled_with}" if trainer.compiled_with else ""
-    say(_model_line(trainer.model) + compiled)
-    say(_packing_line(config, reward_model_of(model), train_rows))
+    tell(_model_line(trainer.model) + compiled)
+    tell(_packing_line(config, reward_model_of(model), train_rows))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = dict(result.metrics)
     if eval_rows is not None:
         metrics |= trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
-    say(", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float) and _is_final(name)))
-    say(f"model saved to {config.output_dir}")
+    tell(", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float) and _is_final(name)))
+    tell(f"model saved to {config.output_dir}")
     trainer.accelerator.end_training()
 
 
@@ -161,7 +159,7 @@ def _rows(data: DataArguments, config: RewardConfig, model: SentenceRewardModel,
         progress=None if config.process_index == 0 and not config.disable_tqdm else False,
     )
     if config.process_index == 0:
-        print(f"{kind} data: {sum(len(row.pairs) for row in rows):,} pairs; {report}")
+        say(f"{kind} data: {sum(len(row.pairs) for row in rows):,} pairs; {report}")
     return rows
 
 
