@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from typing import Any, NoReturn
 
 from srm.errors import UserError
 from srm.extras import EXTRAS, way_to_install
+from srm.runs.limits import check_limits, check_text
 from srm.views.visible import visible
 
-__all__ = ["LOG_FORMAT", "run", "say"]
+__all__ = ["LOG_FORMAT", "Parser", "run", "say"]
 
+_LONGEST_LINE = 2000
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
 Command = Callable[[Sequence[str]], int | None]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors are `UserError`, and which takes numbers within `srm.runs.limits` only."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See --help for all flags.")
+
+    def parse_args(self, *arguments: Any, **settings: Any) -> Any:
+        parsed = super().parse_args(*arguments, **settings)
+        check_limits(vars(parsed))
+        return parsed
 
 
 class _VisibleFormatter(logging.Formatter):
@@ -60,8 +76,11 @@ def run(
     handler = logging.StreamHandler()
     handler.setFormatter(_VisibleFormatter(log_format))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return command(sys.argv[1:] if argv is None else argv) or 0
+        for word, before in zip(argv, ["the command's name", *argv], strict=False):
+            check_text(word, before)
+        return command(argv) or 0
     except UserError as error:
         return _fail(name, str(error))
     except ModuleNotFoundError as error:
@@ -98,5 +117,9 @@ def _name_of(command: Command) -> str:
 
 
 def _fail(name: str, message: str) -> int:
-    print(f"{name}: {visible(' '.join(message.split()))}", file=sys.stderr)
+    line = " ".join(message.split())
+    if len(line) > _LONGEST_LINE:
+        # It quotes what came, which may be megabytes.
+        line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
+    print(f"{name}: {visible(line)}", file=sys.stderr)
     return 1

@@ -5,7 +5,6 @@ python -m srm.cli.demo --output_dir outputs/demo --seed 0
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -16,8 +15,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from srm.cli.common import run
+from srm.cli.common import Parser, run
 from srm.errors import UserError
+from srm.runs.limits import check_limits
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,9 +52,7 @@ class DemoSettings:
     learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
-        for name in ("num_pairs", "num_eval_pairs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        check_limits(vars(self))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +67,7 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> DemoSettings:
-    parser = argparse.ArgumentParser(prog="python -m srm.cli.demo", description="Train on generated pairs and look at the result.")
+    parser = Parser(prog="python -m srm.cli.demo", description="Train on generated pairs and look at the result.")
     helps = {
         "model_name_or_path": "decoder to start from: alias smollm2-135m, hub name or folder",
         "output_dir": "folder for pairs, model and report",

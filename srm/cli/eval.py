@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srm.cli.common import run
+from srm.cli.common import Parser, run
 from srm.cli.scoring import add_scoring_options, device_of, load_model, model_identity, progress_columns, row_check
 from srm.errors import UserError
 from srm.extras import way_to_install
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="srm-eval",
         description="Evaluate reward models on preference pairs, beside the baselines `longer` and `shorter`, or on responses with marked "
         "errors. Interrupted? Run the same command again: it goes on where it stopped.",
@@ -69,12 +69,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _evaluate(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
+    device_of(arguments)
     from srm.cli.terminal import Terminal
     from srm.evaluation.score_suite import write_responses
     from srm.evaluation.spans import has_spans, read_spans
     from srm.evaluation.suites import HUB_SUITES, read_suite
 
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("runs as one process. Score with several by srm-score, or start one srm-eval a model, each with its --output_dir.")
     console = Terminal(stderr=True)
     names = _short_names(arguments.model)

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srm.cli.common import run
-from srm.cli.scoring import add_scoring_options, load_model, model_identity, progress_columns, row_check
+from srm.cli.common import Parser, run
+from srm.cli.scoring import add_scoring_options, device_of, load_model, model_identity, progress_columns, row_check
 from srm.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="srm-score",
         description="Score responses and each of their sentences. Interrupted? Run the same command again: it goes on where it stopped. "
         "With several processes: accelerate launch --multi_gpu --num_processes N -m srm.cli.score ..., or torchrun, on CPUs too.",
@@ -55,6 +55,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _score(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
+    device_of(arguments)
     from rich.progress import Progress
 
     from srm.cli.terminal import Terminal
@@ -108,12 +109,13 @@ def _score(argv: Sequence[str]) -> None:
 
 def _place() -> tuple[int, int]:
     """Which process this is, and of how many, as accelerate launch and torchrun tell."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, size = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+        raise UserError(f"RANK={rank} and WORLD_SIZE={size} in the environment name no process. Unset both, or let a launcher set them.")
+    return int(rank), int(size)
 
 
 def _check_views(arguments: argparse.Namespace, total: int) -> None:
-    if arguments.show < 0:
-        raise UserError(f"--show: the number of rows must not be negative, got {arguments.show}.")
     if arguments.html and total > _MOST_ON_A_PAGE:
         raise UserError(f"--html: {total} responses are too many for one page, the limit is {_MOST_ON_A_PAGE}. Score a part of the input.")
 

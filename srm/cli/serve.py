@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from srm.cli.common import LOG_FORMAT, run, say
+from srm.cli.common import LOG_FORMAT, Parser, run, say
 from srm.cli.scoring import device_of, load_model
 from srm.errors import UserError
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="srm-serve",
         description="Serve a trained sentence reward model: POST /v1/rewards, OpenRLHF's POST /get_reward, GET /health, /metrics, /docs. "
         f"With {_TOKEN_VARIABLE} set in the environment, requests must bring it as their bearer token. SIGTERM ends it once all "
@@ -68,6 +68,7 @@ def _serve(argv: Sequence[str]) -> None:
 
     from srm.serving import ServerSettings, create_app
 
+    device_of(arguments)
     settings = _settings(arguments, ServerSettings)
     listener = _bind(arguments.host, arguments.port)
     model = load_model(arguments.model, arguments)

@@ -87,7 +87,7 @@ def test_html(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     ("flags", "message"),
     [
         (["--html", "page.html"], "--html: 6 responses are too many for one page, the limit is 3."),
-        (["--show", "-1"], "--show: the number of rows must not be negative, got -1."),
+        (["--show", "-1"], "--show must be at least 0 and at most 2,147,483,647, got -1."),
     ],
 )
 def test_what_cannot_be_shown_is_said_before_scoring(
