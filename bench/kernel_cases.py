@@ -303,7 +303,7 @@ def tokens(setting: Setting) -> Case:
 
 
 def gae(setting: Setting) -> Case:
-    cu_seqlens, t = setting.lengths.cu_tokens.to(setting.device), setting.lengths.num_tokens
+    cu_seqlens, t = setting.lengths.cu_seqlens.to(setting.device), setting.lengths.num_tokens
     floats = {"reward": _draw(setting, t, dtype=torch.float32), "value": _draw(setting, t, seed=1, dtype=torch.float32)}
     _dynamic(*floats.values(), cu_seqlens)
     compiled = setting.compile("gae", packed_gae_reference)

@@ -41,12 +41,12 @@ class PackedLengths:
     """Groups packed into `num_tokens` = T: prompt, then its responses; what is left at the end belongs to no response.
 
     layout: the boundaries [N]; the responses of a group share their first one.
-    cu_tokens: int32 [S + 1], every prompt, every response and the rest as a sequence of its own.
+    cu_seqlens: int32 [S + 1], every prompt, every response and the rest as a sequence of its own.
     """
 
     num_tokens: int
     layout: SentenceLayout
-    cu_tokens: Tensor
+    cu_seqlens: Tensor
 
 
 def generated_groups(count: int = 2000, seed: int = 0) -> list[Group]:
@@ -106,7 +106,7 @@ def pack_lengths(groups: Sequence[Group], num_tokens: int) -> PackedLengths:
     return PackedLengths(
         num_tokens=num_tokens,
         layout=SentenceLayout(torch.tensor(boundaries), cu_from_lengths(num_boundaries)),
-        cu_tokens=cu_from_lengths([*lengths, num_tokens - position]),
+        cu_seqlens=cu_from_lengths([*lengths, num_tokens - position]),
     )
 
 

@@ -78,7 +78,7 @@ def leave_one_out(reward: Tensor, mask: Tensor, num_generations: int, *, gamma: 
     column = torch.arange(reward.shape[1], device=reward.device)
     held = to_go.gather(1, torch.minimum(column, last[:, None])).view(-1, num_generations, reward.shape[1])
     others = (held.sum(1, keepdim=True) - held) / (num_generations - 1)
-    return (to_go - others.view_as(to_go)) * inside
+    return torch.where(inside, to_go - others.view_as(to_go), 0)
 
 
 def group_advantages(
@@ -124,7 +124,7 @@ def group_advantages(
     inside = column < scored.lengths[:, None] if mask is None else mask.bool()
     owner = group.to(scored.reward.device).unique(return_inverse=True)[1]
     if level == "response":
-        return _normalise(scored.reward, owner, scale)[:, None] * inside
+        return torch.where(inside, _normalise(scored.reward, owner, scale)[:, None], 0)
     kept = scored.is_sentence
     response = scored.response_index[kept]
     earned = _normalise(sentence_rewards(scored, kind)[kept], owner[response], scale)
@@ -143,7 +143,7 @@ def group_advantages(
     final = torch.cat([response[1:] != response[:-1], response.new_ones(1, dtype=torch.bool)])[: response.numel()]
     last, last_end = earned.new_zeros(number), ends.new_full((number,), -1)
     last[response[final]], last_end[response[final]] = earned[final], ends[final]
-    return torch.where(column > last_end[:, None], last[:, None], summed) * inside
+    return torch.where(column > last_end[:, None], last[:, None], summed).where(inside, 0)
 
 
 def _normalise(value: Tensor, owner: Tensor, scale: bool) -> Tensor:

@@ -21,7 +21,8 @@ def reinforce_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor
     Returns:
         A scalar.
     """
-    return -torch.where(mask, advantages * logprobs, 0).sum()
+    # Padding may hold anything: what it multiplies must be 0 in the gradient, too.
+    return -torch.where(mask, torch.where(mask, advantages, 0) * logprobs, 0).sum()
 
 
 def clipped_policy_loss(
@@ -41,6 +42,7 @@ def clipped_policy_loss(
     """
     # Padding may hold anything; a ratio of 1 keeps infinities out of the gradient.
     ratio = torch.where(mask, logprobs - old_logprobs, 0).exp()
+    advantages = torch.where(mask, advantages, 0)
     plain, clipped = ratio * advantages, ratio.clamp(1 - cliprange, 1 + cliprange) * advantages
     loss = -torch.where(mask, torch.minimum(plain, clipped), 0).sum()
     return loss, ((clipped < plain) & mask).sum()
@@ -58,7 +60,6 @@ def clipped_value_loss(value: Tensor, old_value: Tensor, returns: Tensor, mask: 
         A scalar.
     """
     # Padding may hold anything; without an error it has no gradient.
-    value = torch.where(mask, value, returns)
+    value, old_value, returns = (torch.where(mask, x, 0) for x in (value, old_value, returns))
     clipped = old_value + (value - old_value).clamp(-cliprange, cliprange)
-    error = torch.maximum((value - returns).square(), (clipped - returns).square())
-    return 0.5 * torch.where(mask, error, 0).sum()
+    return 0.5 * torch.maximum((value - returns).square(), (clipped - returns).square()).sum()

@@ -39,7 +39,7 @@ def sentence_rewards(scored: ScoredTokens, kind: RewardKind = "weighted") -> Ten
         paid[scored.cu_boundaries[1:] - 1] = scored.reward
     else:
         paid = scored.weighted_reward if kind == "weighted" else scored.sentence_reward
-    return paid * scored.is_sentence
+    return torch.where(scored.is_sentence, paid, 0)
 
 
 def whiten(value: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
@@ -55,8 +55,8 @@ def whiten(value: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
         nothing to scale.
     """
     count = mask.sum().clamp(min=1)
-    kept = value * mask
-    mean = kept.sum() / count
+    value = torch.where(mask, value, 0)
+    mean = value.sum() / count
     spread = ((value - mean).square() * mask).sum() / count
     # Rounding leaves a spread of this size in equal numbers; dividing by it would make noise of them.
     is_flat = spread.sqrt() <= 1e-6 * (1 + mean.abs())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
-from typing import Any
 
 from srm.errors import UserError
+from srm.extras import name_the_extra
 from srm.segmentation.punkt import NEXT, goes_on
 from srm.segmentation.scripts import CLOSERS
 
@@ -23,7 +23,9 @@ def load_punkt_tab(language: str) -> Callable[[str], list[int]]:
 
     Raises UserError where nltk or the model is not installed.
     """
-    punkt, data = _import("nltk.tokenize.punkt"), _import("nltk.data")
+    # Late, because only this segmenter needs nltk, which takes long to import.
+    with name_the_extra("segmenter `punkt_tab`"):
+        punkt, data = importlib.import_module("nltk.tokenize.punkt"), importlib.import_module("nltk.data")
     try:
         folder = data.find(f"tokenizers/punkt_tab/{language}/")
     except (LookupError, ValueError) as error:
@@ -47,13 +49,3 @@ def load_punkt_tab(language: str) -> Callable[[str], list[int]]:
         return [start for start in found if text[start].isupper() or not goes_on(text, start)]
 
     return starts
-
-
-def _import(module: str) -> Any:
-    # Late, because only this segmenter needs nltk, which takes long to import.
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            "segmenter `punkt_tab` needs the package nltk. Install it with `pip install nltk`, or use the segmenter `punkt`."
-        ) from error

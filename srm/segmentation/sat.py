@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import accumulate
 
 from srm.errors import UserError
+from srm.extras import name_the_extra
 
 __all__ = ["load_sat"]
 
@@ -16,12 +17,8 @@ def load_sat(model: str) -> Callable[[str], list[int]]:
 
     Raises UserError where wtpsplit is not installed or the model cannot be loaded.
     """
-    try:
+    with name_the_extra("segmenter `sat`"):
         wtpsplit = importlib.import_module("wtpsplit")
-    except ImportError as error:
-        raise UserError(
-            "segmenter `sat` needs the package wtpsplit. Install it with `pip install wtpsplit`, or use the segmenter `punkt`."
-        ) from error
     try:
         sat = wtpsplit.SaT(model)
     # wtpsplit passes on whatever the hub, the file system or the weights' reader raise.

@@ -46,8 +46,7 @@ def reward_loss(
         loss = loss + mean_value_coefficient * bradley_terry_loss(value_B, pairs, label_smoothing=label_smoothing, weight=weight)
     if sentence_reward_l2:
         penalty_P = sentence_reward_penalty(output.sentence_reward, cu_boundaries)[pairs].mean(1)
-        penalty = penalty_P.mean() if weight is None else (weight * penalty_P).sum() / weight.sum()
-        loss = loss + sentence_reward_l2 * penalty
+        loss = loss + sentence_reward_l2 * _weighted_mean(penalty_P, weight)
     return loss
 
 
@@ -58,7 +57,8 @@ def mean_value(value: Tensor, cu_boundaries: Tensor) -> Tensor:
     of every beginning of it. Sentences before the first difference of a pair have equal values in both, and cancel.
     """
     count_B = cu_boundaries.diff()
-    return (_sums(value, count_B) - value[cu_boundaries[:-1]]) / (count_B - 1).clamp(min=1)
+    is_prompt_N = torch.zeros_like(value, dtype=torch.bool).index_fill_(0, cu_boundaries[:-1].long(), True)
+    return _sums(value.masked_fill(is_prompt_N, 0), count_B) / (count_B - 1).clamp(min=1)
 
 
 def sentence_reward_penalty(sentence_reward: Tensor, cu_boundaries: Tensor) -> Tensor:
@@ -70,6 +70,13 @@ def sentence_reward_penalty(sentence_reward: Tensor, cu_boundaries: Tensor) -> T
     """
     count_B = cu_boundaries.diff()
     return _sums(sentence_reward.square(), count_B) / count_B
+
+
+def _weighted_mean(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Of `x` [P] by `weight` [P], as in `bradley_terry_loss`: 0 where nothing has weight, and what has none may be NaN."""
+    weight = torch.ones_like(x) if weight is None else weight
+    total = weight.sum()
+    return (weight * x.masked_fill(weight == 0, 0)).sum() / total.masked_fill(total == 0, 1)
 
 
 def _sums(x: Tensor, count_B: Tensor) -> Tensor:

@@ -126,6 +126,14 @@ def test_the_stack_scores(with_stack: Environment, awake_model: Callable[[], Sen
             "smollm2-135m is read from m.gguf: gguf is not installed. Run: pip install 'srm-kernels[demo]'",
         ),
         (
+            "from srm.segmentation import make_segmenter; make_segmenter('punkt_tab')",
+            "segmenter `punkt_tab`: nltk is not installed. Run: pip install 'srm-kernels[nltk]'",
+        ),
+        (
+            "from srm.segmentation import make_segmenter; make_segmenter('sat')",
+            "segmenter `sat`: wtpsplit is not installed. Run: pip install 'srm-kernels[sat]'",
+        ),
+        (
             "import srm.evaluation.figure as f; f.span_figure({})",
             "the figure: matplotlib is not installed. Run: pip install 'srm-kernels[eval]'",
         ),

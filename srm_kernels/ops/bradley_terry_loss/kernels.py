@@ -38,7 +38,10 @@ def softplus(x):
 def load_pair(
     reward_ptr, pair_ptr, margin_ptr, weight_ptr, p, num_pairs, ACC: tl.constexpr, HAS_MARGIN: tl.constexpr, HAS_WEIGHT: tl.constexpr
 ):
-    """Indices, difference less margin, sum, and weight of pairs p; weight 0 past the end."""
+    """Indices, difference less margin, sum, and weight of pairs p; weight 0 past the end.
+
+    Difference and sum are 0 where the weight is: 0 · NaN would be NaN.
+    """
     mask = p < num_pairs
     chosen = tl.load(pair_ptr + 2 * p, mask=mask, other=0).to(tl.int64)
     rejected = tl.load(pair_ptr + (2 * p + 1), mask=mask, other=0).to(tl.int64)
@@ -50,7 +53,8 @@ def load_pair(
     weight = tl.where(mask, 1.0, 0.0).to(ACC)
     if HAS_WEIGHT:
         weight = tl.load(weight_ptr + p, mask=mask, other=0).to(ACC)
-    return chosen, rejected, d, reward_chosen + reward_rejected, weight
+    counts = weight != 0
+    return chosen, rejected, tl.where(counts, d, 0.0), tl.where(counts, reward_chosen + reward_rejected, 0.0), weight
 
 
 @triton.jit(do_not_specialize=["num_rewards", "num_pairs"])
@@ -84,8 +88,8 @@ def bradley_terry_kernel(
     while start < num_pairs:
         p = start + tl.arange(0, BLOCK_P)
         _, _, d, sum_, weight = load_pair(reward_ptr, pair_ptr, margin_ptr, weight_ptr, p, num_pairs, ACC, HAS_MARGIN, HAS_WEIGHT)
-        loss = (1.0 - smoothing) * softplus(-d) + smoothing * softplus(d) + centering * sum_ * sum_
-        loss_sum += tl.where(p < num_pairs, weight * loss, 0.0)
+        loss = (1.0 - smoothing) * softplus(-d) + tl.where(smoothing == 0, 0.0, smoothing * softplus(d))
+        loss_sum += weight * (loss + tl.where(centering == 0, 0.0, centering * sum_ * sum_))
         weight_sum += weight
         start += BLOCK_P
     total = tl.sum(weight_sum, 0)
@@ -104,7 +108,7 @@ def bradley_terry_kernel(
         u = tl.exp(-tl.abs(d))
         sigmoid = tl.where(d > 0, u, 1.0) / (1.0 + u)
         slope = (smoothing - sigmoid) * share
-        pull = 2.0 * centering * sum_ * share
+        pull = tl.where(centering == 0, 0.0, 2.0 * centering * sum_ * share)
         in_range = (p < num_pairs)[None, :]
         grad += tl.where(in_range & (chosen[None, :] == b[:, None]), (pull + slope)[None, :], 0.0)
         grad += tl.where(in_range & (rejected[None, :] == b[:, None]), (pull - slope)[None, :], 0.0)

@@ -40,7 +40,8 @@ def bradley_terry_loss(
         margin: by how much the chosen reward should win; a number or [P], in units of `reward`.
         label_smoothing: ε in [0, 1), the chance that a label is wrong.
         centering: λ ≥ 0, pulls the rewards of a pair towards a sum of 0.
-        weight: [P], not negative; the result is `Σ weight · loss / Σ weight`. `margin` and `weight` are data, no gradient flows into them.
+        weight: [P], not negative; the result is `Σ weight · loss / Σ weight`, and a pair of weight 0 may hold anything. `margin` and
+            `weight` are data, no gradient flows into them.
         backend: what runs: `"auto"`, `"triton"` or `"torch"`.
 
     Returns:

@@ -5,6 +5,7 @@ Shape letters: `B` responses, `P` pairs.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -43,7 +44,7 @@ def bradley_terry_loss_with_grad_reference(
     """The loss, and its gradient [B] in fp32 (fp64 for fp64)."""
     loss, d_P, sum_P, share_P = _terms(reward, pairs, margin, label_smoothing, centering, weight)
     slope_P = (label_smoothing - (-d_P).sigmoid()) * share_P
-    pull_P = 2 * centering * sum_P * share_P
+    pull_P = 2 * centering * sum_P * share_P if centering else torch.zeros_like(slope_P)
     chosen_P, rejected_P = pairs.long().unbind(1)
     grad_B = loss.new_zeros(reward.shape)
     return loss, grad_B.index_add_(0, chosen_P, pull_P + slope_P).index_add_(0, rejected_P, pull_P - slope_P)
@@ -55,12 +56,18 @@ def _terms(
     """The loss, and of each pair `d = R_c - R_r - margin`, `R_c + R_r`, and the share in the loss; [P] each."""
     reward_B = reward.to(accumulate_dtype(reward))
     chosen_P, rejected_P = (reward_B[index_P] for index_P in pairs.long().unbind(1))
-    sum_P = chosen_P + rejected_P
+    weight_P = torch.ones_like(chosen_P) if weight is None else weight.to(chosen_P.dtype)
+    # What has the factor 0 does not take part: 0 · NaN and 0 · inf are NaN.
+    ignored_P = weight_P == 0
+    sum_P = (chosen_P + rejected_P).masked_fill(ignored_P, 0)
     d_P = chosen_P - rejected_P - (margin.to(reward_B.dtype) if isinstance(margin, Tensor) else margin or 0.0)
+    d_P = d_P.masked_fill(ignored_P, 0)
     # softplus(-d) = -log sigmoid(d), without the overflow.
-    loss_P = (1 - label_smoothing) * softplus(-d_P, threshold=50) + label_smoothing * softplus(d_P, threshold=50)
-    loss_P = loss_P + centering * sum_P.square()
-    weight_P = loss_P.new_ones(loss_P.shape) if weight is None else weight.to(loss_P.dtype)
+    loss_P = (1 - label_smoothing) * softplus(-d_P, threshold=50)
+    if label_smoothing:
+        loss_P = loss_P + label_smoothing * softplus(d_P, threshold=50)
+    if centering:
+        loss_P = loss_P + centering * sum_P.square()
     total = weight_P.sum()
     share_P = weight_P / total.masked_fill(total == 0, 1)
     return (share_P * loss_P).sum(), d_P, sum_P, share_P

@@ -32,6 +32,12 @@ def combine(decay_a, x_a, decay_b, x_b):
 
 
 @triton.jit
+def scaled(factor, x):
+    """factor · x, and 0 for the factor 0 whatever x holds."""
+    return tl.where(factor == 0, 0.0, factor * x)
+
+
+@triton.jit
 def advantage_step(
     reward_ptr,
     value_ptr,
@@ -59,7 +65,7 @@ def advantage_step(
     if HAS_BOOTSTRAP:
         following += tl.load(bootstrap_ptr + sequence, mask=mask & is_last, other=0).to(ACC)
     decay = tl.where(is_last, 0.0, gamma * lam)
-    return tl.where(mask, decay, 1.0), tl.where(mask, reward + gamma * following - value, 0.0), value
+    return tl.where(mask, decay, 1.0), tl.where(mask, reward + scaled(gamma, following) - value, 0.0), value
 
 
 @triton.jit
@@ -195,14 +201,13 @@ def value_gradient_kernel(
     begin = tl.load(cu_seqlens_ptr + sequence, mask=mask, other=0).to(tl.int64)
     previous = tl.load(grad_delta_ptr + (t - 1), mask=mask & (t > begin), other=0)
     grad_return = tl.load(grad_return_ptr + t, mask=mask, other=0).to(ACC)
-    tl.store(grad_value_ptr + t, gamma * previous - tl.load(grad_delta_ptr + t, mask=mask, other=0) + grad_return, mask=mask)
+    tl.store(grad_value_ptr + t, scaled(gamma, previous) - tl.load(grad_delta_ptr + t, mask=mask, other=0) + grad_return, mask=mask)
     s = t
     is_sequence = s < num_offsets - 1
     begin = tl.load(cu_seqlens_ptr + s, mask=is_sequence, other=0).to(tl.int64)
     end = tl.load(cu_seqlens_ptr + (s + 1), mask=is_sequence, other=0).to(tl.int64)
-    tl.store(
-        grad_bootstrap_ptr + s, gamma * tl.load(grad_delta_ptr + (end - 1), mask=is_sequence & (end > begin), other=0), mask=is_sequence
-    )
+    at_end = tl.load(grad_delta_ptr + (end - 1), mask=is_sequence & (end > begin), other=0)
+    tl.store(grad_bootstrap_ptr + s, scaled(gamma, at_end), mask=is_sequence)
 
 
 def packed_gae_forward(

@@ -34,7 +34,7 @@ def packed_gae(
         reward: [T], `r_t`; fp16, bf16, fp32 or fp64.
         value: [T], `V_t`; any of these dtypes.
         cu_seqlens: int32 or int64 [S + 1], offsets in tokens: sequence `s` is `cu_seqlens[s]:cu_seqlens[s + 1]`.
-        gamma: discount a token.
+        gamma: discount a token. With 0 no value of a later token takes part, whatever it holds.
         lam: weight of longer looks ahead; with `gamma` 1, a `lam` of 1 gives the rewards to go.
         bootstrap_value: [S], the value after the last token of a sequence that was cut off; 0 (the default) for one that ended.
         backend: what runs: `"auto"`, `"triton"` or `"torch"`.

@@ -38,7 +38,7 @@ def packed_gae_reference(
     if bootstrap_value is not None:
         segment_T = segment_of(cu_seqlens, value_T.numel())
         next_T = torch.where(last_T, bootstrap_value.to(dtype)[segment_T], next_T)
-    delta_T = reward_T + gamma * next_T - value_T
+    delta_T = reward_T + _scaled(gamma, next_T) - value_T
     decay_T = torch.full_like(delta_T, gamma * lam).masked_fill(last_T, 0)
     advantage_T = _scan(delta_T.flip(0), decay_T.flip(0)).flip(0)
     return advantage_T, advantage_T + value_T
@@ -55,8 +55,8 @@ def packed_gae_backward_reference(
     decay_T = torch.full_like(grad_advantage, gamma * lam).masked_fill(first_T, 0)
     # The transpose of a reverse scan is the same scan forwards.
     grad_delta_T = _scan(grad_advantage + grad_return, decay_T)
-    grad_value_T = gamma * grad_delta_T.roll(1).masked_fill(first_T, 0) - grad_delta_T + grad_return
-    at_end_T = (gamma * grad_delta_T).masked_fill(~last_T, 0)
+    grad_value_T = _scaled(gamma, grad_delta_T.roll(1).masked_fill(first_T, 0)) - grad_delta_T + grad_return
+    at_end_T = _scaled(gamma, grad_delta_T).masked_fill(~last_T, 0)
     return grad_delta_T, grad_value_T, segment_sum(at_end_T, segment_of(cu_seqlens, num), cu_seqlens.numel() - 1)
 
 
@@ -70,6 +70,11 @@ def _scan(x: Tensor, decay: Tensor) -> Tensor:
         decay = torch.cat((decay[:step], decay[step:] * decay[:-step]))
         step *= 2
     return x
+
+
+def _scaled(factor: float, x: Tensor) -> Tensor:
+    """`factor · x`, and 0 for the factor 0 whatever `x` holds."""
+    return factor * x if factor else torch.zeros_like(x)
 
 
 def _last_of_segment(cu_seqlens: Tensor, num: int) -> Tensor:

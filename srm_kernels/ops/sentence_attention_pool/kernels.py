@@ -118,7 +118,7 @@ def pool_kernel(
         start = begin
         while start < end:
             n = start + tl.arange(0, BLOCK_N)
-            mask = (n < end)[:, None] & (a < A)[None, :]
+            mask = ((n >= first) & (n < end))[:, None] & (a < A)[None, :]
             key = tl.load(key_ptr + (n[:, None] * A + a[None, :]), mask=mask, other=0).to(ACC)
             if ROPE:
                 cos, sin = rotation(end - 1 - n, ACC, A, BLOCK_A // 2, LOG2_THETA, TERMS)
@@ -166,7 +166,7 @@ def pool_kernel(
             tl.debug_barrier()  # All scores of the block are read before any is overwritten.
         tl.store(weight_ptr + n, weight, mask=inside)
         tl.store(sentence_reward_ptr + n, sentence_reward, mask=inside)
-        reward += tl.where(inside, weight * sentence_reward, 0.0)
+        reward += tl.where(inside & (weight != 0), weight * sentence_reward, 0.0)  # Selected: 0 · NaN is NaN.
         stop -= LANES
     tl.store(reward_ptr + response, tl.sum(reward, 0))
 
@@ -215,7 +215,8 @@ def pool_backward_kernel(
             n = start + tl.arange(0, LANES)
             weight = tl.load(weight_ptr + n, mask=n < end, other=0)
             grad = tl.load(grad_weight_ptr + n, mask=n < end, other=0).to(ACC)
-            product += weight * (grad + grad_reward * tl.load(sentence_reward_ptr + n, mask=n < end, other=0))
+            # A sentence reward without weight took no part.
+            product += weight * (grad + grad_reward * tl.load(sentence_reward_ptr + n, mask=(n < end) & (weight != 0), other=0))
             start += LANES
         mean = tl.sum(product, 0)
     before = tl.zeros((), ACC)
@@ -231,7 +232,7 @@ def pool_backward_kernel(
         tl.store(grad_value_ptr + n, grad_value, mask=n < end)
         if HAS_ATTENTION:
             grad = tl.load(grad_weight_ptr + n, mask=n < end, other=0).to(ACC)
-            grad += grad_reward * tl.load(sentence_reward_ptr + n, mask=n < end, other=0)
+            grad += grad_reward * tl.load(sentence_reward_ptr + n, mask=(n < end) & (weight != 0), other=0)
             if OF_VALUES:
                 # Of the softmax weight at n, which every sentence reward up to n has a share of.
                 block = tl.sum(tl.where(n < end, grad, 0.0), 0)
@@ -251,7 +252,7 @@ def pool_backward_kernel(
             n = start + tl.arange(0, BLOCK_N)
             grad_score = tl.load(grad_score_ptr + n, mask=n < end, other=0)[:, None]
             mask = (n < end)[:, None] & (a < A)[None, :]
-            key = tl.load(key_ptr + (n[:, None] * A + a[None, :]), mask=mask, other=0).to(ACC)
+            key = tl.load(key_ptr + (n[:, None] * A + a[None, :]), mask=mask & (grad_score != 0), other=0).to(ACC)
             grad_key = tl.broadcast_to(query, (BLOCK_N, BLOCK_A))
             if ROPE:
                 cos, sin = rotation(end - 1 - n, ACC, A, BLOCK_A // 2, LOG2_THETA, TERMS)

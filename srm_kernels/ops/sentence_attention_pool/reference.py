@@ -47,14 +47,17 @@ def sentence_attention_pool_reference(
     segment_N, first_N = segment_of(cu_boundaries, num), first_of_segment(cu_boundaries, num)
     if query is not None and key is not None:
         cos_NJ, sin_NJ = _relative_rotation(cu_boundaries, segment_N, key.shape[1], rope_theta, dtype)
-        score_N = _score(query.to(dtype)[segment_N], key.to(dtype), cos_NJ, sin_NJ)
+        key_NA = key.to(dtype) if include_prompt else key.to(dtype).masked_fill(first_N[:, None], 0)
+        score_N = _score(query.to(dtype)[segment_N], key_NA, cos_NJ, sin_NJ)
     else:
         score_N = value.new_zeros(num, dtype=dtype)
     pooling = pooling_of(pooling, difference)
     weight_N = _pooling_weight(score_N, cu_boundaries, segment_N, first_N, include_prompt, pooling)
     value_N = value.to(dtype)
     reward_N = difference_by_segment(value_N, first_N) if difference else value_N.clone()
-    return segment_sum(weight_N * reward_N, segment_N, num_responses), reward_N, weight_N
+    # What has no weight does not take part: 0 · NaN is NaN.
+    counted_N = reward_N.masked_fill(weight_N == 0, 0)
+    return segment_sum(weight_N * counted_N, segment_N, num_responses), reward_N, weight_N
 
 
 def sentence_attention_pool_backward_reference(
@@ -81,7 +84,7 @@ def sentence_attention_pool_backward_reference(
     grad_value_N = transposed_difference(grad_r_N, first_N) if difference else grad_r_N
     if query is None or key is None:
         return None, None, grad_value_N.to(value.dtype)
-    grad_a_N = grad_weight + sentence_reward * reward_grad_N
+    grad_a_N = grad_weight + sentence_reward.masked_fill(weight == 0, 0) * reward_grad_N
     mean_B = segment_sum(weight * grad_a_N, segment_N, num_responses)
     attention_N = weight
     if pooling_of(pooling, difference) == "value_attention":
@@ -94,7 +97,8 @@ def sentence_attention_pool_backward_reference(
     scaled_N1 = (score_grad_N / math.sqrt(key.shape[1])).unsqueeze(1)
     # The score is bilinear in q and k: each gradient is the other one, turned by the relative angle.
     back_NJ = None if sin_NJ is None else -sin_NJ
-    grad_query = segment_sum(_turn(key.to(dtype), cos_NJ, back_NJ) * scaled_N1, segment_N, num_responses)
+    counted_NA = key.to(dtype).masked_fill(scaled_N1 == 0, 0)
+    grad_query = segment_sum(_turn(counted_NA, cos_NJ, back_NJ) * scaled_N1, segment_N, num_responses)
     grad_key = _turn(query.to(dtype)[segment_N], cos_NJ, sin_NJ) * scaled_N1
     return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value_N.to(value.dtype)
 

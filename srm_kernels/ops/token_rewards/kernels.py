@@ -36,6 +36,16 @@ def expm1_less_y(y):
     return tl.where(small, 0.5 * z * z * series, tl.exp(y) - 1.0 - y)
 
 
+@triton.jit
+def log_ratio(logprob_ptr, ref_logprob_ptr, i, mask, kl_coef, ACC: tl.constexpr):
+    """log policy - log reference of tokens i, and where it takes no part: without a price, or -inf under both. It is 0 there, not NaN."""
+    policy = tl.load(logprob_ptr + i, mask=mask, other=0).to(ACC)
+    reference = tl.load(ref_logprob_ptr + i, mask=mask, other=0).to(ACC)
+    # The price is stretched over the block: the interpreter has no `or` of a scalar and a block.
+    free = ((policy == reference) & (tl.abs(policy) == float("inf"))) | (kl_coef + tl.zeros_like(policy) == 0)
+    return tl.where(free, 0.0, policy - reference), free
+
+
 @triton.jit(do_not_specialize=["num", "num_offsets", "num_tokens", "steps", "offset_steps"])
 def token_rewards_kernel(
     reward_ptr,
@@ -60,8 +70,7 @@ def token_rewards_kernel(
     kl_coef = joined(kl_high, kl_low, ACC)
     token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     in_range = token < num_tokens
-    x = tl.load(logprob_ptr + token, mask=in_range, other=0).to(ACC)
-    x -= tl.load(ref_logprob_ptr + token, mask=in_range, other=0).to(ACC)
+    x, _ = log_ratio(logprob_ptr, ref_logprob_ptr, token, in_range, kl_coef, ACC)
     if ESTIMATOR == K1:
         kl = x
     elif ESTIMATOR == K2:
@@ -106,8 +115,7 @@ def token_rewards_backward_kernel(
     """grad_reward [N] by a gather, grad_logprob [T] and grad_ref_logprob [T] elementwise; blocks of T cover N too."""
     kl_coef = joined(kl_high, kl_low, ACC)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(logprob_ptr + i, mask=i < num_tokens, other=0).to(ACC)
-    x -= tl.load(ref_logprob_ptr + i, mask=i < num_tokens, other=0).to(ACC)
+    x, free = log_ratio(logprob_ptr, ref_logprob_ptr, i, i < num_tokens, kl_coef, ACC)
     if ESTIMATOR == K1:
         slope = tl.full((BLOCK,), 1.0, ACC)
     elif ESTIMATOR == K2:
@@ -115,6 +123,7 @@ def token_rewards_backward_kernel(
     else:
         slope = x - expm1_less_y(-x)  # 1 - exp(-x)
     grad = -kl_coef * slope * tl.load(grad_ptr + i, mask=i < num_tokens, other=0).to(ACC)
+    grad = tl.where(free, 0.0, grad)
     tl.store(grad_logprob_ptr + i, grad, mask=i < num_tokens)
     tl.store(grad_ref_logprob_ptr + i, -grad, mask=i < num_tokens)
     response = upper_bound(cu_boundaries_ptr, num_offsets, i, offset_steps) - 1

@@ -36,9 +36,9 @@ def token_rewards(
         sentence_reward: [N], `r_i` or `w_i · r_i`; fp16, bf16, fp32 or fp64. Index 0 of each response is the prompt's and earns nothing.
         boundaries: int32 or int64 [N] in [0, T), the token that closes each sentence; rewards that share a token sum.
         cu_boundaries: int32 or int64 [B + 1], offsets in boundaries: response `b` owns `cu_boundaries[b]:cu_boundaries[b + 1]`.
-        logprobs: [T], log-probability of each token under the policy, in nats; any of these dtypes.
+        logprobs: [T], log-probability of each token under the policy, in nats; any of these dtypes. A token at -inf under both is free.
         ref_logprobs: [T], the same under the reference. Make them equal (0, say) where no penalty is due, such as on prompts.
-        kl_coef: factor of the penalty, in units of reward a nat.
+        kl_coef: factor of the penalty, in units of reward a nat. With 0 the log-probabilities take no part, whatever they hold.
         estimator: of the KL divergence, from `x = logprobs - ref_logprobs`: k1 `x`, k2 `x²/2`, k3 `exp(-x) - 1 + x`.
         backend: what runs: `"auto"`, `"triton"` or `"torch"`.
 

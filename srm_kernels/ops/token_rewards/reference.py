@@ -5,6 +5,7 @@ Shape letters: `T` tokens, `N` boundaries, `B` responses.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..segments import accumulate_dtype, first_of_segment
@@ -38,10 +39,12 @@ def token_rewards_reference(
         [T] in fp32 (fp64 if any input is).
     """
     dtype = accumulate_dtype(sentence_reward, logprobs, ref_logprobs)
-    log_ratio_T = logprobs.to(dtype) - ref_logprobs.to(dtype)
     # Index 0 sits on the prompt's last token, which the policy did not write: it earns nothing.
     earned_N = sentence_reward.to(dtype).masked_fill(first_of_segment(cu_boundaries, sentence_reward.shape[0]), 0)
-    return (-kl_coef * _kl(log_ratio_T, estimator)).index_add(0, boundaries, earned_N)
+    log_ratio_T = _log_ratio(logprobs.to(dtype), ref_logprobs.to(dtype))
+    # Without a price the penalty does not take part: 0 · inf is NaN.
+    paid_T = -kl_coef * _kl(log_ratio_T, estimator) if kl_coef else torch.zeros_like(log_ratio_T)
+    return paid_T.index_add(0, boundaries, earned_N)
 
 
 def token_rewards_backward_reference(
@@ -55,10 +58,22 @@ def token_rewards_backward_reference(
     estimator: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `sentence_reward` [N], `logprobs` [T] and `ref_logprobs` [T]."""
-    log_ratio_T = logprobs.to(grad.dtype) - ref_logprobs.to(grad.dtype)
     grad_N = grad.index_select(0, boundaries).masked_fill(first_of_segment(cu_boundaries, sentence_reward.shape[0]), 0)
-    grad_T = -kl_coef * _kl_slope(log_ratio_T, estimator) * grad
+    policy_T, reference_T = logprobs.to(grad.dtype), ref_logprobs.to(grad.dtype)
+    grad_T = torch.zeros_like(policy_T)
+    if kl_coef:
+        grad_T = -kl_coef * _kl_slope(_log_ratio(policy_T, reference_T), estimator) * grad
+        grad_T = grad_T.masked_fill(_impossible(policy_T, reference_T), 0)
     return grad_N.to(sentence_reward.dtype), grad_T.to(logprobs.dtype), (-grad_T).to(ref_logprobs.dtype)
+
+
+def _log_ratio(policy: Tensor, reference: Tensor) -> Tensor:
+    """[T] log policy - log reference; 0, not -inf - -inf, where both say that the token cannot be."""
+    return (policy - reference).masked_fill(_impossible(policy, reference), 0)
+
+
+def _impossible(policy: Tensor, reference: Tensor) -> Tensor:
+    return (policy == reference) & policy.isinf()
 
 
 def _kl(log_ratio: Tensor, estimator: str) -> Tensor:

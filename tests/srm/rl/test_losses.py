@@ -60,3 +60,23 @@ def test_a_value_gains_nothing_from_moving_past_the_clip() -> None:
     loss.backward()
     assert value.grad is not None
     assert value.grad[0].tolist() == pytest.approx([-0.9, 0.0, 0.0])
+
+
+def test_padding_may_hold_anything() -> None:
+    """Not in the loss, nor in a gradient: 0 · NaN is NaN."""
+    clean, poisoned = (torch.where(MASK, torch.tensor([[0.5, -1.0, 0.0], [2.0, 0.0, 0.0]]), fill) for fill in (0.0, math.nan))
+
+    def losses(x: torch.Tensor, data: torch.Tensor) -> list[torch.Tensor]:
+        return [
+            reinforce_loss(x, data, MASK),
+            clipped_policy_loss(x, data, data, MASK, cliprange=0.2)[0],
+            clipped_value_loss(x, data, data + 1, MASK, cliprange=0.2),
+        ]
+
+    for which in range(3):
+        runs = []
+        for data in (clean, poisoned):
+            x = (data + 0.1).requires_grad_()
+            loss = losses(x, data)[which]
+            runs.append((loss, torch.autograd.grad(loss, x)[0]))
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))

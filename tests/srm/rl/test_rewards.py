@@ -64,6 +64,15 @@ def test_whitening(scored: ScoredTokens) -> None:
     alike = torch.full((4,), 0.1)
     assert whiten(alike, torch.ones(4, dtype=torch.bool)).abs().max() < 1e-6
     assert whiten(torch.zeros(0), torch.zeros(0, dtype=torch.bool)).numel() == 0
+    kept = torch.tensor([True, True, False])
+    assert whiten(torch.tensor([1.0, 3.0, torch.inf]), kept).tolist() == [-1, 1, 0]
+
+
+def test_the_prompts_reward_takes_no_part(scored: ScoredTokens) -> None:
+    scored.sentence_reward[~scored.is_sentence] = torch.nan
+    for kind, paid in (("weighted", [0, 0.25, 0.75, 0, 0, -1]), ("sentence", [0, 1, 3, 0, 0, -2])):
+        assert sentence_rewards(scored, kind).tolist() == paid
+        assert token_level_rewards(scored, kind=kind).sum().item() == pytest.approx(sum(paid))
 
 
 def test_errors(scored: ScoredTokens) -> None:

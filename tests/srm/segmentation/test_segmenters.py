@@ -233,12 +233,6 @@ def test_config_is_frozen() -> None:
         SegmentationConfig().min_chars = 2  # type: ignore[misc]  # wrong on purpose
 
 
-def test_without_nltk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "nltk.tokenize.punkt", None)
-    with pytest.raises(UserError, match=r"`punkt_tab` needs the package nltk\. Install it with `pip install nltk`"):
-        make_segmenter("punkt_tab")
-
-
 def test_import_is_lazy(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [name for name in sys.modules if name.startswith("srm.segmentation")]:
         monkeypatch.delitem(sys.modules, module)
@@ -315,12 +309,6 @@ def test_sat_that_loses_text() -> None:
 def test_sat_model_that_does_not_load() -> None:
     with pytest.raises(UserError, match=r"'missing' did not load \(no such model\)"):
         make_segmenter("sat", sat_model="missing")
-
-
-def test_without_wtpsplit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wtpsplit", None)
-    with pytest.raises(UserError, match=r"needs the package wtpsplit\. Install it with `pip install wtpsplit`"):
-        make_segmenter("sat")
 
 
 def test_real_responses(punkt: Segmenter, shared_data: Path) -> None:

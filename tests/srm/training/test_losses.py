@@ -34,6 +34,24 @@ def test_mean_value_leaves_the_prompt_out():
     assert mean_value(VALUES, CU).tolist() == pytest.approx(MEAN_VALUES)
 
 
+def test_mean_value_takes_nothing_from_the_prompt():
+    value = VALUES.clone()
+    value[CU[:-1]] = math.nan
+    assert mean_value(value, CU).tolist() == pytest.approx(MEAN_VALUES)
+
+
+@pytest.mark.parametrize("weight", [[0.0, 1.0], [0.0, 0.0]])
+def test_a_pair_without_weight_takes_no_part(weight):
+    """The first pair is NaN in every term."""
+    rewards, values = REWARDS.clone(), VALUES.clone()
+    rewards[3:4], values[3:4] = math.nan, math.nan
+    poisoned = SentenceRewardOutput(reward=torch.tensor([1.0, math.nan, -1.0]), sentence_reward=rewards, value=values)
+    pairs, terms = torch.tensor([[0, 1], [2, 0]]), {"mean_value_coefficient": 0.25, "sentence_reward_l2": 0.5}
+    loss = reward_loss(poisoned, CU, pairs, weight=torch.tensor(weight), **terms)
+    alone = reward_loss(output([1.0, 0.0, -1.0]), CU, pairs[1:], **terms)
+    assert loss.item() == pytest.approx(alone.item() if any(weight) else 0.0)
+
+
 @pytest.mark.parametrize("term", [sentence_reward_penalty, mean_value])
 def test_terms_of_no_response_are_empty(term):
     assert term(torch.zeros(0), torch.tensor([0])).shape == (0,)
