@@ -69,13 +69,17 @@ def train(argv: Sequence[str]) -> None:
     if config.should_save:
         write_record(settings, train_rows)
     patience = config.early_stopping_patience
-    trainer = SentenceRewardTrainer(
-        model,
-        config,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
-        callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
-    )
+    try:
+        trainer = SentenceRewardTrainer(
+            model,
+            config,
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
+            callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
+        )
+    except (ImportError, RuntimeError, ValueError) as error:
+        # A service of --report_to or a package of --optim that is not there, or settings that Trainer does not take together.
+        raise UserError(str(error)) from error
     compiled = f"; the backbone compiled with {trainer.compiled_with}" if trainer.compiled_with else ""
     tell(_model_line(trainer.model) + compiled)
     tell(_packing_line(config, reward_model_of(model), train_rows))

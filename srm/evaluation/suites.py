@@ -11,6 +11,7 @@ them. The form of the rows decides the rule of scoring:
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ import numpy as np
 from srm.data.boundary import RowCheck
 from srm.data.messages import check_prompt, response_text
 from srm.data.read import usable_rows
-from srm.data.rows import parse_responses
+from srm.data.rows import parse_responses, row_id
 from srm.data.schema import BadRow, Prompt, RawRow, RowProblem
 from srm.data.sources import raw_rows
 from srm.errors import UserError
@@ -124,6 +125,7 @@ def read_suite(
     rules = sorted({rule for rule, _ in parsed})
     if len(rules) > 1:
         raise UserError(f"{source}: has rows of several forms ({', '.join(rules)}), which are scored differently. Split the file.")
+    _check_forms([row for rule, row in parsed if rule == "best_of"], source)
     suite = Suite(name=_title(source), rule=rules[0], rows=tuple(row for _, row in parsed), weights={})
     return _in_published_sections(suite) if source == "rewardbench" else replace(suite, weights=_counted(suite.rows))
 
@@ -140,6 +142,14 @@ def spread_over(rows: Sequence[Any], count: int | None) -> list[Any]:
     if count < 1:
         raise UserError(f"--max_pairs must be at least 1, got {count}.")
     return [rows[index] for index in np.linspace(0, len(rows) - 1, count).round().astype(int)]
+
+
+def _check_forms(rows: Sequence[SuiteRow], source: str) -> None:
+    """The Ties subset looks the forms of a question up by id: of two of one id, one would not be counted."""
+    seen = Counter(row.id for row in rows if row.subset == _TIES)
+    twice = [id for id, count in seen.items() if count > 1]
+    if twice:
+        raise UserError(f"{source}: two rows of the Ties subset have the id {twice[0]!r}, which must be unique. Delete one of them.")
 
 
 def _title(source: str) -> str:
@@ -168,12 +178,12 @@ def _is_texts(value: Any) -> bool:
 def _parse_lists(row: RawRow) -> SuiteRow:
     fields = row.fields
     chosen, rejected = ([response_text(text, f"{side}[{i}]") for i, text in enumerate(fields[side])] for side in ("chosen", "rejected"))
-    prompt, name = check_prompt(fields.get("prompt")), str(fields.get("id") or row.id)
+    prompt, name = check_prompt(fields.get("prompt")), row_id(fields, row.id)
     responses = tuple(chosen + rejected)
     if "num_correct" in fields:
         if fields["num_correct"] != len(chosen):
             raise RowProblem(f"`num_correct` is {fields['num_correct']!r}, and `chosen` has {len(chosen)}")
-        if fields.get("subset") == _TIES and not name.startswith(("ref:", "tied:")):
+        if fields.get("subset") == _TIES and not re.fullmatch("(ref|tied):[^:]+", name):
             raise RowProblem(f"a row of the Ties subset must have an id `ref:N` or `tied:N`, got {name!r}")
         return _row(name, prompt, responses, len(chosen), fields)
     if (len(chosen), len(rejected)) != (3, 3):

@@ -48,6 +48,8 @@ _COUNT = Limit(1)
 _NOT_NEGATIVE = Limit(0)
 _POSITIVE = Limit(0, above=True)
 _SHARE = Limit(0, 1)
+# A rate that blows up is found by its loss; what float32 cannot hold is none.
+_RATE = Limit(0, 1e38)
 _SEED = Limit(0, 2**32 - 1)
 
 LIMITS: Mapping[str, Limit] = {
@@ -78,9 +80,9 @@ LIMITS: Mapping[str, Limit] = {
     "early_stopping_patience": _COUNT,
     "torch_empty_cache_steps": _COUNT,
     # Optimisation.
-    "learning_rate": _NOT_NEGATIVE,
-    "head_learning_rate": _NOT_NEGATIVE,
-    "attention_learning_rate": _NOT_NEGATIVE,
+    "learning_rate": _RATE,
+    "head_learning_rate": _RATE,
+    "attention_learning_rate": _RATE,
     "weight_decay": _NOT_NEGATIVE,
     "adam_beta1": Limit(0, 1, below=True),
     "adam_beta2": Limit(0, 1, below=True),
@@ -125,7 +127,7 @@ LIMITS: Mapping[str, Limit] = {
     "lam": _SHARE,
 }
 # Where srm-rl is stricter: it has no word for "as many as the epochs have" or "no clipping", and a policy that cannot learn is a mistake.
-RL_LIMITS: Mapping[str, Limit] = {**LIMITS, "max_steps": _COUNT, "learning_rate": _POSITIVE, "max_grad_norm": _POSITIVE}
+RL_LIMITS: Mapping[str, Limit] = {**LIMITS, "max_steps": _COUNT, "learning_rate": Limit(0, 1e38, above=True), "max_grad_norm": _POSITIVE}
 # Of settings that a newer transformers brings.
 _ANY = Limit()
 

@@ -55,7 +55,7 @@ def check_scores(model: SentenceRewardModel, source: str, output: Path, *, skip:
             raise wrong(f"{row.where}: other sentences than the response")
 
 
-@fuzz(examples=60, weight=4, file=files(), skip=st.sampled_from([True, True, False]), show=st.booleans())
+@fuzz(examples=1000, weight=4, file=files(), skip=st.sampled_from([True, True, False]), show=st.booleans())
 def test_srm_score(file: File, skip: bool, show: bool, model: SentenceRewardModel, place: Path) -> None:
     source, output = put(place / "score", file), place / "score" / "out.jsonl"
     more = [*(["--skip_bad_rows"] if skip else []), *(["--show", "--html", str(place / "score" / "page.html")] if show else [])]
@@ -64,7 +64,7 @@ def test_srm_score(file: File, skip: bool, show: bool, model: SentenceRewardMode
         check_scores(model, source, output, skip=skip)
 
 
-@fuzz(examples=25, weight=2, file=st.one_of(files(), files(st.one_of(pairs, pairs, mixed))), skip=st.sampled_from([True, True, False]))
+@fuzz(examples=100, weight=2, file=st.one_of(files(), files(st.one_of(pairs, pairs, mixed))), skip=st.sampled_from([True, True, False]))
 def test_srm_eval(file: File, skip: bool, model: SentenceRewardModel, place: Path) -> None:
     source, output = put(place / "eval", file), place / "eval" / "out"
     argv = ["--model", "m", "--suite", source, "--output_dir", str(output), "--draws", "5", *(["--skip_bad_rows"] if skip else [])]
@@ -73,7 +73,7 @@ def test_srm_eval(file: File, skip: bool, model: SentenceRewardModel, place: Pat
         json.loads((output / "results.json").read_text(encoding="utf-8"), parse_constant=refuse_constant)
 
 
-@fuzz(examples=150, weight=3, file=files(), skip=st.sampled_from([True, True, False]))
+@fuzz(examples=500, weight=3, file=files(), skip=st.sampled_from([True, True, False]))
 def test_readers(file: File, skip: bool, model: SentenceRewardModel, place: Path) -> None:
     """What srm-train and srm-rl do before they train."""
     source = put(place / "read", file)
@@ -104,7 +104,7 @@ def _encoded_comparisons(model: SentenceRewardModel) -> Callable[[str, bool], An
     return read
 
 
-@fuzz(examples=1, weight=2, file=st.one_of(files(), files(st.one_of(pairs, pairs, mixed))), skip=st.sampled_from([True, True, False]))
+@fuzz(examples=4, weight=2, file=st.one_of(files(), files(st.one_of(pairs, pairs, mixed))), skip=st.sampled_from([True, True, False]))
 def test_srm_train(file: File, skip: bool, tiny_backbone_dir: Path, model: SentenceRewardModel, place: Path) -> None:
     source = put(place / "train", file)
     argv = ["--model_name_or_path", str(tiny_backbone_dir), "--dataset_name", source, "--output_dir", str(place / "train" / "out")]
@@ -112,7 +112,7 @@ def test_srm_train(file: File, skip: bool, tiny_backbone_dir: Path, model: Sente
     run(train.main, [*argv, *(["--skip_bad_rows"] if skip else [])], "srm-train")
 
 
-@fuzz(examples=1, weight=1, file=files(), skip=st.sampled_from([True, True, False]))
+@fuzz(examples=3, weight=1, file=files(), skip=st.sampled_from([True, True, False]))
 def test_srm_rl(file: File, skip: bool, tiny_policy_dir: Path, model_dir: Path, model: SentenceRewardModel, place: Path) -> None:
     source = put(place / "rl", file)
     argv = ["--model_name_or_path", str(tiny_policy_dir), "--reward_model_path", str(model_dir), "--dataset_name", source]

@@ -183,7 +183,7 @@ def test_bad_rows_are_named_or_skipped(flags, tmp_path, name, capsys, caplog):
         ({"model_name_or_path": "/nowhere/model"}, ["/nowhere/model"]),
         ({"overlong": "error", "max_length": 20}, ["pairs.jsonl line", "20"]),
         ({"max_length": 4}, ["max_length"]),
-        ({"learning_rate": 2e9}, ["the loss became", "at step", "Lower --learning_rate"]),
+        ({"learning_rate": 1e30}, ["the loss became", "at step", "Lower --learning_rate"]),
         ({"granularity": "token", "pooling": "mean"}, ["granularity='token'", "pooling"]),
         ({"eval_strategy": "epoch"}, ["--eval_strategy epoch needs pairs to evaluate on", "Add --eval_dataset_name"]),
         ({"lerning_rate": 1}, ["did you mean --learning_rate?"]),
@@ -258,3 +258,25 @@ def test_help_names_our_flags(capsys):
         f"--{name}" in out
         for name in ("granularity", "head_learning_rate", "overlong", "packing", "center_rewards_coefficient", "use_peft")
     )
+
+
+def test_edited_records_are_one_line(flags, tmp_path, capsys):
+    assert main(flags(max_steps=2, save_steps=1)) == 0
+    for name, texts in {
+        "srm_train_rows.json": ("{", "[]", "{}", '{"rows": "x", "tokens": 1}', "\x00", "[" * 3000),
+        "srm_train.yaml": ("[", "- 1", "a: *b"),
+    }.items():
+        record = tmp_path / "out" / name
+        whole = record.read_text()
+        for text in texts:
+            record.write_text(text)
+            capsys.readouterr()
+            assert main(flags("--resume_from_checkpoint", "true", max_steps=3)) == 1
+            err = capsys.readouterr().err.splitlines()[-1]
+            assert err.startswith(f"srm-train: {record}")
+        record.write_text(whole)
+
+
+def test_services_that_are_not_there_are_one_line(flags, capsys):
+    assert main(flags(report_to="wandb", max_steps=1)) == 1
+    assert "WandbCallback requires wandb" in capsys.readouterr().err.splitlines()[-1]

@@ -18,7 +18,7 @@ from srm.rl.arguments import RLConfig, parse_rl_config
 from srm.runs.limits import LIMITS, RL_LIMITS, Limit, check_limits, check_text
 from srm.training.arguments import DataArguments, ModelArguments, RewardConfig, parse_arguments
 
-HUGE = ("1" + "0" * 30, "1" * 5000)
+HUGE = ("1" + "0" * 60, "1" * 5000)
 TRAIN = ["--model_name_or_path", "m", "--dataset_name", "d.jsonl", "--output_dir", "o"]
 RL = [*TRAIN, "--reward_model_path", "r"]
 
@@ -63,7 +63,7 @@ def outside(limit: Limit, kind: type) -> list[str]:
     low = 0 if limit.low is None else limit.low
     words = [f"{low - 1:g}" if low - 1 != limit.also else f"{low - 2:g}", *HUGE, "-" + HUGE[0]]
     words += [f"{low:g}"] if limit.above else []
-    words += [f"{limit.high:g}"] if limit.below else [str(int(limit.high) + 1)]
+    words += [f"{limit.high:g}"] if limit.below else [str(int(limit.high) * 2)]
     return [*words, "nan", "inf", "-inf", "1e999", "", " ", "1\0"] if kind is float else [*words, "", " ", "1.5", "x"]
 
 
