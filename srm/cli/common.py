@@ -36,6 +36,20 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
+class _Once(logging.Filter):
+    """A warning that came already says nothing new: the tokenizer of the first pass is the model's too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_new = message not in self._said
+        self._said.add(message)
+        return is_new
+
+
 class _VisibleFormatter(logging.Formatter):
     """Warnings quote rows and paths."""
 
@@ -75,6 +89,7 @@ def run(
             return _fail(name, way_to_install(module))
     handler = logging.StreamHandler()
     handler.setFormatter(_VisibleFormatter(log_format))
+    handler.addFilter(_Once())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     argv = sys.argv[1:] if argv is None else argv
     try:

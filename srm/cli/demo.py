@@ -226,7 +226,9 @@ def _train(model: SentenceRewardModel, config: RewardConfig, folder: Path, conso
 
     # Through the same reader as a user's own file.
     comparisons = read_comparisons(str(folder / "train.jsonl"))
-    rows, _ = encode_comparisons(comparisons, model.encoder, max_length=config.max_length, progress=False)
+    rows, _ = encode_comparisons(
+        comparisons, model.encoder, max_length=config.max_length, positions=model.config.max_positions, progress=False
+    )
     with ProgressBar(console) as bar:
         trainer = SentenceRewardTrainer(model, config, train_dataset=rows, callbacks=[bar])
         trainer.remove_callback(PrinterCallback)

@@ -231,7 +231,10 @@ def _write(
 
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
     folder = arguments.output_dir
-    write_whole(folder / "results.json", json.dumps(_without_nan({**numbers, "settings": settings}), indent=2, ensure_ascii=False) + "\n")
+    write_whole(
+        folder / "results.json",
+        json.dumps(_without_nan({**numbers, "settings": settings}), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+    )
     write_whole(folder / "results.csv", table)
     if figure is not None:
         (folder / "results.png").write_bytes(figure)

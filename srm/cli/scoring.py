@@ -86,13 +86,16 @@ def row_check(name: str) -> RowCheck:
     Raises:
         UserError: there is no such model.
     """
+    from srm.data.answers import AnswerTokens
     from srm.data.boundary import check_row
     from srm.data.template import ChatFormat
     from srm.modeling.loading import check_is_reward_model, load_tokenizer
 
     if not (Path(name) / "adapter_config.json").is_file():
         check_is_reward_model(name)
-    return partial(check_row, ChatFormat(load_tokenizer(name)))
+    tokenizer = load_tokenizer(name)
+    form = ChatFormat(tokenizer)
+    return partial(check_row, form, AnswerTokens(tokenizer, form))
 
 
 def model_identity(name: str, source: str, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -135,7 +135,6 @@ def _rows(data: DataArguments, config: RewardConfig, model: SentenceRewardModel,
     from transformers.trainer_utils import IntervalStrategy
 
     from srm.data import encode_comparisons, read_comparisons
-    from srm.training.build import positions_limit
 
     source = (evaluation and data.eval_dataset_name) or data.dataset_name
     assert source is not None
@@ -157,7 +156,8 @@ def _rows(data: DataArguments, config: RewardConfig, model: SentenceRewardModel,
     rows, report = encode_comparisons(
         comparisons,
         model.encoder,
-        max_length=positions_limit(model, config.max_length),
+        max_length=config.max_length,
+        positions=model.config.max_positions,
         overlong=config.overlong,
         skip_bad_rows=data.skip_bad_rows,
         progress=None if config.process_index == 0 and not config.disable_tqdm else False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from srm.data.answers import AnswerTokens
 from srm.data.messages import response_text
 from srm.data.schema import BadRow, Prompt, Response, RowProblem
 from srm.data.template import ChatFormat
@@ -75,20 +76,21 @@ class BadRows:
             )
 
 
-def check_row(format: ChatFormat, prompt: Prompt, responses: Sequence[Response] = ()) -> None:
+def check_row(format: ChatFormat, answers: AnswerTokens, prompt: Prompt, responses: Sequence[Response] = ()) -> None:
     """Raise what is wrong with a row for a tokenizer: a prompt that its template refuses, or a text that no tokens come from.
 
     It costs little, so that a first pass over a file can find such rows before hours of work.
 
     Args:
         format: the tokenizer's chat template.
+        answers: how it reads an answer.
         prompt: text or chat messages.
-        responses: the texts that answer it.
+        responses: what answers it.
     """
     rendered = format.render(prompt)
     rendered.encode()
     format.prompt_ids([rendered[:_HEAD]])
     for response in responses:
-        text = response_text(response, "response")
-        if not any(format.has_tokens(text[start : start + _HEAD]) for start in range(0, len(text), _HEAD)):
+        text = response_text(answers.without_end(response_text(response, "response")), "response")
+        if not any(answers.encode([text[start : start + _HEAD]])[0][0] for start in range(0, len(text), _HEAD)):
             raise RowProblem(f"the tokenizer makes no token of the response {text[:40]!r}")

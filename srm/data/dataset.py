@@ -14,7 +14,7 @@ import numpy as np
 from srm.data.boundary import BadRows, as_bad_row
 from srm.data.encode import ResponseEncoder
 from srm.data.messages import response_text
-from srm.data.overlong import EncodedComparison, OverlongPolicy, OverlongReport, shorten
+from srm.data.overlong import EncodedComparison, OverlongPolicy, OverlongReport, length_limit, shorten, way_out
 from srm.data.schema import Comparison
 from srm.errors import UserError
 from srm.packing import ResponseIds
@@ -31,6 +31,7 @@ def encode_comparisons(
     encoder: ResponseEncoder,
     *,
     max_length: int | None,
+    positions: int | None = None,
     overlong: OverlongPolicy = "drop",
     skip_bad_rows: bool = False,
     progress: bool | None = None,
@@ -41,6 +42,7 @@ def encode_comparisons(
         comparisons: from `read_comparisons`.
         encoder: the model's, `model.encoder`.
         max_length: limit on the tokens of prompt + response, for each response; None for no limit.
+        positions: what the model can read, `model.config.max_positions`; a higher `max_length` counts as this.
         overlong: what happens to a longer row: `drop`, `truncate_prompt`, `truncate_response` or `error`; see `overlong.shorten`.
         skip_bad_rows: leave out rows that the chat template refuses or that no tokens come from, with a warning that lists the first,
             instead of stopping at the first one.
@@ -57,6 +59,7 @@ def encode_comparisons(
         raise ValueError(f"encode_comparisons: `overlong` must be one of {', '.join(get_args(OverlongPolicy))}, got {overlong!r}.")
     if max_length is not None and max_length < 2:
         raise ValueError(f"encode_comparisons: `max_length` must be at least 2 (a prompt token and a response token), got {max_length}.")
+    limit = length_limit(max_length, positions)
     kept: list[EncodedComparison] = []
     reasons: Counter[str] = Counter()
     longest = 0
@@ -67,7 +70,7 @@ def encode_comparisons(
             batch = comparisons[start : start + _BATCH]
             for row in _encoded(batch, memory, bad):
                 longest = max(longest, row.longest)
-                result = shorten(row, max_length=max_length, policy=overlong, num_closing=len(encoder.boundary_ids))
+                result = shorten(row, max_length=max_length, positions=positions, policy=overlong, num_closing=len(encoder.boundary_ids))
                 reasons[result.reason] += 1
                 if result.row is not None:
                     kept.append(result.row)
@@ -77,7 +80,7 @@ def encode_comparisons(
     num_rows = len(comparisons) - bad.count
     report = OverlongReport(
         policy=overlong,
-        max_length=max_length,
+        max_length=limit,
         rows=num_rows,
         overlong=num_rows - reasons["fits"],
         dropped=reasons["dropped"],
@@ -86,7 +89,7 @@ def encode_comparisons(
         longest=longest,
     )
     if comparisons and not kept:
-        raise UserError(f"no row is left: {report}. Raise --max_length, or choose another --overlong.")
+        raise UserError(f"no row is left: {report}. {way_out(limit, positions, 'or choose another --overlong.')}")
     return kept, report
 
 

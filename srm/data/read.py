@@ -10,6 +10,7 @@ from srm.data.boundary import BadRows, RowCheck, as_bad_row
 from srm.data.messages import check_prompt
 from srm.data.rows import parse_responses, parse_row
 from srm.data.schema import BadRow, Comparison, Prompt, RawRow, ResponseRow, RowProblem
+from srm.data.settings import with_settings
 from srm.data.sources import raw_rows
 from srm.errors import UserError
 
@@ -140,7 +141,8 @@ def read_prompts(
     """
 
     def parse(row: RawRow) -> Prompt:
-        prompt = check_prompt(row.fields["prompt"]) if "prompt" in row.fields else _parse_comparison(row).prompt
+        fields = row.fields
+        prompt = with_settings(check_prompt(fields["prompt"]), fields) if "prompt" in fields else _parse_comparison(row).prompt
         if check is not None:
             check(prompt, ())
         return prompt

@@ -19,6 +19,7 @@ from srm.data import OverlongPolicy, ResponseRow, read_responses
 from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup
 from srm.runs.folders import write_whole
+from srm.scoring.guards import require_finite
 from srm.scoring.protocol import RewardModel
 from srm.scoring.results import ScoredResponse
 from srm.scoring.run import score_groups
@@ -48,7 +49,7 @@ class RowSettings:
 
     Attributes:
         overlong: what happens to a response that is too long with its prompt; see `srm.scoring.text.encode_groups`.
-        max_length: longest prompt + response in tokens; the backbone's own limit where None.
+        max_length: longest prompt + response in tokens; never more than the backbone's own limit.
         packing: `shared`, `packed` or `none` by name, or None; see `SentenceRewardModel.packing_mode`.
         tokens_per_batch: upper bound on the tokens of a pass, padding included.
     """
@@ -150,6 +151,7 @@ def append_scores(
     with output.open("a", encoding="utf-8") as file:
         for scores in score_groups(model, encoded(), tokens_per_batch=settings.tokens_per_batch, packing=settings.packing):
             same_prompt, group = waiting.popleft()
+            require_finite(model, scores, (row.where for row in same_prompt))
             write_scores(file, zip(same_prompt, read_off_group(group, scores), strict=True))
             num_scored += len(same_prompt)
             on_scored(len(same_prompt))
@@ -268,6 +270,6 @@ def write_scores(file: IO[str], scored: Iterable[tuple[ResponseRow, ScoredRespon
         scored: each row with its scores.
     """
     for row, response in scored:
-        file.write(json.dumps({"id": row.id, **response.to_dict()}, ensure_ascii=False) + "\n")
+        file.write(json.dumps({"id": row.id, **response.to_dict()}, ensure_ascii=False, allow_nan=False) + "\n")
     file.flush()
     os.fsync(file.fileno())

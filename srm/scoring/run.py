@@ -5,6 +5,7 @@ Shape letters: `B` responses, `N` boundaries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -32,6 +33,11 @@ class ResponseScore:
     reward: float
     sentence_reward: list[float]
     weight: list[float]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all of its numbers are numbers."""
+        return all(map(math.isfinite, (self.reward, *self.sentence_reward, *self.weight)))
 
 
 def score_groups(

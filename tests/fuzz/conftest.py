@@ -28,7 +28,7 @@ def model(model_dir: Path) -> Iterator[SentenceRewardModel]:
     from srm.data.boundary import check_row
 
     loaded = SentenceRewardModel.from_pretrained(model_dir).eval()
-    check = partial(check_row, loaded.encoder.format)
+    check = partial(check_row, loaded.encoder.format, loaded.encoder.answers)
     with pytest.MonkeyPatch.context() as patch:
         for command in (score_command, eval_command):
             patch.setattr(command, "load_model", lambda name, arguments: loaded)

@@ -17,6 +17,7 @@ from pyarrow import parquet
 from transformers import PreTrainedTokenizerFast
 
 from srm.data import read_comparisons, read_prompts, read_responses
+from srm.data.answers import AnswerTokens
 from srm.data.boundary import check_row
 from srm.data.read import first_pass
 from srm.data.schema import BadRow, RowProblem
@@ -100,7 +101,7 @@ def test_files_that_cannot_be_read_are_one_line(name: str, content: Any, message
 
 
 def test_text_in_brackets_stays_text(write: Write) -> None:
-    cells = [f"[{DIGITS}]", DEEP, '[{""role"": ""user"", ""role"": ""x""}]']
+    cells = [f"[{DIGITS}]", DEEP, '[{""x"": 1, ""x"": 2}]']
     path = write("p.csv", "prompt,chosen,rejected\n" + "".join(f'p,"{cell}",x\n' for cell in cells))
     assert [row.responses[0] for row in read_comparisons(path)] == [cell.replace('""', '"') for cell in cells]
 
@@ -222,11 +223,12 @@ def test_a_template_that_fails_on_a_row(reason: str, make_tokenizer: Make, write
     on_system = "{% if messages[0]['role'] == 'system' %}" + REFUSALS[reason] + "{% endif %}"
     tokenizer.chat_template = on_system + tokenizer.chat_template
     form = ChatFormat(tokenizer)
+    answers = AnswerTokens(tokenizer, form)
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     path = write("p.jsonl", [GOOD, {**GOOD, "prompt": messages}, GOOD])
 
     def check(prompt: Any, responses: Any) -> None:
-        check_row(form, prompt, responses)
+        check_row(form, answers, prompt, responses)
 
     with pytest.raises(BadRow, match=r"p\.jsonl line 2: the chat template refuses the messages") as caught:
         first_pass(path, check=check)
@@ -245,9 +247,10 @@ def test_a_text_that_no_tokens_come_from(make_tokenizer: Make, write: Write) -> 
     tokenizer = make_tokenizer("chatml", byte_level=False)
     tokenizer.backend_tokenizer.pre_tokenizer = None
     form = ChatFormat(tokenizer)
+    answers = AnswerTokens(tokenizer, form)
     with pytest.raises(RowProblem, match="makes no token of the response"):
-        check_row(form, "Why?", ["é" * 9000])
-    check_row(form, "Why?", ["é" * 9000 + "a"])
+        check_row(form, answers, "Why?", ["é" * 9000])
+    check_row(form, answers, "Why?", ["é" * 9000 + "a"])
     # Half a surrogate pair inside a message that the template writes.
     with pytest.raises(UnicodeEncodeError):
-        check_row(form, "\ud800", [])
+        check_row(form, answers, "\ud800", [])
