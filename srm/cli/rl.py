@@ -34,12 +34,23 @@ def train(argv: Sequence[str]) -> None:
     from srm.rl.arguments import parse_rl_config
 
     config = parse_rl_config(argv)
+    from srm.rl.build import make_accelerator
+    from srm.runs.lock import hold_together
+    from srm.runs.places import check_folder
+
+    models = {"--model_name_or_path": config.model_name_or_path, "--reward_model_path": config.reward_model_path}
+    check_folder("--output_dir", config.output_dir, data={"--dataset_name": config.dataset_name}, models=models, whole=True)
+    accelerator = make_accelerator(config)
+    with hold_together(config.output_dir, writes=accelerator.is_main_process):
+        _train(config, accelerator)
+
+
+def _train(config: RLConfig, accelerator: Accelerator) -> None:
     from srm.cli.progress import StepBar
     from srm.cli.terminal import Terminal
     from srm.memory import keep_freed_memory
-    from srm.rl.build import build_trainer, make_accelerator
+    from srm.rl.build import build_trainer
 
-    accelerator = make_accelerator(config)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     console = Terminal(quiet=not accelerator.is_main_process, soft_wrap=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from srm.data import EncodedComparison
     from srm.modeling import SentenceRewardModel
-    from srm.training import DataArguments, RewardConfig
+    from srm.training import DataArguments, ModelArguments, RewardConfig
 
 __all__ = ["main"]
 
@@ -35,9 +35,19 @@ def train(argv: Sequence[str]) -> None:
     Raises:
         UserError: settings, data or a run that the user has to mend.
     """
+    from srm.runs.lock import hold_together
+    from srm.runs.places import check_folder
     from srm.training.arguments import parse_arguments
 
     model_arguments, data_arguments, config = parse_arguments(argv)
+    data = {"--dataset_name": data_arguments.dataset_name, "--eval_dataset_name": data_arguments.eval_dataset_name}
+    models = {"--model_name_or_path": model_arguments.model_name_or_path, "--chat_template_path": model_arguments.chat_template_path}
+    check_folder("--output_dir", config.output_dir, data=data, models=models, whole=True)
+    with hold_together(config.output_dir, writes=config.should_save):
+        _train(model_arguments, data_arguments, config)
+
+
+def _train(model_arguments: ModelArguments, data_arguments: DataArguments, config: RewardConfig) -> None:
     tell = say if config.process_index == 0 else lambda line: None
     _warn_of_lone_process()
     checkpoint = _settle_output_dir(config)

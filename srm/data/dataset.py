@@ -144,7 +144,9 @@ class _Memory:
         new = [text for text in dict.fromkeys(chain.from_iterable(texts)) if text not in self._responses]
         for text, response in zip(new, self._encoder.encode_responses(new), strict=True):
             # Without its text, which nobody asks for again.
-            self._responses[text] = ResponseIds(ids=_shared(response.ids), sentence_ends=_shared(response.sentence_ends))
+            self._responses[text] = ResponseIds(
+                ids=_shared(response.ids), sentence_ends=_shared(response.sentence_ends), opening=response.opening
+            )
 
 
 def _shared(array: IntArray) -> IntArray:

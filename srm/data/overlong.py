@@ -182,6 +182,11 @@ def _cut_response(response: ResponseIds, room: int, num_closing: int) -> Respons
     if len(response.ids) <= room:
         return response
     body = room - num_closing
+    if body <= response.opening:
+        # Cut inside what belongs to no sentence: none is left.
+        whole = response.ids[: response.opening]
+        closed = np.concatenate([response.ids[:body], response.ids[len(response.ids) - num_closing :]])
+        return response.cut(whole if len(whole) <= room else closed, response.sentence_ends[:0])
     ends = response.sentence_ends[response.sentence_ends < body]
     if len(ends) and ends[-1] == body - 1:
         return response.cut(response.ids[:body], ends)

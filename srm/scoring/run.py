@@ -146,7 +146,7 @@ def sentence_score(model: RewardModel, response: ResponseIds, reward: float, val
         weight: fp32 [1 + boundaries] on the CPU.
     """
     if model.config.granularity == "token":
-        edges = torch.tensor([-2, -1, *response.sentence_ends.tolist()])
+        edges = torch.tensor([response.opening - 2, response.opening - 1, *response.sentence_ends.tolist()])
         lengths = edges.diff()
         segment = torch.repeat_interleave(lengths)
         value = value.new_zeros(len(lengths)).scatter_add(0, segment, value) / lengths

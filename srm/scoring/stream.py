@@ -191,7 +191,7 @@ class RewardStream:
         read = NO_TEXT if response is None else response
         ends = (read.every_token() if self._model.config.granularity == "token" else read).sentence_ends
         device = self._hidden_TD.device
-        rows_N = torch.tensor([0, *(ends + 1).tolist()], device=device)
+        rows_N = torch.tensor([read.opening, *(ends + 1).tolist()], device=device)
         layout = SentenceLayout(rows_N, torch.tensor([0, rows_N.numel()], device=device))
         reward, rewards, weight, _ = (tensor.cpu() for tensor in self._model.head(self._hidden_TD, layout))
         score = sentence_score(self._model, read, float(reward), rewards, weight)

@@ -72,7 +72,9 @@ def reward_of(row: PromptGroup, score: ResponseScore) -> dict[str, Any]:
     ends = (response.policy_ends + 1).tolist()
     sentences = [
         {"start": start, "end": end, "reward": reward, "weight": weight, "weighted_reward": weight * reward}
-        for (start, end), reward, weight in zip(pairwise([0, *ends]), score.sentence_reward[1:], score.weight[1:], strict=True)
+        for (start, end), reward, weight in zip(
+            pairwise([response.policy_opening, *ends]), score.sentence_reward[1:], score.weight[1:], strict=True
+        )
     ]
     return {"reward": score.reward, "prompt_reward": score.sentence_reward[0], "sentences": sentences} | prompt
 

@@ -149,7 +149,7 @@ def test_places_of_no_process(rank: str, size: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", size)
     assert score.main(["--model", "m", "--input", "i", "--output", "o"]) == 1
-    assert f"RANK={rank} and WORLD_SIZE={size} in the environment name no process" in capsys.readouterr().err
+    assert f"the environment says RANK={rank} of WORLD_SIZE={size}" in capsys.readouterr().err
 
 
 def test_ranges_say_what_they_take() -> None:
