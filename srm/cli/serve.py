@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import logging
 import os
 import signal
 import socket
@@ -12,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from srm.cli.common import run
+from srm.cli.common import LOG_FORMAT, Parser, run, say
 from srm.cli.scoring import device_of, load_model
 from srm.errors import UserError
+from srm.views.visible import visible
 
 if TYPE_CHECKING:
     from srm.serving import ServerSettings
@@ -28,11 +28,11 @@ _BACKLOG = 2048
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `srm-serve`."""
-    return run(_serve, argv)
+    return run(_serve, argv, log_format=f"%(asctime)s {LOG_FORMAT}")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="srm-serve",
         description="Serve a trained sentence reward model: POST /v1/rewards, OpenRLHF's POST /get_reward, GET /health, /metrics, /docs. "
         f"With {_TOKEN_VARIABLE} set in the environment, requests must bring it as their bearer token. SIGTERM ends it once all "
@@ -74,14 +74,13 @@ def _serve(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
     from srm.serving import ServerSettings, create_app, make_server
 
+    device_of(arguments)
     settings = _settings(arguments, ServerSettings)
-    if arguments.drain_seconds < 0:
-        raise UserError(f"--drain_seconds must be 0 or more, got {arguments.drain_seconds}.")
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     listener = _listen(arguments.host, arguments.port)
     if settings.token is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        host = visible(arguments.host)
         print(
-            f"srm-serve: WARNING: ANYONE WHO REACHES {arguments.host} CAN USE THIS SERVER. Set {_TOKEN_VARIABLE} in its environment to ask "
+            f"srm-serve: WARNING: ANYONE WHO REACHES {host} CAN USE THIS SERVER. Set {_TOKEN_VARIABLE} in its environment to ask "
             "for a token.",
             file=sys.stderr,
         )
@@ -91,7 +90,7 @@ def _serve(argv: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(f"srm-serve: {arguments.model} on {device_of(arguments)}, {address} (documentation: {address}/docs)", flush=True)
+    say(f"srm-serve: {arguments.model} on {device_of(arguments)}, {address} (documentation: {address}/docs)")
     make_server(app, settings, drain_seconds=arguments.drain_seconds).run(sockets=[listener])
 
 

@@ -275,7 +275,9 @@ def test_bad_input_is_one_line(
 ) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text(text)
-    assert main(["--model", "unused", "--input", str(source), "--output", str(tmp_path / "out.jsonl")]) == 1
+    model.save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    assert main(["--model", str(tmp_path / "model"), "--input", str(source), "--output", str(tmp_path / "out.jsonl")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("srm-score: ")
     assert error.count("\n") == 1
