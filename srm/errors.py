@@ -3,6 +3,10 @@
 Command-line tools print its message as a single line and exit 1; everything else keeps its traceback, because it is our bug.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 __all__ = ["UserError"]
 
 
@@ -11,3 +15,14 @@ class UserError(ValueError):
 
     The message is one line: what is wrong, where (file and row), what was expected, what came, and the way out.
     """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default a worker process's error is made again from its finished message, which constructors with other arguments do not take.
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[UserError], args: tuple[Any, ...], state: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error

@@ -1,7 +1,7 @@
 """verl: `compute_score` gives a response its reward, `SentenceRewardManager` each sentence its own, and `srm` compares them in groups.
 
-Runs inside verl, which imports it by the path `pkg://srm.integrations.verl` (written against 0.9.1). Shape letters: `B` responses, `L` width
-of the padded responses.
+Runs inside verl, which imports it by the path `pkg://srm.integrations.verl` (written against 0.9.1). Shape letters: `B` responses,
+`L` width of the padded responses.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
 from srm.rl import RewardKind, group_advantages
 from srm.scoring.results import ScoredResponse
-from srm.scoring.token_ids import ScoredTokens, last_token_of
-from srm.segmentation import TokenSegmenter, content_lengths
+from srm.scoring.token_ids import ScoredTokens
+from srm.segmentation import Span, TokenSegmenter, content_lengths, sentence_ends_from_offsets
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -93,14 +93,14 @@ class TokenRewards(float):
 
 
 @register("srm")
-class SentenceRewardManager(RewardManagerBase):  # type: ignore[misc]  # verl is imported at run time only
+class SentenceRewardManager(RewardManagerBase):
     """Asks a sentence-level reward model for the rewards of verl's rollouts.
 
     verl's `reward.reward_kwargs` holds `url` (and `token`) of a running `srm-serve`, or `model`, and may hold `kind`, what a sentence earns
     (see `srm.rl.sentence_rewards`).
 
-    Where verl asks for a whole batch (`compute_rm_score`), every sentence's last token gets its reward. Where it asks sample by sample, while
-    others are still being written, it takes one number a sample: the response reward, on the last token.
+    Where verl asks for a whole batch (`compute_rm_score`), every sentence's last token gets its reward. Where it asks sample by sample,
+    while others are still being written, it takes one number a sample: the response reward, on the last token.
 
     Args:
         config: verl's whole configuration.
@@ -152,17 +152,18 @@ class SentenceRewardManager(RewardManagerBase):  # type: ignore[misc]  # verl is
         text, offsets = self._segmenter.table.decode(ids[:length])
         scored = await _scorer(**self._settings)(_plain(item.non_tensor_batch["raw_prompt"]), text)
         paid = [0.0] * len(ids)
-        for number, sentence in enumerate(scored.sentences, start=1):
-            last = last_token_of(offsets, text, sentence.start, sentence.end)
-            paid[last] += {
-                "weighted": sentence.weighted_reward,
-                "sentence": sentence.reward,
-                "response": scored.reward * (number == len(scored.sentences)),
-            }[self.kind]
-        return {
-            "reward_score": TokenRewards(scored.reward, paid),
-            "reward_extra_info": {"num_sentences": len(scored.sentences)},
-        }
+        spans = [Span(sentence.start, sentence.end) for sentence in scored.sentences]
+        found = sentence_ends_from_offsets(spans, offsets, text=text) if spans else ((), ())
+        for end, span in zip(*found, strict=True):
+            # More than one where a single token of the policy writes the end of two.
+            paid[end] = sum(self._earned(scored, number) for number, inner in enumerate(spans) if span.start <= inner.start < span.end)
+        return {"reward_score": TokenRewards(scored.reward, paid), "reward_extra_info": {"num_sentences": len(spans)}}
+
+    def _earned(self, scored: ScoredResponse, number: int) -> float:
+        sentence = scored.sentences[number]
+        if self.kind == "response":
+            return scored.reward if number == len(scored.sentences) - 1 else 0.0
+        return sentence.weighted_reward if self.kind == "weighted" else sentence.reward
 
     @classmethod
     def assemble_rm_scores(cls, data: DataProto, scores: list[TokenRewards]) -> Tensor:
@@ -242,7 +243,7 @@ def _scorer(
         if (url, token) not in clients:
             clients[url, token] = AsyncClient(url, token=token)
         return partial(_ask, clients[url, token])
-    return partial(asyncio.to_thread, _score, model)
+    return partial(asyncio.to_thread, partial(_score, model or ""))
 
 
 async def _ask(client: AsyncClient, prompt: Prompt, text: str) -> ScoredResponse:

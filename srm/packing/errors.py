@@ -17,7 +17,3 @@ class UnsupportedBackboneError(UserError):
         super().__init__(f"{backbone} cannot run packed: {reason}. Use --packing none (one padded row per response).")
         self.backbone = backbone
         self.reason = reason
-
-    def __reduce__(self) -> tuple:
-        # The default would hand the finished message back to the two-argument constructor.
-        return type(self), (self.backbone, self.reason)

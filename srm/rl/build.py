@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from srm.data import Prompt, read_prompts
+from srm.data import Prompt, Response, read_prompts
+from srm.data.boundary import check_row
 from srm.data.template import ChatFormat
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
 from srm.modeling.alias import raise_load_error, resolve_model_name
+from srm.modeling.config import positions_of
+from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole
 from srm.rl.arguments import RLConfig
 from srm.rl.trainer import RLTrainer
+from srm.scoring.guards import check_ids
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,15 +63,16 @@ def build_trainer(
     Raises:
         UserError: one of them cannot be loaded, the policy cannot be packed, or prompt and response do not fit into the models.
     """
-    from transformers import AutoTokenizer
-
     name = resolve_model_name(config.model_name_or_path)
     with accelerator.main_process_first():
         reward_model = SentenceRewardModel.from_pretrained(config.reward_model_path, dtype=torch.float32)
         reference = _load_policy(name)
         policy = _load_policy(checkpoint or name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        prompts = _encode_prompts(config, tokenizer, say)
+        tokenizer = load_tokenizer(name)
+        check_tokenizer_fits(name, tokenizer, policy)
+        prompts = _encode_prompts(config, tokenizer, reward_model, say)
+    for number, (_, ids) in enumerate(prompts, 1):
+        check_ids(policy, f"{config.dataset_name}: prompt {number} of those that are used", ids)
     _check_lengths(config, policy, reward_model, max(len(ids) for _, ids in prompts))
     say(
         f"{len(prompts):,} prompts; a step: {config.rollout_size // config.num_generations * accelerator.num_processes} of them, "
@@ -87,18 +93,37 @@ def build_trainer(
 def _load_policy(name: str) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
+    if (Path(name) / "adapter_config.json").is_file():
+        raise UserError(
+            f"{name}: is a LoRA adapter, and srm-rl trains whole models. Merge it into its model first (peft: merge_and_unload)."
+        )
     try:
         # float32 whatever the folder holds: Adam's small steps are lost in bf16 weights.
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise_load_error(name, error)
+        policy, _ = load_whole(AutoModelForCausalLM.from_pretrained, name, dtype=torch.float32)
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise_load_error(name, error.__cause__)
+        raise
+    return policy
 
 
-def _encode_prompts(config: RLConfig, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> list[tuple[Prompt, list[int]]]:
+def _encode_prompts(
+    config: RLConfig, tokenizer: PreTrainedTokenizerBase, reward_model: SentenceRewardModel, say: Callable[[str], None]
+) -> list[tuple[Prompt, list[int]]]:
+    template, encoder = ChatFormat(tokenizer), reward_model.encoder
+
+    def check(prompt: Prompt, responses: Sequence[Response]) -> None:
+        # Both models read the prompts, each with its own template.
+        for format in (template, encoder.format):
+            check_row(format, encoder.answers, prompt, responses)
+
     prompts = read_prompts(
-        config.dataset_name, split=config.dataset_train_split, config=config.dataset_config, skip_bad_rows=config.skip_bad_rows
+        config.dataset_name,
+        split=config.dataset_train_split,
+        config=config.dataset_config,
+        skip_bad_rows=config.skip_bad_rows,
+        check=check,
     )
-    template = ChatFormat(tokenizer)
     encoded = list(zip(prompts, template.prompt_ids([template.render(prompt) for prompt in prompts]), strict=True))
     kept = [(prompt, ids) for prompt, ids in encoded if len(ids) <= config.max_prompt_length]
     if not kept:
@@ -115,7 +140,7 @@ def _encode_prompts(config: RLConfig, tokenizer: PreTrainedTokenizerBase, say: C
 def _check_lengths(config: RLConfig, policy: PreTrainedModel, reward_model: SentenceRewardModel, longest: int) -> None:
     wanted = longest + config.max_completion_length
     limits = {
-        "the policy": getattr(policy.config.get_text_config(), "max_position_embeddings", None),
+        "the policy": positions_of(policy.config),
         "the reward model": reward_model.config.max_positions,
     }
     for who, limit in limits.items():

@@ -75,7 +75,8 @@ def settings(folder: Path, *more: str) -> DictConfig:
 
 def as_manager(**kwargs: str) -> list[str]:
     named = ["reward.reward_manager.source=importlib", "reward.reward_manager.name=SentenceRewardManager"]
-    return [*named, f"reward.reward_manager.module.path={HOME}", *(f"+reward.reward_kwargs.{name}={value}" for name, value in kwargs.items())]
+    named.append(f"reward.reward_manager.module.path={HOME}")
+    return [*named, *(f"+reward.reward_kwargs.{name}={value}" for name, value in kwargs.items())]
 
 
 def rollouts(model: SentenceRewardModel) -> DataProto:
@@ -189,7 +190,7 @@ def test_the_estimator_compares_sentences(model: SentenceRewardModel, folder: Pa
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
     assert got[3].unique().numel() > 2
     config.use_kl_in_reward = True
-    with pytest.raises(UserError, match="adv_estimator=srm needs algorithm.use_kl_in_reward=False"):
+    with pytest.raises(UserError, match=r"adv_estimator=srm needs algorithm\.use_kl_in_reward=False"):
         srm.integrations.verl.sentence_group_advantages(dense := token_level_rewards(scored), dense, data.non_tensor_batch["uid"], config)
 
 

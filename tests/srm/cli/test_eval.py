@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,53 @@ def test_another_suite_needs_another_folder(sentence: Path, tmp_path: Path, caps
     assert "holds other rows, of another suite or --max_pairs" in capsys.readouterr().err
     assert main([*command, other, "--overwrite"]) == 0
     assert results(out)["rows"] == 5
+
+
+@pytest.mark.usefixtures("no_figure")
+@pytest.mark.parametrize("kind", ["sentence", "classifier"])
+def test_a_model_that_changed_in_place_is_noticed(
+    request: pytest.FixtureRequest, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(request.getfixturevalue(kind), model)
+    command = ["--model", str(model), "--suite", write(tmp_path / "s.jsonl", pairs(3)), "--output_dir", str(out), "--draws", "5"]
+    assert main(command) == 0
+    weights = model / "model.safetensors"
+    before, content = weights.stat(), bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    # Neither size nor time tells.
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert main(command) == 1
+    assert "was begun with other settings (model's model.safetensors was '" in capsys.readouterr().err
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    assert main(command) == 0, "a file that was only copied or touched is the same"
+    (model / "chat_template.jinja").write_text((model / "chat_template.jinja").read_text() + " ")
+    assert main(command) == 1
+    assert "model's chat_template.jinja was '" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+
+
+@pytest.mark.usefixtures("no_figure")
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda lines: [*lines, lines[-1]], "holds 7 responses, and the input has only 6 now"),
+        (lambda lines: [*lines[:2], lines[1], *lines[3:]], "line 3: holds id 'pair-0/rejected', and the input has 'pair-1/chosen' there"),
+        (lambda lines: [lines[0].replace("}", ""), *lines[1:]], "line 1: is not what srm-score writes, so the file was edited or cut"),
+    ],
+)
+def test_scores_of_other_rows_give_no_result(
+    sentence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], edit: Callable[[list[str]], list[str]], message: str
+) -> None:
+    out = tmp_path / "out"
+    command = ["--model", str(sentence), "--suite", write(tmp_path / "s.jsonl", pairs(3)), "--output_dir", str(out), "--draws", "5"]
+    assert main(command) == 0
+    scores = out / "scores" / "sentence.jsonl"
+    scores.write_text("".join(edit(scores.read_text().splitlines(keepends=True))))
+    assert main(command) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_marked_errors(sentence: Path, build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,8 +336,12 @@ def test_a_plain_decoder_is_refused(tiny_backbone_dir: Path, tmp_path: Path, cap
 @pytest.mark.usefixtures("no_figure")
 def test_the_project_s_real_suite(sentence: Path, shared_data: Path, tmp_path: Path) -> None:
     """Its sections, on a few rows of each."""
-    out = tmp_path / "out"
-    options = ["--max_pairs", "12", "--max_length", "20000", "--draws", "20"]
-    command = ["--model", str(sentence), "--suite", str(shared_data / "suite_dev.jsonl.gz"), "--output_dir", str(out), *options]
+    model, out = tmp_path / "model", tmp_path / "out"
+    # Their texts are longer than the tiny model's positions, which are rotations and so as many as one likes.
+    shutil.copytree(sentence, model)
+    config = (model / "config.json").read_text()
+    (model / "config.json").write_text(config.replace('"max_position_embeddings": 256', '"max_position_embeddings": 20000'))
+    options = ["--max_pairs", "12", "--draws", "20"]
+    command = ["--model", str(model), "--suite", str(shared_data / "suite_dev.jsonl.gz"), "--output_dir", str(out), *options]
     assert main(command) == 0
     assert set(results(out)["weights"]) == {"Chat", "Chat Hard", "Safety", "Reasoning"}

@@ -83,19 +83,48 @@ def test_html(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert len(plain) == 3
 
 
+def test_a_page_of_ours_is_written_anew_and_a_page_of_others_only_on_request(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    run(model_dir, tmp_path, "--html", str(page))
+    run(model_dir, tmp_path, "--html", str(page))
+    page.write_text("<!doctype html>\n<html>mine</html>")
+    command = ["--model", str(model_dir), "--input", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "scores.jsonl")]
+    assert score.main([*command, "--html", str(page)]) == 1
+    assert "page.html: exists and is no page of srm-score" in capsys.readouterr().err
+    run(model_dir, tmp_path, "--html", str(page), "--overwrite")
+    assert "It is right." in page.read_text()
+
+
+def test_a_record_that_does_not_fit_is_refused_before_the_model_is_loaded(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(model_dir, tmp_path)
+    monkeypatch.setattr(score, "load_model", lambda *_: pytest.fail("loaded"))
+    command = ["--model", str(model_dir), "--input", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "scores.jsonl")]
+    assert score.main([*command, "--max_length", "100"]) == 1
+    assert "was begun with other settings (max_length was None, is 100)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--html", "page.html"], "--html: 6 responses are too many for one page, the limit is 3."),
-        (["--show", "-1"], "--show: the number of rows must not be negative, got -1."),
+        (["--show", "-1"], "--show must be at least 0 and at most 2,147,483,647, got -1."),
     ],
 )
 def test_what_cannot_be_shown_is_said_before_scoring(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str
+    model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    message: str,
 ) -> None:
     monkeypatch.setattr(score, "_MOST_ON_A_PAGE", 3)
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    assert score.main(["--model", "unused", "--input", str(source), "--output", str(tmp_path / "out.jsonl"), *flags]) == 1
+    assert score.main(["--model", str(model_dir), "--input", str(source), "--output", str(tmp_path / "out.jsonl"), *flags]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
