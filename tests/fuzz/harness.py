@@ -103,7 +103,8 @@ def fuzz(*, examples: int, weight: int = 1, **strategies: SearchStrategy[Any]) -
 
     def decorate(check: Callable[..., None]) -> Callable[..., None]:
         once = settings(
-            max_examples=200 if SECONDS else examples,
+            # Few at a time of those that take a second each, so that the time is kept.
+            max_examples=min(200, 5 * examples) if SECONDS else examples,
             derandomize=not SECONDS,
             database=None,
             deadline=None,
