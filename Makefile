@@ -2,7 +2,8 @@
 # make test   every test that needs no GPU
 # make check  ruff, mypy and the layers
 # make test-wheel, make test-pythons   what is installed, and on which Pythons; both make environments of their own
-.PHONY: demo test test-reference test-interpreter test-compile test-wheel test-pythons check clean venv
+# make test-peers   our integrations inside other projects' own programs, each in an environment on top of .venv
+.PHONY: demo test test-reference test-interpreter test-compile test-wheel test-pythons test-peers check clean venv
 .DEFAULT_GOAL := demo
 
 PYTHON_VENV := .venv/bin/python
@@ -34,6 +35,9 @@ test-wheel: venv
 
 test-pythons: venv
 	./scripts/test_pythons.sh
+
+test-peers: venv
+	./scripts/test_peers.sh
 
 check: venv
 	$(PYTHON_VENV) -m ruff check .
