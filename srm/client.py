@@ -245,10 +245,17 @@ def _text_rows(prompts: Sequence[Prompt], responses: Sequence[str] | Sequence[Se
     if len({isinstance(entry, str) for entry in responses}) > 1:
         raise ValueError("Client.score: `responses` mixes strings and lists; use one form for all.")
     return [
-        {"prompt": prompt, "response": response}
+        {"prompt": prompt, "response": response, **_settings_of(prompt)}
         for prompt, answers in zip(prompts, responses, strict=True)
         for response in ([answers] if isinstance(answers, str) else answers)
     ]
+
+
+def _settings_of(prompt: Prompt) -> dict[str, Any]:
+    """What a `srm.data.Conversation` gives to the chat template; the client runs where that cannot be imported."""
+    settings = dict(getattr(prompt, "settings", {}))
+    tools = settings.pop("tools", None)
+    return {**({"tools": tools} if tools else {}), **({"chat_template_kwargs": settings} if settings else {})}
 
 
 def _texts_of(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from srm.data import OverlongPolicy, Prompt, ResponseRow
+from srm.data import Conversation, OverlongPolicy, Prompt, ResponseRow
 from srm.errors import UserError
 from srm.modeling.loading import load_tokenizer
 from srm.packing import PromptGroup
@@ -121,7 +121,8 @@ class ClassifierModel:
 
     def _encode(self, prompt: Prompt, response: str) -> list[int]:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        text = self.tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False)
+        settings = prompt.settings if isinstance(prompt, Conversation) else {}
+        text = self.tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False, **settings)
         # The template writes the bos token itself.
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 

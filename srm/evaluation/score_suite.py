@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from srm.data import read_responses
+from srm.data.settings import columns_of
 from srm.errors import UserError
 from srm.evaluation.classifier import ClassifierModel, append_classifier_scores, as_one_sentence
 from srm.evaluation.suites import Suite, SuiteRow
@@ -69,7 +70,7 @@ def write_responses(rows: Iterable[SuiteRow], path: Path) -> int:
         UserError: `path` holds something else, from a run with other rows.
     """
     lines = [
-        json.dumps({"id": f"{row.id}/{label}", "prompt": row.prompt, "response": text}, ensure_ascii=False)
+        json.dumps({"id": f"{row.id}/{label}", "prompt": row.prompt, "response": text, **columns_of(row.prompt)}, ensure_ascii=False)
         for row in rows
         for label, text in zip(row.labels, row.responses, strict=True)
     ]

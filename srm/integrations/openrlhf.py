@@ -56,7 +56,7 @@ def encode_request(model: SentenceRewardModel, request: Mapping[str, Any]) -> li
     for index, (query, prompt) in enumerate(zip(queries, prompts, strict=True)):
         if not query.startswith(prompt):
             raise UserError(f"request: query {index} does not begin with its prompt. Send both with the same template.")
-    responses = [_without_end(model, query[len(prompt) :]) for query, prompt in zip(queries, prompts, strict=True)]
+    responses = [model.encoder.answers.up_to_end(query[len(prompt) :]) for query, prompt in zip(queries, prompts, strict=True)]
     encoded = iter(model.encoder.encode_responses([response for response in responses if response.strip()]))
     distinct = list(dict.fromkeys(prompts))
     ids = dict(zip(distinct, (np.array(ids, dtype=np.int32) for ids in model.encoder.encode_prompts(distinct)), strict=True))
@@ -85,12 +85,3 @@ def _texts(request: Mapping[str, Any], name: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         raise UserError(f"request: `{name}` must be a list of strings, got {type(value).__name__}.")
     return value
-
-
-def _without_end(model: SentenceRewardModel, response: str) -> str:
-    """`response` up to its first eos or pad token."""
-    tokenizer = model.encoder.tokenizer
-    for token in {tokenizer.eos_token, tokenizer.pad_token}:
-        if token:
-            response = response.split(token, 1)[0]
-    return response

@@ -102,6 +102,12 @@ class SentenceRewardConfig(PretrainedConfig):
             return None
         return getattr(self.backbone_config.get_text_config(), "max_position_embeddings", None)
 
+    @property
+    def end_token_ids(self) -> list[int]:
+        """The ids with which the backbone's configuration says that a turn ends."""
+        listed = None if self.backbone_config is None else getattr(self.backbone_config.get_text_config(), "eos_token_id", None)
+        return [token for token in (listed if isinstance(listed, (list, tuple)) else [listed]) if isinstance(token, int)]
+
     def own_fields(self) -> dict[str, Any]:
         """The fields that describe the reward model apart from its backbone: `from_backbone(name, **config.own_fields())`."""
         return {name: getattr(self, name) for name in _OWN_FIELDS}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from srm.errors import UserError
 from srm.modeling.config import SentenceRewardConfig
 
-__all__ = ["add_boundary_token", "check_is_reward_model", "hub_arguments", "load_backbone", "load_tokenizer"]
+__all__ = ["add_boundary_token", "check_is_reward_model", "hub_arguments", "list_end_tokens", "load_backbone", "load_tokenizer"]
 
 
 def load_tokenizer(path: str, **hub_arguments: Any) -> PreTrainedTokenizerBase:
@@ -30,6 +30,19 @@ def load_backbone(path: str, **kwargs: Any) -> PreTrainedModel:
     if isinstance(backbone.config, SentenceRewardConfig):
         raise UserError(f"{path}: is a trained reward model already. Load it with `SentenceRewardModel.from_pretrained`.")
     return backbone
+
+
+def list_end_tokens(config: PretrainedConfig, path: str, **hub_arguments: Any) -> None:
+    """Put the end tokens of the generation config at `path` among those of `config`, with which they are saved."""
+    try:
+        listed = GenerationConfig.from_pretrained(path, **hub_arguments).eos_token_id
+    except (OSError, ValueError):
+        return
+    text = config.get_text_config()
+    own = getattr(text, "eos_token_id", None)
+    ids = [token for part in (own, listed) for token in (part if isinstance(part, (list, tuple)) else [part]) if token is not None]
+    if len(ids := list(dict.fromkeys(ids))) > 1:
+        text.eos_token_id = ids
 
 
 def check_is_reward_model(path: str, **hub_arguments: Any) -> None:

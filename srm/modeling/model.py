@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, cached_file
 
-from srm.data import Prompt, ResponseEncoder
+from srm.data import Prompt, Response, ResponseEncoder
 from srm.errors import UserError
 from srm.modeling.adapter import load_adapter
 from srm.modeling.alias import resolve_model_name
 from srm.modeling.config import SentenceRewardConfig
-from srm.modeling.loading import add_boundary_token, check_is_reward_model, hub_arguments, load_backbone, load_tokenizer
+from srm.modeling.loading import add_boundary_token, check_is_reward_model, hub_arguments, list_end_tokens, load_backbone, load_tokenizer
 from srm.packing import PackedBatch, PackingMode, UnsupportedBackboneError, check_decoder, probe, run_backbone
 from srm.scoring.results import ScoredResponse
 from srm.scoring.stream import RewardStream
@@ -123,6 +123,7 @@ class SentenceRewardModel(PreTrainedModel):
         path = resolve_model_name(str(model_name_or_path))
         tokenizer = tokenizer or load_tokenizer(path, **hub_arguments(model_kwargs))
         backbone = load_backbone(path, dtype=dtype, **(model_kwargs or {}))
+        list_end_tokens(backbone.config, path, **hub_arguments(model_kwargs))
         boundary_token = config.get("boundary_token")
         if boundary_token is not None:
             add_boundary_token(boundary_token, tokenizer, backbone)
@@ -218,7 +219,7 @@ class SentenceRewardModel(PreTrainedModel):
     def score(
         self,
         prompts: Sequence[Prompt],
-        responses: Sequence[str] | Sequence[Sequence[str]],
+        responses: Sequence[Response] | Sequence[Sequence[Response]],
         *,
         tokens_per_batch: int = 8192,
         max_length: int | None = None,
@@ -229,7 +230,8 @@ class SentenceRewardModel(PreTrainedModel):
 
         Args:
             prompts: one a row, a string or a list of `{"role", "content"}` messages.
-            responses: for each prompt a response, or a list of responses; those share one pass over their prompt.
+            responses: for each prompt a response, text or a list of one assistant message, or a list of responses; those share one pass
+                over their prompt.
             tokens_per_batch: upper bound on the tokens of one forward pass; a single longer response still runs, alone.
             max_length: longest prompt + response in tokens; the backbone's own limit where None.
             packing: `shared`, `packed` or `none`; where None, see `packing_mode`.
@@ -267,8 +269,9 @@ class SentenceRewardModel(PreTrainedModel):
     ) -> ScoredTokens:
         """Rewards on a policy's own token ids, which are never retokenised or changed.
 
-        A response's text ends before its first eos or pad id; ids from there on belong to no sentence. A response without text has the
-        prompt's share of the reward and no sentence. Equal prompts run once in a pass.
+        A response's text ends before its first end id (eos, pad, the chat template's, the backbone's configuration's); ids from there on
+        belong to no sentence. A response without text has the prompt's share of the reward and no sentence. Equal prompts run once in
+        a pass.
 
         Args:
             prompt_ids: the prompts as the policy read them: lists, or [B, P] with `prompt_mask`, padded on either side.
@@ -318,7 +321,12 @@ class SentenceRewardModel(PreTrainedModel):
                 f"{self.name_or_path or 'this model'}: no tokenizer was found beside the weights. "
                 "Set `model.tokenizer`, or save the tokenizer into the model's folder."
             )
-        return ResponseEncoder(self.tokenizer, make_segmenter(**self.config.segmenter), boundary_token=self.config.boundary_token)
+        return ResponseEncoder(
+            self.tokenizer,
+            make_segmenter(**self.config.segmenter),
+            boundary_token=self.config.boundary_token,
+            listed_ends=self.config.end_token_ids,
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()

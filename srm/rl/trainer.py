@@ -22,6 +22,7 @@ from srm.rl.losses import clipped_policy_loss, clipped_value_loss, reinforce_los
 from srm.rl.policy import Policy, Responses, TokenStats, generate
 from srm.rl.rollout import Rollout, make_rollout, reward_tokens
 from srm.rl.state import RunFolder
+from srm.segmentation import turn_end_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -223,10 +224,10 @@ class RLTrainer:
 
 
 def _end_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every id that ends a response: the model's own, and the tokenizer's."""
+    """Every id that ends a response: the model's own, the tokenizer's and its template's."""
     config = getattr(policy, "generation_config", None)
     own = getattr(config, "eos_token_id", None)
-    ids = {*(own if isinstance(own, (list, tuple)) else [own]), tokenizer.eos_token_id} - {None}
+    ids = {*(own if isinstance(own, (list, tuple)) else [own]), *turn_end_ids(tokenizer)} - {None}
     if not ids:
         raise UserError(
             "the policy has no end token, neither in its generation config nor in its tokenizer, so no response could end. "

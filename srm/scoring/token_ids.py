@@ -19,7 +19,7 @@ from srm.packing import PackingMode, PromptGroup, ResponseIds
 from srm.packing.batch import IntArray
 from srm.scoring.protocol import RewardModel
 from srm.scoring.run import score_all
-from srm.segmentation import ByteTable, content_lengths
+from srm.segmentation import content_lengths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,10 +110,11 @@ def score_tokens(
     if policy is None:
         raise UserError("score_tokens: the model has no tokenizer, so the ids have no text. Set `model.tokenizer` or pass `tokenizer`.")
     padded, lengths = _responses(response_ids, response_lengths)
-    lengths = content_lengths(padded, _end_ids(policy), lengths)
+    is_own = tokenizer is None or tokenizer is model.tokenizer or _same_vocabulary(policy, model)
+    lengths = content_lengths(padded, _end_ids(model, policy, is_own=is_own), lengths)
     if len(prompt_ids) != padded.shape[0]:
         raise ValueError(f"score_tokens: {len(prompt_ids)} prompts and {padded.shape[0]} responses; each response needs its prompt.")
-    if tokenizer is None or tokenizer is model.tokenizer or _same_vocabulary(policy, model):
+    if is_own:
         groups = _own_groups(model, policy, _prompts(prompt_ids, prompt_mask), padded, lengths)
     elif prompts is None:
         raise ValueError(
@@ -143,18 +144,21 @@ def encode_ids(model: RewardModel, prompt_ids: Sequence[Sequence[int]], response
     Args:
         model: the reward model.
         prompt_ids: the ids of each prompt.
-        response_ids: the ids of each response; its text ends before the first eos or pad id.
+        response_ids: the ids of each response; its text ends before the first end or pad id.
 
     Returns:
         A group of one `PolicyResponse` for each response, in order.
     """
-    policy = model.encoder.tokenizer
     padded, lengths = _responses(response_ids, None)
-    return _own_groups(model, policy, _prompts(prompt_ids, None), padded, content_lengths(padded, _end_ids(policy), lengths))
+    lengths = content_lengths(padded, model.encoder.answers.end_ids, lengths)
+    return _own_groups(model, model.encoder.tokenizer, _prompts(prompt_ids, None), padded, lengths)
 
 
-def _end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    return frozenset(token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None)
+def _end_ids(model: RewardModel, policy: PreTrainedTokenizerBase, *, is_own: bool) -> frozenset[int]:
+    """The ids that end the policy's answers; `is_own`: they are ids of the reward model as well."""
+    if policy is model.tokenizer:
+        return model.encoder.answers.end_ids
+    return model.encoder.token_segmenter(policy).end_ids | (model.encoder.answers.end_ids if is_own else frozenset())
 
 
 def _same_vocabulary(policy: PreTrainedTokenizerBase, model: RewardModel) -> bool:
@@ -191,13 +195,20 @@ def _own_groups(
 ) -> list[PromptGroup]:
     """Responses of a policy with the reward model's vocabulary: its ids are what the model reads."""
     encoder = model.encoder
+    opened = [encoder.answers.split_header(*row) for row in zip(prompts, padded.tolist(), strict=True)] if encoder.format.header else []
+    skipped = [count for _, count in opened] or [0] * len(prompts)
+    if any(skipped):
+        prompts = [tuple(prompt) for prompt, _ in opened]
+        count = torch.tensor(skipped, device=padded.device)
+        padded = padded.gather(1, (torch.arange(padded.shape[1], device=padded.device) + count[:, None]).clamp(max=padded.shape[1] - 1))
+        lengths = (lengths - count).clamp(min=0)
     groups = []
     all_ends = encoder.token_segmenter(policy).segment(padded, lengths).tolist()
     rows = padded.to("cpu", torch.int32).numpy()
-    for prompt, ids, length, ends in zip(prompts, rows, lengths.tolist(), all_ends, strict=True):
-        text, policy_ends = ids[:length].copy(), np.asarray(ends, dtype=np.int32)
+    for prompt, ids, length, ends, first in zip(prompts, rows, lengths.tolist(), all_ends, skipped, strict=True):
         # The model may have been trained with a token of its own behind each sentence. The policy's ids are copied, not changed.
-        marked, marks = encoder.with_boundaries(text, policy_ends)
+        marked, marks = encoder.with_boundaries(ids[:length].copy(), np.asarray(ends, dtype=np.int32))
+        policy_ends = np.asarray(ends, dtype=np.int32) + np.int32(first)
         response = PolicyResponse(ids=marked, sentence_ends=marks, policy_ends=policy_ends)
         groups.append(PromptGroup(prompt_ids=np.array([*prompt, *encoder.boundary_ids], dtype=np.int32), responses=[response]))
     return groups
@@ -207,7 +218,7 @@ def _other_groups(
     model: RewardModel, policy: PreTrainedTokenizerBase, prompts: Sequence[Prompt], padded: Tensor, lengths: Tensor
 ) -> list[PromptGroup]:
     """Responses of a policy with another vocabulary: its text in the model's tokens, sentences found on the policy's through characters."""
-    table = ByteTable.from_tokenizer(policy)
+    table = model.encoder.token_segmenter(policy).table
     groups = []
     for prompt, ids, length in zip(prompts, padded.cpu(), lengths.tolist(), strict=True):
         text, offsets = table.decode(ids[:length])

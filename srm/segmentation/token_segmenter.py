@@ -17,6 +17,7 @@ from torch import Tensor
 
 from srm.segmentation.byte_table import ByteTable
 from srm.segmentation.config import Segmenter
+from srm.segmentation.end_ids import end_ids as find_end_ids
 from srm.segmentation.segmenters import make_segmenter
 from srm.segmentation.tokens import first_tokens
 
@@ -56,7 +57,7 @@ class TokenSegmenter:
     Args:
         tokenizer: the policy's, or the `ByteTable` of its vocabulary.
         segmenter: from `make_segmenter`; `punkt` where None.
-        end_ids: ids that end a response: it and what follows are no text. The tokenizer's eos and pad id where None, none for a
+        end_ids: ids that end a response: it and what follows are no text. Those of `srm.segmentation.end_ids` where None, none for a
             `ByteTable`.
 
     Raises:
@@ -76,8 +77,7 @@ class TokenSegmenter:
             self.end_ids = frozenset(end_ids or ())
         else:
             self.table = ByteTable.from_tokenizer(tokenizer)
-            known = (tokenizer.eos_token_id, tokenizer.pad_token_id)
-            self.end_ids = frozenset(token for token in known if token is not None) if end_ids is None else frozenset(end_ids)
+            self.end_ids = find_end_ids(tokenizer) if end_ids is None else frozenset(end_ids)
 
     def segment(self, ids: Tensor, lengths: Tensor | None = None) -> TokenSentences:
         """Sentences of padded responses.

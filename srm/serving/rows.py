@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from srm.data import EncodedResponse
-from srm.data.messages import check_messages, response_text
+from srm.data.messages import check_prompt, response_text
 from srm.data.schema import RowProblem
+from srm.data.settings import with_settings
 from srm.errors import UserError
 from srm.integrations.openrlhf import encode_request
 from srm.modeling import SentenceRewardModel
@@ -90,8 +91,8 @@ def _encode_texts(model: SentenceRewardModel, rows: Sequence[tuple[int, TextRow]
 
 def _render(model: SentenceRewardModel, row: TextRow, index: int) -> str:
     try:
-        prompt = row.prompt if isinstance(row.prompt, str) else check_messages(row.prompt, "prompt")
-        return model.encoder.format.render(prompt)
+        prompt = check_prompt(row.prompt)
+        return model.encoder.format.render(with_settings(prompt, {"tools": row.tools, "chat_template_kwargs": row.chat_template_kwargs}))
     except (RowProblem, UserError) as problem:
         raise BadField(("rows", index, "prompt"), str(problem)) from None
 
