@@ -50,6 +50,7 @@ class SentenceRewardConfig(PretrainedConfig):
         attention_size: width of the query and the key.
         segmenter: `{"name": "punkt" | "punkt_tab" | "sat" | "newline", ...}`, the arguments of `srm.segmentation.make_segmenter`.
         packing: `shared`, `packed` or `none`; how `score` runs responses unless told otherwise, where the backbone can.
+        pad_token_id: of the tokenizer, for programs that ask for it here.
         **kwargs: fields of `transformers.PretrainedConfig`.
 
     Raises:
@@ -70,6 +71,7 @@ class SentenceRewardConfig(PretrainedConfig):
         attention_size: int = 256,
         segmenter: dict[str, Any] | None = None,
         packing: PackingMode = "shared",
+        pad_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -85,8 +87,10 @@ class SentenceRewardConfig(PretrainedConfig):
         self.attention_size = attention_size
         self.segmenter = dict(segmenter) if segmenter else {"name": "punkt"}
         self.packing = packing
+        self.pad_token_id = pad_token_id
         self._check()
-        super().__init__(**kwargs)
+        # A classifier with one label, whose score is the bare logit.
+        super().__init__(**{"id2label": {0: "reward"}, "label2id": {"reward": 0}, "problem_type": "regression", **kwargs})
 
     @property
     def hidden_size(self) -> int:

@@ -56,10 +56,14 @@ class ByteTable:
         self._start = np.cumsum(self._length) - self._length
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> ByteTable:
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, *, with_special: bool = False) -> ByteTable:
         """The table of a byte-level (GPT-2, Llama 3, Qwen, SmolLM) or byte-fallback (Llama 2, Mistral, Gemma) tokenizer.
 
         Special tokens write nothing; other added tokens, runs of blanks among them, what the tokenizer's decoder makes of them.
+
+        Args:
+            tokenizer: a fast one.
+            with_special: special tokens write their names.
 
         Raises:
             UserError: a slow tokenizer, or one whose tokens do not stand for bytes.
@@ -86,7 +90,7 @@ class ByteTable:
         for token, index in vocabulary.items():
             tokens[index] = to_bytes(token)
         for index, token in added.items():
-            tokens[index] = b"" if token.special else to_bytes(token.content)
+            tokens[index] = b"" if token.special and not with_special else to_bytes(token.content)
         return cls(tokens)
 
     def __len__(self) -> int:
