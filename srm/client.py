@@ -287,6 +287,7 @@ def _tokens_of(rewards: list[dict[str, Any]], response_ids: Sequence[Sequence[in
 
     ends = [[sentence["end"] - 1 for sentence in row["sentences"]] for row in rewards]
     counts = [0, *(1 + len(row) for row in ends)]
+    opening = [row["sentences"][0]["start"] if row["sentences"] else 0 for row in rewards]
     return ScoredTokens(
         reward=torch.tensor([row["reward"] for row in rewards]),
         sentence_reward=torch.tensor([r for row in rewards for r in (row["prompt_reward"], *_each(row, "reward"))]),
@@ -296,6 +297,7 @@ def _tokens_of(rewards: list[dict[str, Any]], response_ids: Sequence[Sequence[in
         # The text of a response ends with its last sentence.
         lengths=torch.tensor([row[-1] + 1 if row else 0 for row in ends], dtype=torch.int64),
         width=max(map(len, response_ids), default=0),
+        opening=torch.tensor(opening) if any(opening) else None,
     )
 
 

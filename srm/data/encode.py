@@ -18,6 +18,7 @@ from srm.errors import UserError
 from srm.packing import ResponseIds
 from srm.packing.batch import IntArray
 from srm.segmentation import Segmenter, Span, TokenSegmenter, sentence_ends_from_offsets
+from srm.segmentation.tokens import opening_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +33,7 @@ class EncodedResponse(ResponseIds):
     Attributes:
         ids: int32 [tokens], with the boundary token after each sentence where there is one.
         sentence_ends: int32 [sentences], index into `ids` of each sentence's boundary.
+        opening: how many of the first ids belong to no sentence, with their boundary token where there is one.
         spans: the sentences' characters in `text`, one for each end.
         text: the response.
     """
@@ -137,23 +139,31 @@ class ResponseEncoder:
     def _encode(self, text: str, ids: list[int], offsets: list[tuple[int, int]], spans: list[Span]) -> EncodedResponse:
         if not ids:
             raise UserError(f"the tokenizer makes no token of the response {text[:40]!r}. Fix or delete the row.")
-        ends, spans = sentence_ends_from_offsets(spans, offsets, text=text)
-        marked, marks = self.with_boundaries(np.array(ids, dtype=np.int32), np.array(ends, dtype=np.int32))
-        return EncodedResponse(ids=marked, sentence_ends=marks, spans=spans, text=text)
+        opening = opening_tokens(spans, offsets, text)
+        ends, spans = sentence_ends_from_offsets(spans, offsets, text=text) if spans else ([], [])
+        # A token over the end of what is left out and the first sentence belongs to the former.
+        first = next((index for index, end in enumerate(ends) if end >= opening), len(ends))
+        marked, marks, opening = self.with_boundaries(np.array(ids, np.int32), np.array(ends[first:], np.int32), opening)
+        return EncodedResponse(ids=marked, sentence_ends=marks, opening=opening, spans=spans[first:], text=text)
 
-    def with_boundaries(self, ids: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:
-        """Put the boundary token behind each sentence. Without a boundary token, `ids` and `ends` come back as they are.
+    def with_boundaries(self, ids: IntArray, ends: IntArray, opening: int = 0) -> tuple[IntArray, IntArray, int]:
+        """Put the boundary token behind each sentence, and behind what opens the response and belongs to none.
+
+        Without a boundary token all come back as they are.
 
         Args:
             ids: int32 [tokens].
             ends: int32 [sentences], index of each sentence's last token.
+            opening: how many of the first ids belong to no sentence.
 
         Returns:
-            The ids with the boundary tokens, int32 [tokens + sentences], and where those are, int32 [sentences].
+            The ids with the boundary tokens, int32; where those of the sentences are, int32 [sentences]; and `opening` with its own.
         """
         if not self.boundary_ids:
-            return ids, ends
-        return np.insert(ids, ends + 1, self.boundary_ids[0]), (ends + np.arange(1, len(ends) + 1)).astype(np.int32)
+            return ids, ends, opening
+        own = int(opening > 0)
+        marked = np.insert(ids, [*([opening] * own), *(ends + 1)], self.boundary_ids[0])
+        return marked, (ends + np.arange(1 + own, len(ends) + 1 + own)).astype(np.int32), opening + own
 
 
 @contextmanager

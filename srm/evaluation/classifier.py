@@ -6,20 +6,26 @@ it holds the response as a single one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from srm.data import Conversation, OverlongPolicy, Prompt, ResponseRow
+from srm.data.overlong import length_limit
 from srm.errors import UserError
-from srm.modeling.loading import load_tokenizer
+from srm.modeling.adapter import merge_adapter, read_adapter
+from srm.modeling.config import positions_of
+from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole, read_config
 from srm.packing import PromptGroup
 from srm.scoring.batching import split_passes
 from srm.scoring.file import RowSettings, check_resumed, write_scores
+from srm.scoring.guards import check_ids, not_finite
 from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.scoring.token_ids import NO_TEXT
 
@@ -36,11 +42,9 @@ def is_classifier(name: str) -> bool:
         UserError: no configuration could be loaded.
     """
     if (Path(name) / "adapter_config.json").is_file():
-        return False
-    try:
-        architectures = AutoConfig.from_pretrained(name).architectures or []
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: no model could be loaded ({str(error).strip().splitlines()[0]}). Check the name and the path.") from None
+        adapter = read_adapter(Path(name))
+        return str(adapter.task_type) == "SEQ_CLS" and "head" not in (adapter.modules_to_save or [])
+    architectures = read_config(name, "Check the name and the path.").architectures or []
     return any(architecture.endswith("ForSequenceClassification") for architecture in architectures)
 
 
@@ -66,7 +70,7 @@ class ClassifierModel:
                 f"{name}: its tokenizer has no chat template, so there is no telling how it reads a prompt with a response. Save one "
                 "(chat_template.jinja) beside its tokenizer."
             )
-        self.model = AutoModelForSequenceClassification.from_pretrained(name, dtype=dtype).eval().to(device)
+        self.model = _load(name, dtype).eval().to(device)
         if self.model.config.num_labels != 1:
             raise UserError(f"{name}: has {self.model.config.num_labels} outputs, and a reward model has one (num_labels=1).")
         if self.tokenizer.pad_token_id is None:
@@ -74,6 +78,7 @@ class ClassifierModel:
         if self.model.config.pad_token_id is None:
             # The model looks for the last token that is not this one, and reads its reward there.
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        check_tokenizer_fits(name, self.tokenizer, self.model)
         self.tokenizer.padding_side = "right"
 
     def score(
@@ -100,14 +105,16 @@ class ClassifierModel:
             One number a response, in order.
 
         Raises:
-            UserError: a row that is too long, with `overlong="error"`.
+            UserError: a row that is too long, with `overlong="error"`, or has a token without an embedding or a reward that is no number.
         """
-        limit = max_length or getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        places = where or [f"score: row {index}" for index in range(len(prompts))]
+        positions = positions_of(self.model.config)
+        limit = length_limit(max_length, positions)
         ids = [self._encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         for index, row in enumerate(ids):
+            check_ids(self.model, places[index], row)
             if limit is not None and len(row) > limit:
-                place = where[index] if where else f"score: row {index}"
-                ids[index] = _shortened(row, limit, overlong, place)
+                ids[index] = _shortened(row, limit, overlong, places[index], "" if limit == positions else ", or raise --max_length")
         rewards = [0.0] * len(ids)
         # Like lengths together, the longest first, so that a batch that does not fit into memory shows at once.
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
@@ -116,6 +123,8 @@ class ClassifierModel:
         for parts in split_passes(rows, tokens_per_batch=tokens_per_batch, packing="none"):
             batch = list(islice(waiting, len(parts)))
             for index, reward in zip(batch, self._run([ids[index] for index in batch]), strict=True):
+                if not math.isfinite(reward):
+                    raise not_finite(self.model, places[index], reward)
                 rewards[index] = reward
         return rewards
 
@@ -130,6 +139,18 @@ class ClassifierModel:
     def _run(self, rows: list[list[int]]) -> list[float]:
         batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.model.device)
         return self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()[:, 0].tolist()
+
+
+def _load(name: str, dtype: torch.dtype | str) -> Any:
+    """The classifier at `name`; one with a LoRA adapter, as TRL saves it, merged."""
+    load = AutoModelForSequenceClassification.from_pretrained
+    if not (Path(name) / "adapter_config.json").is_file():
+        return load_whole(load, name, dtype=dtype)[0]
+    adapter = read_adapter(Path(name))
+    # The output layer is the adapter's own, and the model it was trained on need have none.
+    new = adapter.modules_to_save or []
+    base, _ = load_whole(load, str(adapter.base_model_name_or_path), extra_heads=True, new=new, dtype=dtype, num_labels=1)
+    return merge_adapter(base, Path(name))
 
 
 def append_classifier_scores(
@@ -186,12 +207,12 @@ def as_one_sentence(response: str, reward: float) -> ScoredResponse:
     return ScoredResponse(reward=reward, prompt_reward=0.0, sentences=(sentence,))
 
 
-def _shortened(ids: list[int], limit: int, overlong: OverlongPolicy, where: str) -> list[int]:
+def _shortened(ids: list[int], limit: int, overlong: OverlongPolicy, where: str, or_raise: str) -> list[int]:
     if overlong == "truncate_prompt":
         return ids[-limit:]
     if overlong == "truncate_response":
         return ids[:limit]
     raise UserError(
-        f"{where}: prompt and response are {len(ids)} tokens, the limit is {limit}. Pass --overlong truncate_prompt or truncate_response, "
-        "or raise --max_length."
+        f"{where}: prompt and response are {len(ids)} tokens, the limit is {limit}. Pass --overlong truncate_prompt or "
+        f"truncate_response{or_raise}."
     )

@@ -10,6 +10,7 @@ import numpy as np
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
 from srm.packing import PromptGroup
+from srm.scoring.guards import require_finite
 from srm.scoring.run import score_all
 from srm.scoring.token_ids import NO_TEXT
 
@@ -37,6 +38,7 @@ def answer_request(model: SentenceRewardModel, request: Mapping[str, Any], *, to
     """
     rows = encode_request(model, request)
     scored = score_all(model, rows, tokens_per_batch=tokens_per_batch, packing=None)
+    require_finite(model, [score for (score,) in scored], [f"request: query {index}" for index in range(len(rows))])
     return answer_rows(rows, [score.reward for (score,) in scored])
 
 

@@ -145,6 +145,7 @@ def _split(scored: ScoredTokens) -> list[dict[str, Any]]:
                 "sentence_reward": scored.sentence_reward[rows].tolist(),
                 "weight": scored.weight[rows].tolist(),
                 "ends": scored.ends[rows].tolist(),
+                "opening": 0 if scored.opening is None else int(scored.opening[index]),
             }
         )
     return parts
@@ -159,6 +160,7 @@ def _join(parts: list[dict[str, Any]]) -> ScoredTokens:
         cu_boundaries=torch.tensor([0, *accumulate(len(part["ends"]) for part in parts)]),
         lengths=torch.tensor([part["length"] for part in parts]),
         width=max(part["width"] for part in parts),
+        opening=torch.tensor([part["opening"] for part in parts]),
     )
 
 

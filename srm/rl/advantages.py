@@ -138,7 +138,8 @@ def group_advantages(
         summed = placed.flip(1).cumsum(1).flip(1)
     else:
         first = torch.cat([ends.new_zeros(1), ends[:-1] + 1])
-        first = torch.where(torch.cat([response.new_full((1,), -1), response[:-1]]) == response, first, 0)
+        opening = torch.zeros_like(response) if scored.opening is None else scored.opening[response]
+        first = torch.where(torch.cat([response.new_full((1,), -1), response[:-1]]) == response, first, opening)
         steps = earned.new_zeros(number, width + 1)
         steps.index_put_((response, first), earned, accumulate=True)
         steps.index_put_((response, ends + 1), -earned, accumulate=True)

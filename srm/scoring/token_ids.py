@@ -17,9 +17,11 @@ from srm.data import Prompt
 from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup, ResponseIds
 from srm.packing.batch import IntArray
+from srm.scoring.guards import check_ids, require_finite
 from srm.scoring.protocol import RewardModel
 from srm.scoring.run import score_all
 from srm.segmentation import content_lengths
+from srm.segmentation.tokens import opening_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +44,7 @@ class ScoredTokens:
         cu_boundaries: int64 [B + 1], offsets into the three.
         lengths: int64 [B], tokens of each response that are text: those before its first end token.
         width: `L`, the width of the padded responses.
+        opening: int64 [B], tokens of each response before its first sentence, which belong to none; None where no response has any.
     """
 
     reward: Tensor
@@ -51,6 +54,7 @@ class ScoredTokens:
     cu_boundaries: Tensor
     lengths: Tensor
     width: int
+    opening: Tensor | None = None
 
     @property
     def weighted_reward(self) -> Tensor:
@@ -70,8 +74,8 @@ class ScoredTokens:
     @property
     def spans(self) -> Tensor:
         """int64 [N, 2], tokens `start:end` of each sentence in its response; 0:0 at index 0."""
-        before = torch.cat([self.ends[:1], self.ends[:-1]])
-        start = torch.where(self.is_sentence, before + 1, 0)
+        before = self.ends if self.opening is None else torch.where(self.is_sentence, self.ends, self.opening[self.response_index] - 1)
+        start = torch.where(self.is_sentence, torch.cat([before[:1], before[:-1]]) + 1, 0)
         return torch.stack([start, self.ends + 1], dim=1)
 
     def to_padded(self, per_sentence: Tensor) -> Tensor:
@@ -88,9 +92,11 @@ class PolicyResponse(ResponseIds):
 
     Attributes:
         policy_ends: int32 [sentences], index into the policy's own ids of each sentence's last token.
+        policy_opening: how many of the policy's own ids stand before the first sentence and belong to none.
     """
 
     policy_ends: IntArray
+    policy_opening: int = 0
 
 
 def score_tokens(
@@ -124,8 +130,11 @@ def score_tokens(
     else:
         groups = _other_groups(model, policy, prompts, padded, lengths)
     _check_lengths(model, groups)
+    places = [f"score_tokens: prompt {index} and its response" for index in range(len(groups))]
     scores = [score for (score,) in score_all(model, groups, tokens_per_batch=tokens_per_batch, packing=packing)]
+    require_finite(model, scores, places)
     ends = [_policy_ends(group) for group in groups]
+    openings = [getattr(group.responses[0], "policy_opening", 0) for group in groups]
     device = padded.device
     return ScoredTokens(
         reward=torch.tensor([score.reward for score in scores], device=device),
@@ -135,6 +144,7 @@ def score_tokens(
         cu_boundaries=torch.tensor([0, *(1 + len(row) for row in ends)], device=device).cumsum(0),
         lengths=lengths,
         width=padded.shape[1],
+        opening=torch.tensor(openings, dtype=torch.int64, device=device) if any(openings) else None,
     )
 
 
@@ -203,13 +213,23 @@ def _own_groups(
         padded = padded.gather(1, (torch.arange(padded.shape[1], device=padded.device) + count[:, None]).clamp(max=padded.shape[1] - 1))
         lengths = (lengths - count).clamp(min=0)
     groups = []
-    all_ends = encoder.token_segmenter(policy).segment(padded, lengths).tolist()
-    rows = padded.to("cpu", torch.int32).numpy()
-    for prompt, ids, length, ends, first in zip(prompts, rows, lengths.tolist(), all_ends, skipped, strict=True):
+    wide = padded.cpu().numpy()
+    for index, (prompt, length) in enumerate(zip(prompts, lengths.tolist(), strict=True)):
+        # Before they become int32, where a large id would turn into another.
+        check_ids(model.backbone, f"score_tokens: prompt {index} and its response", prompt, wide[index, :length])
+    found = encoder.token_segmenter(policy).segment(padded, lengths)
+    openings = found.opening.tolist()
+    rows = wide.astype(np.int32)
+    for prompt, ids, length, ends, opening, first in zip(prompts, rows, lengths.tolist(), found.tolist(), openings, skipped, strict=True):
         # The model may have been trained with a token of its own behind each sentence. The policy's ids are copied, not changed.
-        marked, marks = encoder.with_boundaries(ids[:length].copy(), np.asarray(ends, dtype=np.int32))
-        policy_ends = np.asarray(ends, dtype=np.int32) + np.int32(first)
-        response = PolicyResponse(ids=marked, sentence_ends=marks, policy_ends=policy_ends)
+        marked, marks, marked_opening = encoder.with_boundaries(ids[:length].copy(), np.asarray(ends, dtype=np.int32), opening)
+        response = PolicyResponse(
+            ids=marked,
+            sentence_ends=marks,
+            opening=marked_opening,
+            policy_ends=np.asarray(ends, dtype=np.int32) + np.int32(first),
+            policy_opening=opening + first if opening else 0,
+        )
         groups.append(PromptGroup(prompt_ids=np.array([*prompt, *encoder.boundary_ids], dtype=np.int32), responses=[response]))
     return groups
 
@@ -227,8 +247,15 @@ def _other_groups(
         if text.strip():
             encoded = model.encoder.encode_responses([text])[0]
             policy_ends = np.array([_token_at(offsets, text, start, end) for start, end in encoded.spans], dtype=np.int32)
-            response = PolicyResponse(ids=encoded.ids, sentence_ends=encoded.sentence_ends, policy_ends=policy_ends)
+            response = PolicyResponse(
+                ids=encoded.ids,
+                sentence_ends=encoded.sentence_ends,
+                opening=encoded.opening,
+                policy_ends=policy_ends,
+                policy_opening=opening_tokens(encoded.spans, offsets, text) if encoded.opening else 0,
+            )
         groups.append(PromptGroup(prompt_ids=np.array(model.encoder.encode_prompt(prompt), dtype=np.int32), responses=[response]))
+        check_ids(model.backbone, f"score_tokens: prompt {len(groups) - 1} and its response", groups[-1].prompt_ids, response.ids)
     return groups
 
 
@@ -249,7 +276,7 @@ def _check_lengths(model: RewardModel, groups: Sequence[PromptGroup]) -> None:
         if not len(group.prompt_ids):
             raise ValueError(f"score_tokens: prompt {index} is empty; its last token carries the first boundary.")
         if limit is not None and group.longest > limit:
-            raise ValueError(
+            raise UserError(
                 f"score_tokens: prompt {index} and its response have {group.longest} tokens, the reward model reads {limit}. "
                 "Generate shorter responses, or use a reward model with a longer context."
             )
