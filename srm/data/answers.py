@@ -41,6 +41,7 @@ class AnswerTokens:
         # Encodes answers in the tokenizer's place, where it would put a space in front that no policy writes.
         self._bare: Tokenizer | None = None
         self.lead = self._find_lead(form)
+        self._header = form.header
         bare, ends_header = form.question.removesuffix(form.header), form.question
         without, with_header = self._ids(bare), self._ids(ends_header)
         self._header_ids = with_header[len(without) :] if form.header and with_header[: len(without)] == without else self._ids(form.header)
@@ -84,6 +85,18 @@ class AnswerTokens:
         """
         return text[: min((at for mark in self._ends if (at := text.find(mark)) >= 0), default=len(text))]
 
+    def split_header_text(self, prompt: str, answer: str) -> tuple[str, str]:
+        """`split_header` of texts: the prompt as the model reads it, and what is left of the answer.
+
+        Args:
+            prompt: what the policy read, in its template.
+            answer: what it wrote.
+        """
+        header = self._header
+        if not header or not answer.startswith(header):
+            return prompt, answer
+        return prompt if prompt.endswith(header) else prompt + header, answer.removeprefix(header)
+
     def split_header(self, prompt: Sequence[int], answer: Sequence[int]) -> tuple[list[int], int]:
         """A policy's prompt as the model reads it, and how many ids at the front of the policy's answer belong to it.
 
@@ -113,8 +126,11 @@ class AnswerTokens:
                 self._bare = bare
                 return lead
         form.say_once(
-            f"ends a prompt with {form.question[-20:]!r}, which the tokenizer joins with the answer's first word; they are tokenised apart"
+            f"ends a prompt with {form.question[-20:]!r}, whose tokens depend on the answer's first word; prompt and answer are tokenised "
+            "apart, as a policy reads and writes them"
         )
+        # No character may come in that stands in neither of the two.
+        self._bare = bare
         return space
 
     def _ids(self, text: str) -> list[int]:

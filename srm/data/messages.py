@@ -10,7 +10,7 @@ import numpy as np
 
 from srm.data.schema import Conversation, Message, Prompt, RowProblem
 
-__all__ = ["MEDIA", "ROLES", "answerable", "check_messages", "check_prompt", "is_message_list", "plain", "response_text"]
+__all__ = ["MEDIA", "ROLES", "answerable", "check_is_text", "check_messages", "check_prompt", "is_message_list", "plain", "response_text"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # What says something about a message and is no part of what it says. So do numbers.
@@ -124,7 +124,8 @@ def check_prompt(value: Any) -> Prompt:
     if isinstance(value, str):
         if not value.strip():
             raise RowProblem("`prompt` is empty")
-        return _text(value, "prompt")
+        check_is_text(value, "prompt")
+        return _whole(value, "`prompt`")
     if value is None:
         raise RowProblem("`prompt` is null")
     return answerable(check_messages(value, "prompt"), "`prompt`")
@@ -155,7 +156,7 @@ def response_text(value: Any, name: str) -> str:
         RowProblem: it is neither, is empty, or says more than its words: a call of a tool, a thought beside them, a picture.
     """
     if isinstance(value, str):
-        text = _text(value, name)
+        text = _whole(value, f"`{name}`")
     elif value is None:
         raise RowProblem(f"`{name}` is null")
     else:
@@ -190,13 +191,19 @@ def is_message_list(value: Any) -> bool:
     return isinstance(value, (list, tuple, np.ndarray)) and len(value) > 0 and isinstance(value[0], dict)
 
 
-def _text(text: str, name: str) -> str:
-    """`text`, which is whole, and no list of messages that somebody wrote as text."""
+def check_is_text(text: str, name: str) -> None:
+    """Raise `RowProblem` where `text` is a list of messages that somebody wrote as text, such as a cell of a CSV file.
+
+    Not asked of what a policy wrote, which may be anything.
+
+    Args:
+        text: of a prompt, or of a response in a file.
+        name: what a message calls it.
+    """
     if (found := _MESSAGES_AS_TEXT.match(text)) and _SPEAKER.search(text, found.start()):
         raise RowProblem(
             f"`{name}` is messages written as text, not as JSON ({text.strip()[:40]!r})", "Write a list of messages as JSON (json.dumps)"
         )
-    return _whole(text, f"`{name}`")
 
 
 def _kind(value: Any) -> str:

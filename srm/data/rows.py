@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from srm.data.conversations import is_conversation, split_conversations, split_strings
-from srm.data.messages import check_prompt, response_text
+from srm.data.messages import check_is_text, check_prompt, response_text
 from srm.data.schema import BadRow, Comparison, Pair, Prompt, RawRow, ResponseRow, RowProblem
 from srm.data.settings import SETTING_COLUMNS, with_settings
 
@@ -106,6 +106,9 @@ def _split(fields: Mapping[str, Any], values: Sequence[Any], names: Sequence[str
     if any(is_conversation(value) for value in values):
         return split_conversations(fields.get("prompt"), values, names)
     texts = tuple(response_text(value, name) for value, name in zip(values, names, strict=True))
+    for value, name in zip(values, names, strict=True):
+        if isinstance(value, str):
+            check_is_text(value, name)
     if "prompt" in fields:
         return check_prompt(fields["prompt"]), texts
     if tuple(names) == _PAIR and all(isinstance(value, str) for value in values):

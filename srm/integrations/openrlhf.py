@@ -58,7 +58,10 @@ def encode_request(model: SentenceRewardModel, request: Mapping[str, Any]) -> li
     for index, (query, prompt) in enumerate(zip(queries, prompts, strict=True)):
         if not query.startswith(prompt):
             raise UserError(f"request: query {index} does not begin with its prompt. Send both with the same template.")
-    responses = [model.encoder.answers.up_to_end(query[len(prompt) :]) for query, prompt in zip(queries, prompts, strict=True)]
+    answers = model.encoder.answers
+    pairs = zip(queries, prompts, strict=True)
+    parted = [answers.split_header_text(prompt, query.removeprefix(prompt)) for query, prompt in pairs]
+    prompts, responses = [prompt for prompt, _ in parted], [answers.up_to_end(answer) for _, answer in parted]
     encoded = iter(model.encoder.encode_responses([response for response in responses if response.strip()]))
     distinct = list(dict.fromkeys(prompts))
     ids = dict(zip(distinct, (np.array(ids, dtype=np.int32) for ids in model.encoder.encode_prompts(distinct)), strict=True))

@@ -5,13 +5,16 @@ transformers fills weights that a file lacks with random ones and only warns; `l
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from srm.errors import UserError
 from srm.extras import name_the_extra
@@ -92,15 +95,21 @@ def read_config(path: str, way_out: str, **hub_arguments: Any) -> PretrainedConf
 
 def list_end_tokens(config: PretrainedConfig, path: str, **hub_arguments: Any) -> None:
     """Put the end tokens of the generation config at `path` among those of `config`, with which they are saved."""
-    try:
-        listed = GenerationConfig.from_pretrained(path, **hub_arguments).eos_token_id
-    except (OSError, ValueError):
+    name = "generation_config.json"
+    file = cached_file(
+        path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, **hub_arguments
+    )
+    if file is None:
         return
+    try:
+        listed = json.loads(Path(file).read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: {name} is not sound ({_first_line(error)}). Copy it again, or delete it.") from None
     text = config.get_text_config()
     own = getattr(text, "eos_token_id", None)
     ids = [token for part in (own, listed) for token in (part if isinstance(part, (list, tuple)) else [part]) if token is not None]
-    if len(ids := list(dict.fromkeys(ids))) > 1:
-        text.eos_token_id = ids
+    if ids := list(dict.fromkeys(ids)):
+        text.eos_token_id = ids if len(ids) > 1 else ids[0]
 
 
 def check_is_reward_model(path: str, **hub_arguments: Any) -> None:

@@ -93,6 +93,15 @@ def test_a_header_missing_from_the_generation_prompt_is_put_there(
     assert "before an answer, but not in its generation prompt; it is put behind each prompt" in heard(caplog)[0]
 
 
+@pytest.mark.parametrize("prefix", ["normalizer", "always"])
+def test_no_second_space_behind_a_header_that_ends_in_one(prefix: str) -> None:
+    """Prompt and answer cannot be the tokens of the whole, but they spell its text."""
+    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    encoder = encoder_of(sentencepiece(template + "{% if add_generation_prompt %}assistant: {% endif %}", prefix=prefix))
+    ids = [*encoder.encode_prompt("Hi"), *encoder.encode_responses(["Yes. It was."])[0].ids.tolist()]
+    assert encoder.tokenizer.decode(ids).endswith("assistant: Yes. It was.")
+
+
 def test_a_policy_that_writes_the_header_itself(make_tokenizer: Make) -> None:
     tokenizer = make_tokenizer("chatml")
     tokenizer.chat_template = CHATML
@@ -114,7 +123,7 @@ def test_a_policy_that_writes_the_header_itself(make_tokenizer: Make) -> None:
         ),
         (
             "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
-            "joins",
+            "whose tokens depend on the answer's first word",
         ),
     ],
 )

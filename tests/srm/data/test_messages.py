@@ -105,10 +105,12 @@ def test_what_says_nothing_may_stand_beside_an_answer(extra: dict[str, Any]) -> 
     ],
 )
 def test_messages_as_text_are_no_text(text: str) -> None:
-    for check in (check_prompt, lambda value: response_text(value, "prompt")):
-        with pytest.raises(RowProblem, match="`prompt` is messages written as text") as caught:
-            check(text)
-        assert caught.value.fix == "Write a list of messages as JSON (json.dumps)"
+    with pytest.raises(RowProblem, match="`prompt` is messages written as text") as caught:
+        check_prompt(text)
+    assert caught.value.fix == "Write a list of messages as JSON (json.dumps)"
+    for row in ({"prompt": "Hi", "chosen": text, "rejected": "No."}, {"chosen": text, "rejected": text + " "}):
+        with pytest.raises(UserError, match="`chosen` is messages written as text"):
+            parse_row(row, where="w", id="1")
 
 
 @pytest.mark.parametrize(

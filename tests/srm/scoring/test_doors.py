@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,17 @@ def test_the_end_tokens_are_saved_with_the_model(model: SentenceRewardModel, tmp
     assert SentenceRewardModel.from_pretrained(tmp_path).encoder.answers.end_ids == model.encoder.answers.end_ids
 
 
+def test_a_generation_config_that_is_not_sound(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "generation_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"generation_config.json is not sound"):
+        SentenceRewardModel.from_backbone(copy)
+    (copy / "generation_config.json").unlink()
+    made = SentenceRewardModel.from_backbone(copy)
+    assert made.tokenizer is not None
+    assert made.tokenizer.convert_tokens_to_ids("<stop>") not in made.encoder.answers.end_ids
+
+
 def objects(*messages: Any) -> np.ndarray:
     array = np.empty(len(messages), dtype=object)
     array[:] = messages
@@ -170,7 +182,7 @@ def test_verls_raw_prompts(raw: str, model: SentenceRewardModel, folder: Path) -
         ([{"role": "user", "content": [{"type": "image"}]}], TEXT, "content that is not text"),
         (5, TEXT, "`prompt` must be a string or a list of messages"),
         (USER, [{"role": "assistant", "content": "a", "reasoning_content": "b"}], "`response` has `reasoning_content` beside"),
-        (USER, "[{'role': 'assistant', 'content': 'Hi'}]", "`response` is messages written as text"),
+        ("[{'role': 'user', 'content': 'Hi'}]", TEXT, "`prompt` is messages written as text"),
         (USER, None, "`response` is null"),
         (USER, [None], "`response` is null"),
     ],
@@ -178,6 +190,14 @@ def test_verls_raw_prompts(raw: str, model: SentenceRewardModel, folder: Path) -
 def test_what_files_refuse_is_refused(prompt: Any, answer: Any, message: str, model: SentenceRewardModel) -> None:
     with pytest.raises(UserError, match=message):
         model.score([prompt], [answer])
+
+
+def test_a_policy_may_write_anything(model: SentenceRewardModel) -> None:
+    """In a file this is a mistake; a policy's answer must not stop a run."""
+    text = "[{'role': 'user', 'content': 'Hi'}]"
+    rendered = model.encoder.format.render(USER)
+    request = {"query": [rendered + text], "prompts": [rendered], "labels": [""]}
+    assert answer_request(model, request)["rewards"] == [pytest.approx(reward(model, text=text), abs=1e-5)]
 
 
 def test_a_policy_that_writes_its_own_header(folder: Path, awake_model: Callable[..., SentenceRewardModel]) -> None:
@@ -194,3 +214,7 @@ def test_a_policy_that_writes_its_own_header(folder: Path, awake_model: Callable
     ends = want.ends[1:].tolist()
     assert own.ends.tolist() == [-1, *(end + len(header) for end in ends), -1, *(end + len(header) for end in ends), -1, *ends]
     assert reward(model) == pytest.approx(want.reward.item(), abs=1e-5)
+    rendered, spelled = model.encoder.format.render(USER), "<start_of_turn>assistant\n"
+    bare = rendered.removesuffix(spelled)
+    request = {"query": [rendered + TEXT, rendered + TEXT, rendered + spelled + TEXT], "prompts": [bare, rendered, rendered], "labels": []}
+    assert answer_request(model, request)["rewards"] == pytest.approx([want.reward.item()] * 3, abs=1e-5)

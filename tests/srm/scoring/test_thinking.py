@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from srm import SentenceRewardModel
+from srm.data import Comparison, PairCollator, encode_comparisons
 from srm.data.overlong import cut_group
 from srm.packing import PromptGroup, pack
 from srm.rl import group_advantages, token_level_rewards
@@ -109,6 +110,17 @@ def test_a_cut_inside_the_block_leaves_no_sentence(model: SentenceRewardModel) -
         pack([PromptGroup(prompt_ids=np.array([1], np.int32), responses=[cut, NO_TEXT])], pad_token_id=0)
         if closing:
             assert cut.ids[-1] == response.ids[-1]
+
+
+def test_training_reads_the_same(model: SentenceRewardModel) -> None:
+    comparison = Comparison(prompt=PROMPT, responses=(BLOCK + ANSWER, BLOCK, "No!"), pairs=((0, 1, None), (0, 2, None)), id="1", where="w")
+    (row,), _ = encode_comparisons([comparison], model.encoder, max_length=None)
+    for got, want in zip(row.responses, model.encoder.encode_responses(list(comparison.responses)), strict=True):
+        assert (got.ids.tolist(), got.sentence_ends.tolist(), got.opening) == (want.ids.tolist(), want.sentence_ends.tolist(), want.opening)
+    expected = [score(model, str(text)).reward for text in comparison.responses]
+    for mode in ("shared", "packed", "none"):
+        inputs = PairCollator(packing=mode, pad_token_id=0, granularity=model.config.granularity)([row])
+        assert model(inputs["batch"]).reward.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_by_default_the_block_is_scored(awake_model: Callable[..., SentenceRewardModel]) -> None:
