@@ -75,6 +75,8 @@ class SentenceRewardForSequenceClassification(SentenceRewardModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.config.num_labels != 1:
             raise UserError(f"{pretrained_model_name_or_path}: num_labels is {model.config.num_labels}, and a reward is one number. Set 1.")
+        # An adapter's model comes with its backbone's name; programs load the tokenizer from where this one says.
+        model.config.name_or_path = str(pretrained_model_name_or_path)
         if model.config.pad_token_id is None and model.tokenizer is not None:
             pad, eos = model.tokenizer.pad_token_id, model.tokenizer.eos_token_id
             model.config.pad_token_id = eos if pad is None else pad
