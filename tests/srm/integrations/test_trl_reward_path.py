@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +14,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import srm
 from srm import SentenceRewardModel, UserError
 
 pytest.importorskip("trl", reason="trl is not installed: pip install trl")
@@ -66,6 +72,23 @@ def test_a_path_is_a_reward_function(kind: Any, config: Any, reward_path: Path, 
     assert rewards == pytest.approx([model.score([p], [c])[0].reward for p, c in zip(prompts, completions, strict=True)], abs=1e-5)
     assert len(set(rewards)) == 4
     assert run.state.log_history[0]["rewards/sentence-rm/mean"] == pytest.approx(sum(rewards) / 4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_command_loads_a_model_whose_code_it_does_not_know(reward_path: Path, tiny_policy_dir: Path, tmp_path: Path) -> None:
+    """`trl grpo` imports no srm: the folder's own code file does."""
+    (tmp_path / "data").mkdir()
+    rows = [{"prompt": [{"role": "user", "content": question}]} for question in QUESTIONS]
+    (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = [Path(sys.executable).parent / "trl", "grpo", "--model_name_or_path", tiny_policy_dir, "--dataset_name", "data"]
+    command += ["--reward_model_name_or_path", reward_path, "--trust_remote_code", "--output_dir", "out", "--use_cpu", "--bf16", "false"]
+    command += ["--max_steps", "1", "--num_generations", "2", "--per_device_train_batch_size", "2", "--max_completion_length", "8"]
+    command += ["--report_to", "none", "--save_strategy", "no", "--dtype", "float32", "--logging_steps", "1"]
+    variables = {**os.environ, "PYTHONPATH": str(Path(srm.__file__).parents[1]), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    variables |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([str(word) for word in command], cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"'rewards/sentence-rm/mean': '?-?\d", done.stdout + done.stderr)
 
 
 def test_prompts_without_roles_are_one_line(reward_path: Path, tiny_policy_dir: Path, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+import srm
 from srm import SentenceRewardModel, UserError
 from srm.evaluation.classifier import is_classifier
 from srm.modeling import SentenceRewardForSequenceClassification
@@ -106,6 +110,26 @@ def test_what_it_saves_is_the_reward_model_again(classifier: SentenceRewardForSe
     assert rewards(SentenceRewardModel.from_pretrained(tmp_path)) == pytest.approx(rewards(classifier), abs=1e-6)
     # srm-eval reads its sentences.
     assert not is_classifier(str(tmp_path))
+
+
+def test_a_folder_brings_the_code_for_programs_that_do_not_import_srm(folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, transformers\n"
+        "assert 'srm' not in sys.modules\n"
+        "load = transformers.AutoModelForSequenceClassification.from_pretrained\n"
+        "model = load(sys.argv[1], trust_remote_code=True)\n"
+        "print(model.score(['Is this right?'], ['Yes. No.'])[0].reward)\n"
+        "model.save_pretrained(sys.argv[2])\n"
+    )
+    variables = {**os.environ, "PYTHONPATH": str(Path(srm.__file__).parents[1]), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "again")]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    want = SentenceRewardModel.from_pretrained(folder).score(["Is this right?"], ["Yes. No."])[0].reward
+    assert float(done.stdout.split()[-1]) == pytest.approx(want, abs=1e-6)
+    # What it saves imports srm again, and is no copy of srm's files.
+    assert {path.name for path in (tmp_path / "again").glob("*.py")} == {"modeling_srm.py"}
+    assert (tmp_path / "again" / "modeling_srm.py").read_text() == (folder / "modeling_srm.py").read_text()
 
 
 def test_pipeline_gives_rewards(folder: Path) -> None:

@@ -125,6 +125,10 @@ def test_an_adapter_that_is_not_whole_is_one_line(adapter, change, said):
 
 
 def test_an_adapter_is_a_sequence_classifier(adapter):
+    # A head of one step is still at zero.
+    saved = load_file(adapter / "adapter_model.safetensors")
+    awake = {name: torch.linspace(-1, 1, weight.numel()).view_as(weight) if "head" in name else weight for name, weight in saved.items()}
+    save_file(awake, adapter / "adapter_model.safetensors")
     classifier = AutoModelForSequenceClassification.from_pretrained(adapter, num_labels=1)
     want = SentenceRewardModel.from_pretrained(adapter).score(["Hi"], ["Yes. No."])[0].reward
     tokenizer = AutoTokenizer.from_pretrained(classifier.config.name_or_path)
