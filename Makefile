@@ -1,9 +1,10 @@
 # make demo   train on generated pairs and look at the result (about 7 minutes on two CPU cores)
 # make test   every test that needs no GPU
 # make check  ruff, mypy and the layers
+# make fuzz   odd files, flags and requests through the commands, for an hour or SECONDS=...
 # make test-wheel, make test-pythons   what is installed, and on which Pythons; both make environments of their own
 # make test-peers   our integrations inside other projects' own programs, each in an environment on top of .venv
-.PHONY: demo test test-reference test-interpreter test-compile test-wheel test-pythons test-peers check clean venv
+.PHONY: demo test fuzz test-reference test-interpreter test-compile test-wheel test-pythons test-peers check clean venv
 .DEFAULT_GOAL := demo
 
 PYTHON_VENV := .venv/bin/python
@@ -29,6 +30,10 @@ test-interpreter: venv
 
 test-compile: venv
 	$(PYTHON_VENV) -m srm_kernels.compile_check
+
+SECONDS ?= 3600
+fuzz: venv
+	OMP_NUM_THREADS=1 SRM_FUZZ_SECONDS=$(SECONDS) $(PYTHON_VENV) -m pytest -q tests/fuzz
 
 test-wheel: venv
 	$(PYTHON_VENV) -m pytest -q -o tmp_path_retention_policy=failed tests/packaging

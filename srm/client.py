@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from base64 import b64encode
 from collections.abc import Sequence
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from srm.errors import UserError
 from srm.extras import name_the_extra
-from srm.scoring.results import ScoredResponse, ScoredSentence
+from srm.scoring.results import ScoredResponse, ScoredSentence, problem_in
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -19,10 +21,13 @@ if TYPE_CHECKING:
     from srm.data import Prompt
     from srm.scoring.token_ids import ScoredTokens
 
-__all__ = ["AsyncClient", "Client", "RequestRefused", "ServerUnavailable"]
+__all__ = ["AsyncClient", "Client", "RequestRefused", "ServerError", "ServerUnavailable"]
 
 _CONNECTIONS = 256
 _FIRST_DELAY, _LONGEST_DELAY = 0.25, 4.0
+# Characters of what a server says that go into a message.
+_LONGEST_DETAIL = 500
+_SENTENCE = ("text", "start", "end", "reward", "weight", "weighted_reward")
 
 
 class RequestRefused(UserError):
@@ -38,7 +43,11 @@ class RequestRefused(UserError):
         self.status = status
 
 
-class ServerUnavailable(UserError):
+class ServerError(UserError):
+    """What answered is no `srm-serve`, or one that is at fault."""
+
+
+class ServerUnavailable(ServerError):
     """The server could not be reached, was too busy for too long, or failed."""
 
 
@@ -47,7 +56,7 @@ class Client:
 
     Args:
         url: the server's address, as `http://localhost:8000`.
-        token: the server's, if it has one.
+        token: the server's, if it has one. It may also be the password in `url`, which no message and no log shows.
         timeout: seconds to wait for an answer.
         retry_seconds: how long, from the first failure on, to go on trying where the server is too busy (503, after the time it names)
             or cannot be reached, as while it restarts. Rewards have no side effect, so a request that was under way is sent again.
@@ -76,8 +85,9 @@ class Client:
             ValueError: lengths that do not match.
             RequestRefused: what the server will not score, naming the row.
             ServerUnavailable: no answer within `retry_seconds`.
+            ServerError: an answer that does not hold the rewards of these rows.
         """
-        return _texts_of(self._post({"rows": _text_rows(prompts, responses)}), responses)
+        return _texts_of(self._post(_text_rows(prompts, responses)), responses)
 
     def score_tokens(self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> ScoredTokens:
         """Rewards on ids of the reward model's tokenizer.
@@ -93,8 +103,9 @@ class Client:
             ValueError: lengths that do not match.
             RequestRefused: what the server will not score, naming the row.
             ServerUnavailable: no answer within `retry_seconds`.
+            ServerError: an answer that does not hold the rewards of these rows.
         """
-        return _tokens_of(self._post({"rows": _ids_rows(prompt_ids, response_ids)}), response_ids)
+        return _tokens_of(self._post(_ids_rows(prompt_ids, response_ids)), response_ids)
 
     def close(self) -> None:
         """Close the connections."""
@@ -106,12 +117,12 @@ class Client:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _post(self, body: dict[str, Any]) -> list[dict[str, Any]]:
-        attempts = _Attempts(self._http, self._retry_seconds)
+    def _post(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        attempts = _Attempts(self._http, self._retry_seconds, rows)
         while True:
             try:
-                answer = attempts.after_answer(self._http.post("/v1/rewards", json=body))
-            except _httpx().TransportError as error:
+                answer = attempts.after_answer(self._http.post("/v1/rewards", content=attempts.body))
+            except _httpx().RequestError as error:
                 answer = attempts.after_error(error)
             if not isinstance(answer, float):
                 return answer
@@ -139,11 +150,11 @@ class AsyncClient:
         self, prompts: Sequence[Prompt], responses: Sequence[str] | Sequence[Sequence[str]]
     ) -> list[ScoredResponse] | list[list[ScoredResponse]]:
         """See `Client.score`."""
-        return _texts_of(await self._post({"rows": _text_rows(prompts, responses)}), responses)
+        return _texts_of(await self._post(_text_rows(prompts, responses)), responses)
 
     async def score_tokens(self, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> ScoredTokens:
         """See `Client.score_tokens`."""
-        return _tokens_of(await self._post({"rows": _ids_rows(prompt_ids, response_ids)}), response_ids)
+        return _tokens_of(await self._post(_ids_rows(prompt_ids, response_ids)), response_ids)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -155,12 +166,12 @@ class AsyncClient:
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
-    async def _post(self, body: dict[str, Any]) -> list[dict[str, Any]]:
-        attempts = _Attempts(self._http, self._retry_seconds)
+    async def _post(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        attempts = _Attempts(self._http, self._retry_seconds, rows)
         while True:
             try:
-                answer = attempts.after_answer(await self._http.post("/v1/rewards", json=body))
-            except _httpx().TransportError as error:
+                answer = attempts.after_answer(await self._http.post("/v1/rewards", content=attempts.body))
+            except _httpx().RequestError as error:
                 answer = attempts.after_error(error)
             if not isinstance(answer, float):
                 return answer
@@ -170,7 +181,9 @@ class AsyncClient:
 class _Attempts:
     """What comes of one attempt after the other, the same for both clients."""
 
-    def __init__(self, http: httpx.Client | httpx.AsyncClient, retry_seconds: float) -> None:
+    def __init__(self, http: httpx.Client | httpx.AsyncClient, retry_seconds: float, rows: list[dict[str, Any]]) -> None:
+        self.body = _body(rows)
+        self._rows = rows
         self._url = str(http.base_url).rstrip("/")
         self._retry_seconds = retry_seconds
         self._deadline: float | None = None
@@ -179,19 +192,44 @@ class _Attempts:
     def after_answer(self, answer: httpx.Response) -> list[dict[str, Any]] | float:
         """The rewards, or how many seconds to wait before the next attempt."""
         if answer.status_code == 200:
-            return answer.json()["rewards"]
+            return self._checked(answer)
         if answer.status_code == 503:
             after = answer.headers.get("Retry-After", "")
             return self._wait("is too busy", float(after) if after.isdecimal() else self._backoff())
         if answer.status_code >= 500:
             raise ServerUnavailable(f"{self._url} failed with {answer.status_code}: {_detail(answer)}. Its log says more.")
-        raise RequestRefused(f"{self._url} answered {answer.status_code}: {_detail(answer)}", answer.status_code)
+        if answer.status_code >= 400:
+            raise RequestRefused(f"{self._url} answered {answer.status_code}: {_detail(answer)}", answer.status_code)
+        place = answer.headers.get("Location")
+        sent_on = (
+            f" and sends on to {_without_password(place)}: give the address of the srm-serve itself." if place else ", which is no answer."
+        )
+        raise ServerError(f"{self._url} answered {answer.status_code}{sent_on}")
 
-    def after_error(self, error: httpx.TransportError) -> float:
+    def _checked(self, answer: httpx.Response) -> list[dict[str, Any]]:
+        """The rewards, if that is what they are: one a row, with finite numbers and places in the row."""
+        try:
+            rewards = answer.json()["rewards"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            begins = f"begins with {answer.text[:60]!r}" if answer.content else "is empty"
+            raise ServerError(
+                f"{self._url} is no srm-serve: its answer has no `rewards`, it {begins}. Give the server's address."
+            ) from None
+        if not isinstance(rewards, list) or len(rewards) != len(self._rows):
+            got = f"{len(rewards)} rewards" if isinstance(rewards, list) else type(rewards).__name__
+            raise ServerError(f"{self._url} answered {len(self._rows)} rows with {got}. Is the server of another version?")
+        for index, (row, reward) in enumerate(zip(self._rows, rewards, strict=True)):
+            if (problem := problem_in(reward, row["response"] if "response" in row else row["response_ids"])) is not None:
+                raise ServerError(f"{self._url} answered row {index} with {problem}. Is the server of another version?")
+        return rewards
+
+    def after_error(self, error: httpx.RequestError) -> float:
         """How many seconds to wait before the next attempt."""
         if isinstance(error, (_httpx().NetworkError, _httpx().RemoteProtocolError)):
             return self._wait(f"cannot be reached ({str(error) or type(error).__name__})", self._backoff())
-        raise ServerUnavailable(f"{self._url}: {type(error).__name__} {error}. Is `timeout` long enough?") from error
+        if isinstance(error, _httpx().TimeoutException):
+            raise ServerUnavailable(f"{self._url}: {type(error).__name__} {error}. Is `timeout` long enough?") from error
+        raise ServerError(f"{self._url}: {type(error).__name__} {error}. Is it the address of an srm-serve?") from error
 
     def _wait(self, problem: str, delay: float) -> float:
         now = monotonic()
@@ -214,23 +252,58 @@ def _httpx() -> ModuleType:
 
 
 def _settings(url: str, token: str | None, timeout: float) -> dict[str, Any]:
-    if not url.startswith(("http://", "https://")):
-        raise UserError(f"the server's address must begin with http:// or https://, got {url!r}.")
-    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    try:
+        address = _httpx().URL(url)
+        # The password goes into a header, because httpx writes addresses into its log.
+        base_url = address.copy_with(username=None, password=None)
+        is_good = address.scheme in ("http", "https") and address.host and "@" not in str(base_url)
+    except (TypeError, ValueError, _httpx().InvalidURL):
+        is_good = False
+    if not is_good:
+        shown = _without_password(str(url))
+        raise UserError(
+            f"the server's address must begin with http:// or https://, and a password in it be percent-encoded, got {shown!r}."
+        )
+    if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token != ""):
+        raise UserError("the token must be printable ASCII without space around it, and not empty.")
+    headers = {"Content-Type": "application/json"}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    elif address.userinfo:
+        headers["Authorization"] = "Basic " + b64encode(f"{address.username}:{address.password}".encode()).decode()
     # All connections stay open: each belongs to a caller who asks again. More calls than that wait for a free one, however long.
     limits = _httpx().Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
-    return {"base_url": url, "headers": headers, "timeout": _httpx().Timeout(timeout, pool=None), "limits": limits}
+    return {"base_url": base_url, "headers": headers, "timeout": _httpx().Timeout(timeout, pool=None), "limits": limits}
+
+
+def _without_password(url: str) -> str:
+    """`url` for a message, also where it is none."""
+    head, at, rest = url.rpartition("@")
+    scheme, slashes, _ = head.partition("//")
+    return f"{scheme}{slashes}***@{rest}" if at and slashes else f"***@{rest}" if at else url
+
+
+def _body(rows: list[dict[str, Any]]) -> bytes:
+    written = []
+    for index, row in enumerate(rows):
+        try:
+            written.append(json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode())
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"Client: row {index} cannot be written as JSON ({error}). A prompt is text or messages, a response text."
+            ) from None
+    return b'{"rows":[' + b",".join(written) + b"]}"
 
 
 def _detail(response: httpx.Response) -> str:
     """What the server says is wrong, fields first."""
     try:
         detail = response.json()["detail"]
-    except (ValueError, KeyError, TypeError):
-        return response.text[:200].strip() or response.reason_phrase
-    if not isinstance(detail, list):
-        return str(detail)
-    return "; ".join(f"`{'.'.join(map(str, problem['loc'][1:]))}`: {problem['msg']}" for problem in detail)
+        if isinstance(detail, list):
+            detail = "; ".join(f"`{'.'.join(map(str, problem['loc'][1:]))}`: {problem['msg']}" for problem in detail)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        detail = response.text.strip() or response.reason_phrase
+    return str(detail)[:_LONGEST_DETAIL]
 
 
 def _check_lengths(prompts: Sequence[Any], responses: Sequence[Any]) -> None:
@@ -265,7 +338,7 @@ def _texts_of(
         ScoredResponse(
             reward=row["reward"],
             prompt_reward=row["prompt_reward"],
-            sentences=tuple(ScoredSentence(**sentence) for sentence in row["sentences"]),
+            sentences=tuple(ScoredSentence(**{name: sentence[name] for name in _SENTENCE}) for sentence in row["sentences"]),
         )
         for row in rewards
     )
@@ -276,7 +349,10 @@ def _texts_of(
 
 def _ids_rows(prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
     _check_lengths(prompt_ids, response_ids)
-    return [{"prompt_ids": list(prompt), "response_ids": list(response)} for prompt, response in zip(prompt_ids, response_ids, strict=True)]
+    return [
+        {"prompt_ids": [int(token) for token in prompt], "response_ids": [int(token) for token in response]}
+        for prompt, response in zip(prompt_ids, response_ids, strict=True)
+    ]
 
 
 def _tokens_of(rewards: list[dict[str, Any]], response_ids: Sequence[Sequence[int]]) -> ScoredTokens:

@@ -26,6 +26,7 @@ EXTRAS = {
     "yaml": "srm",
     "httpx": "client",
     "fastapi": "serve",
+    "h11": "serve",
     "prometheus_client": "serve",
     "pydantic": "serve",
     "starlette": "serve",

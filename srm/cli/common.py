@@ -2,51 +2,125 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
+import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from typing import Any, NoReturn
 
 from srm.errors import UserError
 from srm.extras import EXTRAS, way_to_install
+from srm.runs.limits import check_limits, check_text
+from srm.views.visible import visible
 
-__all__ = ["run"]
+__all__ = ["LOG_FORMAT", "Parser", "run", "say"]
+
+_LONGEST_LINE = 2000
+LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
 Command = Callable[[Sequence[str]], int | None]
 
 
-def run(command: Command, argv: Sequence[str] | None = None, *, name: str | None = None, needs: Sequence[str] = ()) -> int:
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors are `UserError`, and which takes numbers within `srm.runs.limits` only."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See --help for all flags.")
+
+    def parse_args(self, *arguments: Any, **settings: Any) -> Any:
+        parsed = super().parse_args(*arguments, **settings)
+        check_limits(vars(parsed))
+        return parsed
+
+
+class _Once(logging.Filter):
+    """A warning that came already says nothing new: the tokenizer of the first pass is the model's too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_new = message not in self._said
+        self._said.add(message)
+        return is_new
+
+
+class _VisibleFormatter(logging.Formatter):
+    """Warnings quote rows and paths."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+def say(line: str) -> None:
+    """Print a line of a command that draws no views."""
+    print(visible(line), flush=True)
+
+
+def run(
+    command: Command,
+    argv: Sequence[str] | None = None,
+    *,
+    name: str | None = None,
+    needs: Sequence[str] = (),
+    log_format: str = LOG_FORMAT,
+) -> int:
     """Run `command` with the arguments and return the exit code for the shell.
 
-    A `UserError`, a package of an extra that is not installed, or a full disk becomes one line on stderr that begins with the
-    command's name, and exit code 1; Ctrl-C exit code 130. Anything else is our bug and keeps its traceback.
+    A `UserError`, a package of an extra that is not installed, a full disk, or a file that the system refuses becomes one line on stderr
+    that begins with the command's name, and exit code 1; Ctrl-C exit code 130; a reader of our output that has gone, such as `head`,
+    exit code 1 without a word. Anything else is our bug and keeps its traceback.
 
     Args:
         command: takes the arguments without the program's name; returns the exit code, or None for 0.
         argv: the arguments; those of the process where None.
         name: the command's name; `srm-train` for a function of the module `srm.cli.train` where None.
+        log_format: of warnings on stderr.
         needs: modules of `srm.extras.EXTRAS` without which it cannot even say what its flags are: looked for before slow imports.
     """
     name = name or _name_of(command)
     for module in needs:
         if find_spec(module) is None:
             return _fail(name, way_to_install(module))
+    handler = logging.StreamHandler()
+    handler.setFormatter(_VisibleFormatter(log_format))
+    handler.addFilter(_Once())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return command(sys.argv[1:] if argv is None else argv) or 0
+        for word, before in zip(argv, ["the command's name", *argv], strict=False):
+            check_text(word, before)
+        return command(argv) or 0
     except UserError as error:
-        return _fail(name, " ".join(str(error).split()))
+        return _fail(name, str(error))
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
         return _fail(name, way_to_install(error.name))
+    except BrokenPipeError:
+        # Python would complain once more when it flushes the closed stream at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = f" for {error.filename}" if error.filename else ""
-        return _fail(name, f"no space left on the disk{where}. Free some, or write to another one.")
+        return _fail(name, _refused(error))
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
+
+
+def _refused(error: OSError) -> str:
+    """What to say of a disk that is full or a file that the system refuses; raises what is no fault of the user's places."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" for {error.filename}" if error.filename else ""
+        return f"no space left on the disk{where}. Free some, or write to another one."
+    if error.filename is None or error.strerror is None:
+        raise error
+    return f"{error.filename}: {error.strerror.lower()}. Check the path and its permissions."
 
 
 def _name_of(command: Command) -> str:
@@ -58,5 +132,9 @@ def _name_of(command: Command) -> str:
 
 
 def _fail(name: str, message: str) -> int:
-    print(f"{name}: {message}", file=sys.stderr)
+    line = " ".join(message.split())
+    if len(line) > _LONGEST_LINE:
+        # It quotes what came, which may be megabytes.
+        line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
+    print(f"{name}: {visible(line)}", file=sys.stderr)
     return 1

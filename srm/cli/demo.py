@@ -5,7 +5,6 @@ python -m srm.cli.demo --output_dir outputs/demo --seed 0
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -16,8 +15,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from srm.cli.common import run
+from srm.cli.common import Parser, run
 from srm.errors import UserError
+from srm.runs.limits import check_limits
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,9 +52,7 @@ class DemoSettings:
     learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
-        for name in ("num_pairs", "num_eval_pairs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        check_limits(vars(self))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,13 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    from rich.console import Console
+    from srm.cli.terminal import Terminal
 
-    demo(_parse(argv), Console())
+    demo(_parse(argv), Terminal())
 
 
 def _parse(argv: Sequence[str]) -> DemoSettings:
-    parser = argparse.ArgumentParser(prog="python -m srm.cli.demo", description="Train on generated pairs and look at the result.")
+    parser = Parser(prog="python -m srm.cli.demo", description="Train on generated pairs and look at the result.")
     helps = {
         "model_name_or_path": "decoder to start from: alias smollm2-135m, hub name or folder",
         "output_dir": "folder for pairs, model and report",
@@ -107,10 +105,8 @@ def _demo(settings: DemoSettings, console: Console) -> GeneratedResult:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     started = time.perf_counter()
     train, test = _write_pairs(settings, folder)
-    console.print(
-        f"[bold]1/4[/] {len(train)} training pairs, {len(test)} held-out pairs from templates that training never sees: {folder}/*.jsonl",
-        highlight=False,
-    )
+    counts = f"{len(train)} training pairs, {len(test)} held-out pairs from templates that training never sees"
+    _head(console, "1/4", f" {counts}: {folder}/*.jsonl")
 
     from srm.memory import keep_freed_memory
     from srm.training import RewardConfig
@@ -120,19 +116,27 @@ def _demo(settings: DemoSettings, console: Console) -> GeneratedResult:
     if config.device.type == "cpu":
         keep_freed_memory()
     model = _load(settings, config)
-    console.print(f"[bold]2/4[/] {settings.model_name_or_path} on {config.device.type}, {_precision(config)}", highlight=False)
+    _head(console, "2/4", f" {settings.model_name_or_path} on {config.device.type}, {_precision(config)}")
     before = _measure(model, test, config, console, "Before training")
-    console.print(f"  accuracy before training {before.accuracy:.1%}: the head starts at zero, so that every reward ties", highlight=False)
+    console.print(f"  accuracy before training {before.accuracy:.1%}: the head starts at zero, so that every reward ties")
 
-    console.print("[bold]3/4[/] Training", highlight=False)
+    _head(console, "3/4", " Training")
     _train(model, config, folder, console)
-    console.print("[bold]4/4[/] Measuring", highlight=False)
+    _head(console, "4/4", " Measuring")
     after = _measure(model, test, config, console, "After training")
     seconds = time.perf_counter() - started
     _write_report(settings, folder, before, after, seconds)
     _show(console, folder, test, before, after)
-    console.print(f"{seconds / 60:.1f} minutes in all.", highlight=False)
+    console.print(f"{seconds / 60:.1f} minutes in all.")
     return after
+
+
+def _head(console: Console, bold: str, rest: str) -> None:
+    from rich.text import Text
+
+    from srm.views.visible import visible
+
+    console.print(Text.assemble((bold, "bold"), visible(rest)))
 
 
 def _claim(settings: DemoSettings) -> Path:
@@ -257,18 +261,17 @@ def _show(console: Console, folder: Path, test: Sequence[SyntheticPair], before:
     pair, (chosen, rejected) = test[index], after.scored[index]
     view = render_pair(pair.prompt, chosen, rejected, damaged=pair.to_row()["damaged"])
     console.print()
-    console.print("[bold]One held-out pair[/], the one with the median margin", highlight=False)
+    _head(console, "One held-out pair", ", the one with the median margin")
     console.print(view)
     save_svg(view, folder / "pair.svg", title="A scored pair")
     console.print()
     console.print(_table(before, after))
     console.print(
-        f"\nModel: [bold]{folder / 'model'}[/]   report: {folder / _MARKER}   picture: {folder / 'pair.svg'}\n"
+        f"\nModel: {folder / 'model'}   report: {folder / _MARKER}   picture: {folder / 'pair.svg'}\n"
         "Score answers with it:\n"
         f"  {_command('srm-score')} --model {folder / 'model'} --input {folder / 'test.jsonl'} --output {folder / 'scores.jsonl'}\n"
         "Train on pairs of your own:\n"
         f"  {_command('srm-train')} --model_name_or_path smollm2-135m --dataset_name YOUR_PAIRS.jsonl --output_dir outputs/reward",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -281,12 +284,13 @@ def _typical(result: GeneratedResult) -> int:
 
 def _table(before: GeneratedResult, after: GeneratedResult) -> Any:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=f"{len(after.scored)} held-out pairs", title_justify="left")
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
-    table.add_row("accuracy", f"{before.accuracy:.1%}", f"[bold]{after.accuracy:.1%}[/]")
+    table.add_row("accuracy", f"{before.accuracy:.1%}", Text(f"{after.accuracy:.1%}", style="bold"))
     table.add_row("  by the mean value of its sentences", f"{before.mean_value_accuracy:.1%}", f"{after.mean_value_accuracy:.1%}")
     table.add_row("  if the longer answer won", f"{after.longer_wins:.1%}", f"{after.longer_wins:.1%}", end_section=True)
     _add_credit(table, "AUC of sentence reward against the bad sentences", before.credit.overall, after.credit.overall, bold=True)
@@ -302,8 +306,9 @@ def _table(before: GeneratedResult, after: GeneratedResult) -> Any:
 
 
 def _add_credit(table: Any, name: str, before: CreditSummary, after: CreditSummary, *, bold: bool = False) -> None:
-    value = f"{after.auc:.3f}"
-    table.add_row(name, f"{before.auc:.3f}", f"[bold]{value}[/]" if bold else value)
+    from rich.text import Text
+
+    table.add_row(name, f"{before.auc:.3f}", Text(f"{after.auc:.3f}", style="bold" if bold else ""))
 
 
 def _command(name: str) -> str:

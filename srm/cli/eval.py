@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srm.cli.common import run
-from srm.cli.scoring import add_scoring_options, device_of, load_model, model_identity, progress_columns
+from srm.cli.common import Parser, run
+from srm.cli.scoring import add_scoring_options, device_of, load_model, model_identity, progress_columns, row_check
 from srm.errors import UserError
 from srm.extras import way_to_install
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from srm import SentenceRewardModel
+    from srm.data import Prompt, Response
+    from srm.data.boundary import RowCheck
     from srm.evaluation.classifier import ClassifierModel
     from srm.evaluation.spans import SpanRow
     from srm.evaluation.suites import Suite, SuiteRow
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="srm-eval",
         description="Evaluate reward models on preference pairs, beside the baselines `longer` and `shorter`, or on responses with marked "
         "errors. Interrupted? Run the same command again: it goes on where it stopped.",
@@ -70,18 +72,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _evaluate(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
-    from rich.console import Console
-
+    device_of(arguments)
+    from srm.cli.terminal import Terminal
     from srm.runs.lock import hold
 
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("runs as one process. Score with several by srm-score, or start one srm-eval a model, each with its --output_dir.")
     names = _short_names(arguments.model)
     outputs = {name: arguments.output_dir / "scores" / f"{_file_name(name)}.jsonl" for name in names}
     files = _check_places(arguments, outputs)
     with hold(arguments.output_dir):
         _claim(arguments, files)
-        _evaluate_suite(names, outputs, arguments, Console(stderr=True))
+        _evaluate_suite(names, outputs, arguments, Terminal(stderr=True))
 
 
 def _check_places(arguments: argparse.Namespace, outputs: Mapping[str, Path]) -> list[Path]:
@@ -119,7 +121,19 @@ def _evaluate_suite(names: Mapping[str, str], outputs: Mapping[str, Path], argum
     from srm.evaluation.spans import has_spans, read_spans
     from srm.evaluation.suites import HUB_SUITES, read_suite
 
-    reading = {"split": arguments.split, "max_rows": arguments.max_pairs, "skip_bad_rows": arguments.skip_bad_rows}
+    checks = [_row_check(model) for model in arguments.model]
+
+    def check(prompt: Prompt, responses: Sequence[Response]) -> None:
+        # All models score the same rows.
+        for one in checks:
+            one(prompt, responses)
+
+    reading: dict[str, Any] = {
+        "split": arguments.split,
+        "max_rows": arguments.max_pairs,
+        "skip_bad_rows": arguments.skip_bad_rows,
+        "check": check,
+    }
     suite: Suite | None = None
     spans: list[SpanRow] = []
     if arguments.suite not in HUB_SUITES and has_spans(arguments.suite, split=arguments.split):
@@ -155,6 +169,12 @@ def _short_names(models: Sequence[str]) -> dict[str, str]:
         if len(set(names)) == len(names) and not set(names) & set(BASELINES):
             return dict(zip(names, models, strict=True))
     raise UserError(f"--model {', '.join(models)}: two have one name, or one is called {' or '.join(BASELINES)}. Rename a folder.")
+
+
+def _row_check(name: str) -> RowCheck:
+    from srm.evaluation.classifier import classifier_check, is_classifier
+
+    return classifier_check(name) if is_classifier(name) else row_check(name)
 
 
 def _load(name: str, arguments: argparse.Namespace) -> SentenceRewardModel | ClassifierModel:
@@ -248,8 +268,7 @@ def _write(
     figure: bytes | None,
     console: Console,
 ) -> None:
-    from rich.console import Console
-
+    from srm.cli.terminal import Terminal
     from srm.evaluation.tables import rich_table
     from srm.runs.folders import write_whole
 
@@ -262,10 +281,10 @@ def _write(
     write_whole(folder / "results.csv", table)
     if figure is not None:
         (folder / "results.png").write_bytes(figure)
-    screen = Console()
+    screen = Terminal()
     for each in tables:
         screen.print(rich_table(each))
-    console.print(f"results in {folder}", highlight=False)
+    console.print(f"results in {folder}")
 
 
 def _write_page(
@@ -295,7 +314,7 @@ def _write_page(
 def _has_matplotlib(console: Console) -> bool:
     there = importlib.util.find_spec("matplotlib") is not None
     if not there:
-        console.print(f"no figure: {way_to_install('matplotlib')}", highlight=False)
+        console.print(f"no figure: {way_to_install('matplotlib')}")
     return there
 
 

@@ -5,7 +5,6 @@ srm-rl --model_name_or_path smollm2-135m --reward_model_path outputs/reward --da
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +34,6 @@ def train(argv: Sequence[str]) -> None:
     from srm.rl.arguments import parse_rl_config
 
     config = parse_rl_config(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-
     from srm.rl.build import make_accelerator
     from srm.runs.lock import hold_together
     from srm.runs.places import check_folder
@@ -49,15 +46,14 @@ def train(argv: Sequence[str]) -> None:
 
 
 def _train(config: RLConfig, accelerator: Accelerator) -> None:
-    from rich.console import Console
-
     from srm.cli.progress import StepBar
+    from srm.cli.terminal import Terminal
     from srm.memory import keep_freed_memory
     from srm.rl.build import build_trainer
 
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    console = Console(quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
+    console = Terminal(quiet=not accelerator.is_main_process, soft_wrap=True)
     checkpoint = _settle_output_dir(config, accelerator)
     if checkpoint is not None:
         console.print(f"resuming from {checkpoint}")

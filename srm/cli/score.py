@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srm.cli.common import run
-from srm.cli.scoring import add_scoring_options, load_model, model_identity, progress_columns
+from srm.cli.common import Parser, run
+from srm.cli.scoring import add_scoring_options, device_of, load_model, model_identity, progress_columns, row_check
 from srm.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="srm-score",
         description="Score responses and each of their sentences. Interrupted? Run the same command again: it goes on where it stopped. "
         "With several processes: accelerate launch --multi_gpu --num_processes N -m srm.cli.score ..., or torchrun, on CPUs too.",
@@ -55,29 +55,30 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _score(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
-    from rich.console import Console
-
+    device_of(arguments)
+    from srm.cli.terminal import Terminal
     from srm.runs.lock import hold
 
     process, num_processes = _place()
     _check_places(arguments)
     # From before the first look at what is there until the last one.
     with hold(arguments.output, rank=process, num_ranks=num_processes):
-        _score_input(arguments, process, num_processes, Console(stderr=True))
+        _score_input(arguments, process, num_processes, Terminal(stderr=True))
 
 
 def _score_input(arguments: argparse.Namespace, process: int, num_processes: int, console: Console) -> None:
-    from rich.console import Console
     from rich.progress import Progress
 
-    from srm.data import read_responses
+    from srm.cli.terminal import Terminal
+    from srm.data.read import first_pass
     from srm.scoring.file import RowSettings, check_output, score_file
     from srm.scoring.parts import parts_folder, score_parts
 
-    # A first pass finds bad rows before hours are spent, and tells the progress bar how long it is.
-    total = sum(1 for _ in read_responses(arguments.input, split=arguments.split, skip_bad_rows=arguments.skip_bad_rows))
-    _check_views(arguments, total)
     _check_overwrite(arguments, num_processes)
+    # A first pass finds bad rows before hours are spent, and tells the progress bar how long it is.
+    found = first_pass(arguments.input, split=arguments.split, skip_bad_rows=arguments.skip_bad_rows, check=row_check(arguments.model))
+    total, left_out = found.num_responses, found.left_out
+    _check_views(arguments, total)
     settings = RowSettings(
         overlong=arguments.overlong,
         max_length=arguments.max_length,
@@ -92,7 +93,7 @@ def _score_input(arguments: argparse.Namespace, process: int, num_processes: int
         "split": arguments.split,
         "identity": identity,
         "settings": settings,
-        "skip_bad_rows": arguments.skip_bad_rows,
+        "left_out": left_out,
     }
     with Progress(*progress_columns("Scoring"), console=console, disable=process > 0) as progress:
         # Of several processes the first shows its own share.
@@ -113,8 +114,8 @@ def _score_input(arguments: argparse.Namespace, process: int, num_processes: int
     if summary is None:
         return
     resumed = f" ({summary.num_resumed} of them by an earlier run)" if summary.num_resumed and num_processes == 1 else ""
-    console.print(f"{summary.num_scored + summary.num_resumed} responses scored{resumed}: {arguments.output}", highlight=False)
-    _present(arguments, Console())
+    console.print(f"{summary.num_scored + summary.num_resumed} responses scored{resumed}: {arguments.output}")
+    _present(arguments, left_out, Terminal())
 
 
 def _place() -> tuple[int, int]:
@@ -139,8 +140,6 @@ def _check_places(arguments: argparse.Namespace) -> None:
 
 
 def _check_views(arguments: argparse.Namespace, total: int) -> None:
-    if arguments.show < 0:
-        raise UserError(f"--show: the number of rows must not be negative, got {arguments.show}.")
     if arguments.html and total > _MOST_ON_A_PAGE:
         raise UserError(f"--html: {total} responses are too many for one page, the limit is {_MOST_ON_A_PAGE}. Score a part of the input.")
 
@@ -161,18 +160,18 @@ def _check_overwrite(arguments: argparse.Namespace, num_processes: int) -> None:
         )
 
 
-def _present(arguments: argparse.Namespace, console: Console) -> None:
+def _present(arguments: argparse.Namespace, left_out: frozenset[int], console: Console) -> None:
     """What a reader wants of the finished file: accuracy, some rows in colour, the page."""
     from srm.evaluation.pairs import accuracy_by_subset, pair_outcomes
 
-    accuracy = accuracy_by_subset(pair_outcomes(_scored_rows(arguments)))
+    accuracy = accuracy_by_subset(pair_outcomes(_scored_rows(arguments, left_out)))
     if accuracy:
         _print_accuracy(accuracy, console)
-    for pair in itertools.islice(_report_pairs(arguments), arguments.show):
+    for pair in itertools.islice(_report_pairs(arguments, left_out), arguments.show):
         _show(pair, console)
     if arguments.html:
-        _write_page(arguments, accuracy)
-        console.print(f"To read in a browser: {arguments.html}", highlight=False)
+        _write_page(arguments, left_out, accuracy)
+        console.print(f"To read in a browser: {arguments.html}")
 
 
 _ACCURACY = ("Pairs ranked rightly", ("subset", "pairs", "model", "longer wins"))
@@ -196,15 +195,12 @@ def _print_accuracy(accuracy: Sequence[SubsetAccuracy], console: Console) -> Non
 
 
 def _show(pair: ReportPair, console: Console) -> None:
-    from rich.panel import Panel
-    from rich.text import Text
-
-    from srm.views.terminal import render_pair, render_response
+    from srm.views.terminal import render_pair, render_prompt, render_response
 
     if pair.rejected is not None:
         console.print(render_pair(_plain(pair.prompt), pair.chosen, pair.rejected, damaged=pair.marked))
     else:
-        console.print(Panel(Text(_plain(pair.prompt)), title="prompt", title_align="left"))
+        console.print(render_prompt(_plain(pair.prompt)))
         console.print(render_response("response", pair.chosen, damaged=pair.marked))
 
 
@@ -212,23 +208,23 @@ def _plain(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
-def _write_page(arguments: argparse.Namespace, accuracy: Sequence[SubsetAccuracy]) -> None:
+def _write_page(arguments: argparse.Namespace, left_out: frozenset[int], accuracy: Sequence[SubsetAccuracy]) -> None:
     from srm.views.page import write_html
 
     tables = [(*_ACCURACY, [_accuracy_cells(row) for row in accuracy])] if accuracy else []
     title = f"{Path(arguments.input).name}, scored by {arguments.model}"
-    write_html(arguments.html, _report_pairs(arguments), title=title, tables=tables)
+    write_html(arguments.html, _report_pairs(arguments, left_out), title=title, tables=tables)
 
 
-def _scored_rows(arguments: argparse.Namespace) -> Iterator[list[tuple[ResponseRow, dict[str, Any]]]]:
+def _scored_rows(arguments: argparse.Namespace, left_out: frozenset[int]) -> Iterator[list[tuple[ResponseRow, dict[str, Any]]]]:
     from srm.evaluation.pairs import scored_rows
 
-    return scored_rows(arguments.input, arguments.output, split=arguments.split, skip_bad_rows=arguments.skip_bad_rows)
+    return scored_rows(arguments.input, arguments.output, split=arguments.split, left_out=left_out)
 
 
-def _report_pairs(arguments: argparse.Namespace) -> Iterator[ReportPair]:
+def _report_pairs(arguments: argparse.Namespace, left_out: frozenset[int]) -> Iterator[ReportPair]:
     """Preference pairs as pairs, every other response by itself."""
-    for responses in _scored_rows(arguments):
+    for responses in _scored_rows(arguments, left_out):
         is_pair = [row.label for row, _ in responses] == ["chosen", "rejected"]
         for group in [responses] if is_pair else [[response] for response in responses]:
             yield _report_pair(group)

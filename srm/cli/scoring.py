@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from srm.errors import UserError
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
     from srm import SentenceRewardModel
+    from srm.data.boundary import RowCheck
 
-__all__ = ["add_scoring_options", "device_of", "load_model", "model_identity", "progress_columns"]
+__all__ = ["add_scoring_options", "device_of", "load_model", "model_identity", "progress_columns", "row_check"]
 
 # What the scores depend on, apart from the model and `RowSettings.decisive`. Device and batch size only round differently.
 _DECISIVE = ("split", "dtype", "skip_bad_rows")
@@ -42,11 +46,24 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
 
 
 def device_of(arguments: argparse.Namespace) -> str:
-    """`--device`, or this process's own GPU, or the CPU."""
+    """`--device`, or this process's own GPU, or the CPU.
+
+    Raises:
+        UserError: there is no such device here.
+    """
     import torch
 
-    own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    return own if arguments.device == "auto" else arguments.device
+    if arguments.device == "auto":
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    here = {"cpu": 1}
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is not None:
+        here[accelerator.type] = torch.accelerator.device_count()
+    name, _, index = arguments.device.partition(":")
+    if name not in here or not (index or "0").isdecimal() or int(index or 0) >= here[name]:
+        known = ", ".join(f"{kind}:{number}" if kind != "cpu" else kind for kind, count in here.items() for number in range(count))
+        raise UserError(f"--device {arguments.device}: no such device here. Give one of {known}, or leave the flag out.")
+    return arguments.device
 
 
 def load_model(name: str, arguments: argparse.Namespace) -> SentenceRewardModel:
@@ -62,6 +79,24 @@ def load_model(name: str, arguments: argparse.Namespace) -> SentenceRewardModel:
     if device == "cpu":
         keep_freed_memory()
     return SentenceRewardModel.from_pretrained(name, dtype=arguments.dtype).eval().to(device)
+
+
+def row_check(name: str) -> RowCheck:
+    """What finds rows that the model `name` cannot read; its tokenizer is enough for that.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    from srm.data.answers import AnswerTokens
+    from srm.data.boundary import check_row
+    from srm.data.template import ChatFormat
+    from srm.modeling.loading import check_is_reward_model, load_tokenizer
+
+    if not (Path(name) / "adapter_config.json").is_file():
+        check_is_reward_model(name)
+    tokenizer = load_tokenizer(name)
+    form = ChatFormat(tokenizer)
+    return partial(check_row, form, AnswerTokens(tokenizer, form))
 
 
 def model_identity(name: str, source: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -102,4 +137,6 @@ def progress_columns(title: str) -> tuple[ProgressColumn, ...]:
     """The columns of a progress bar that counts responses."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    return (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    from srm.views.visible import visible
+
+    return (TextColumn(visible(title), markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

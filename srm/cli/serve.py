@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import ipaddress
 import os
 import signal
 import socket
@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from srm.cli.common import run
+from srm.cli.common import LOG_FORMAT, Parser, run, say
 from srm.cli.scoring import device_of, load_model
 from srm.errors import UserError
+from srm.views.visible import visible
 
 if TYPE_CHECKING:
     from srm.serving import ServerSettings
@@ -21,17 +22,17 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _TOKEN_VARIABLE = "SRM_TOKEN"
-# Seconds that an idle connection stays open: longer than a policy takes between two rounds of samples.
-_KEEP_ALIVE = 120
+# Connections that wait to be accepted; as many as uvicorn asks for.
+_BACKLOG = 2048
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `srm-serve`."""
-    return run(_serve, argv)
+    return run(_serve, argv, log_format=f"%(asctime)s {LOG_FORMAT}")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="srm-serve",
         description="Serve a trained sentence reward model: POST /v1/rewards, OpenRLHF's POST /get_reward, GET /health, /metrics, /docs. "
         f"With {_TOKEN_VARIABLE} set in the environment, requests must bring it as their bearer token. SIGTERM ends it once all "
@@ -58,6 +59,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max_length", type=int, help="longest prompt + response in tokens (default: what the backbone can)")
     parser.add_argument("--max_body_mb", type=float, default=16.0, help="largest request body in MB (default: %(default)s)")
     parser.add_argument(
+        "--receive_seconds",
+        type=float,
+        default=30.0,
+        help="how long a request may take to come in whole, and a second more for each 100 kB (default: %(default)s)",
+    )
+    parser.add_argument(
         "--drain_seconds", type=int, default=60, help="on SIGTERM, how long to go on answering what has come (default: %(default)s)"
     )
     return parser.parse_args(argv)
@@ -65,40 +72,45 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _serve(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
-    import uvicorn
+    from srm.serving import ServerSettings, create_app, make_server
 
-    from srm.serving import ServerSettings, create_app
-
+    device_of(arguments)
     settings = _settings(arguments, ServerSettings)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    listener = _bind(arguments.host, arguments.port)
+    listener = _listen(arguments.host, arguments.port)
+    if settings.token is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        host = visible(arguments.host)
+        print(
+            f"srm-serve: WARNING: ANYONE WHO REACHES {host} CAN USE THIS SERVER. Set {_TOKEN_VARIABLE} in its environment to ask "
+            "for a token.",
+            file=sys.stderr,
+        )
     model = load_model(arguments.model, arguments)
     app = create_app(model, settings, packing=arguments.packing)
     # uvicorn raises the signal that ended it once more when all is answered. By default that would kill us; a drained server exits with 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(f"srm-serve: {arguments.model} on {device_of(arguments)}, {address} (documentation: {address}/docs)", flush=True)
-    # /metrics has what an access log would have, without a line a request.
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_keep_alive=_KEEP_ALIVE, timeout_graceful_shutdown=arguments.drain_seconds
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    say(f"srm-serve: {arguments.model} on {device_of(arguments)}, {address} (documentation: {address}/docs)")
+    make_server(app, settings, drain_seconds=arguments.drain_seconds).run(sockets=[listener])
 
 
 def _settings(arguments: argparse.Namespace, kind: type[ServerSettings]) -> ServerSettings:
-    names = ("tokens_per_batch", "max_wait_ms", "max_queue", "max_length", "max_body_mb")
+    names = ("tokens_per_batch", "max_wait_ms", "max_queue", "max_length", "max_body_mb", "receive_seconds")
     chosen = {name: getattr(arguments, name) for name in names}
     return kind(**chosen, batching=not arguments.no_batching, token=os.environ.get(_TOKEN_VARIABLE))
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """A socket on the address. It listens only when the server starts, so that clients are refused, not kept waiting, until then."""
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on the address. Early clients wait until the model is there.
+
+    It listens at once, because only then is a second server on the port found out before it has loaded a model.
+    """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except (OSError, OverflowError) as error:
+        listener.listen(_BACKLOG)
+    except (OSError, OverflowError, TypeError) as error:  # TypeError: no name for DNS
         listener.close()
         raise UserError(f"cannot listen on {host}:{port} ({error}). Choose another --port or --host.") from None
     return listener

@@ -5,14 +5,13 @@ srm-train --model_name_or_path smollm2-135m --dataset_name pairs.jsonl --output_
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from srm.cli.common import run
+from srm.cli.common import run, say
 from srm.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ def train(argv: Sequence[str]) -> None:
     from srm.training.arguments import parse_arguments
 
     model_arguments, data_arguments, config = parse_arguments(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     data = {"--dataset_name": data_arguments.dataset_name, "--eval_dataset_name": data_arguments.eval_dataset_name}
     models = {"--model_name_or_path": model_arguments.model_name_or_path, "--chat_template_path": model_arguments.chat_template_path}
     check_folder("--output_dir", config.output_dir, data=data, models=models, whole=True)
@@ -50,13 +48,13 @@ def train(argv: Sequence[str]) -> None:
 
 
 def _train(model_arguments: ModelArguments, data_arguments: DataArguments, config: RewardConfig) -> None:
-    say = print if config.process_index == 0 else lambda *_: None
+    tell = say if config.process_index == 0 else lambda line: None
     _warn_of_lone_process()
     checkpoint = _settle_output_dir(config)
     if checkpoint is not None:
-        say(f"resuming from {checkpoint}")
+        tell(f"resuming from {checkpoint}")
     elif config.resume_from_checkpoint is not None:
-        say(f"no checkpoint in {config.output_dir} yet: starting at step 0")
+        tell(f"no checkpoint in {config.output_dir} yet: starting at step 0")
 
     from transformers import EarlyStoppingCallback, set_seed
 
@@ -76,29 +74,34 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
     settings = (model_arguments, data_arguments, config)
     if checkpoint is not None:
         for change in changes_since(settings, train_rows):
-            say(f"not as when this run began: {change}")
+            tell(f"not as when this run began: {change}")
     config.distributed_state.wait_for_everyone()
     if config.should_save:
         write_record(settings, train_rows)
     patience = config.early_stopping_patience
-    trainer = SentenceRewardTrainer(
-        model,
-        config,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
-        callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
-    )
+    try:
+        trainer = SentenceRewardTrainer(
+            model,
+            config,
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
+            callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
+        )
+    except (ImportError, RuntimeError, ValueError) as error:
+        # A service of --report_to or a package of --optim that is not there, or settings that Trainer does not take together.
+        raise UserError(str(error)) from error
+    trainer.data_name = data_arguments.dataset_name
     compiled = f"; the backbone compiled with {trainer.compiled_with}" if trainer.compiled_with else ""
-    say(_model_line(trainer.model) + compiled)
-    say(_packing_line(config, reward_model_of(model), train_rows))
+    tell(_model_line(trainer.model) + compiled)
+    tell(_packing_line(config, reward_model_of(model), train_rows))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = dict(result.metrics)
     if eval_rows is not None:
         metrics |= trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
-    say(", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float) and _is_final(name)))
-    say(f"model saved to {config.output_dir}")
+    tell(", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float) and _is_final(name)))
+    tell(f"model saved to {config.output_dir}")
     trainer.accelerator.end_training()
 
 
@@ -167,10 +170,11 @@ def _rows(data: DataArguments, config: RewardConfig, model: SentenceRewardModel,
         max_length=config.max_length,
         positions=model.config.max_positions,
         overlong=config.overlong,
+        skip_bad_rows=data.skip_bad_rows,
         progress=None if config.process_index == 0 and not config.disable_tqdm else False,
     )
     if config.process_index == 0:
-        print(f"{kind} data: {sum(len(row.pairs) for row in rows):,} pairs; {report}")
+        say(f"{kind} data: {sum(len(row.pairs) for row in rows):,} pairs; {report}")
     return rows
 
 

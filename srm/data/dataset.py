@@ -11,10 +11,11 @@ from typing import get_args
 
 import numpy as np
 
+from srm.data.boundary import BadRows, as_bad_row
 from srm.data.encode import ResponseEncoder
 from srm.data.messages import response_text
 from srm.data.overlong import EncodedComparison, OverlongPolicy, OverlongReport, length_limit, shorten, way_out
-from srm.data.schema import Comparison, RowProblem
+from srm.data.schema import Comparison
 from srm.errors import UserError
 from srm.packing import ResponseIds
 from srm.packing.batch import IntArray
@@ -32,6 +33,7 @@ def encode_comparisons(
     max_length: int | None,
     positions: int | None = None,
     overlong: OverlongPolicy = "drop",
+    skip_bad_rows: bool = False,
     progress: bool | None = None,
 ) -> tuple[list[EncodedComparison], OverlongReport]:
     """`comparisons` as tokens, in order, none longer than `max_length`, and the account of those that were.
@@ -42,13 +44,15 @@ def encode_comparisons(
         max_length: limit on the tokens of prompt + response, for each response; None for no limit.
         positions: what the model can read, `model.config.max_positions`; a higher `max_length` counts as this.
         overlong: what happens to a longer row: `drop`, `truncate_prompt`, `truncate_response` or `error`; see `overlong.shorten`.
+        skip_bad_rows: leave out rows that the chat template refuses or that no tokens come from, with a warning that lists the first,
+            instead of stopping at the first one.
         progress: draw a progress bar on stderr. None: where stderr is a terminal.
 
     Returns:
         The rows that stay, and the account of all of them.
 
     Raises:
-        UserError: a row that the chat template refuses or that the policy cannot shorten (names the row), or no row is left.
+        UserError: a row that cannot be encoded or that the policy cannot shorten (names the row), or no row is left.
         ValueError: an unknown policy, or a limit below 2.
     """
     if overlong not in get_args(OverlongPolicy):
@@ -60,21 +64,25 @@ def encode_comparisons(
     reasons: Counter[str] = Counter()
     longest = 0
     memory = _Memory(encoder)
+    bad = BadRows("the rows", skip_bad_rows)
     with _progress(len(comparisons), sys.stderr.isatty() if progress is None else progress) as advance:
         for start in range(0, len(comparisons), _BATCH):
-            batch = memory.encode(comparisons[start : start + _BATCH])
-            for row in batch:
+            batch = comparisons[start : start + _BATCH]
+            for row in _encoded(batch, memory, bad):
                 longest = max(longest, row.longest)
                 result = shorten(row, max_length=max_length, positions=positions, policy=overlong, num_closing=len(encoder.boundary_ids))
                 reasons[result.reason] += 1
                 if result.row is not None:
                     kept.append(result.row)
             advance(len(batch))
+    bad.report(len(comparisons))
+    bad.require_some(len(comparisons))
+    num_rows = len(comparisons) - bad.count
     report = OverlongReport(
         policy=overlong,
         max_length=limit,
-        rows=len(comparisons),
-        overlong=len(comparisons) - reasons["fits"],
+        rows=num_rows,
+        overlong=num_rows - reasons["fits"],
         dropped=reasons["dropped"],
         shortened=reasons["shortened"],
         indistinct=reasons["indistinct"],
@@ -83,6 +91,22 @@ def encode_comparisons(
     if comparisons and not kept:
         raise UserError(f"no row is left: {report}. {way_out(limit, positions, 'or choose another --overlong.')}")
     return kept, report
+
+
+def _encoded(comparisons: Sequence[Comparison], memory: _Memory, bad: BadRows) -> Sequence[EncodedComparison]:
+    """The comparisons as arrays, in one batch; one by one where something is wrong with one of them."""
+    try:
+        return memory.encode(comparisons)
+    except Exception:
+        rows = []
+        for comparison in comparisons:
+            try:
+                rows += memory.encode([comparison])
+            except MemoryError:
+                raise
+            except Exception as error:
+                bad.add(as_bad_row(comparison.where, error))
+        return rows
 
 
 class _Memory:
@@ -97,11 +121,10 @@ class _Memory:
         """The comparisons as arrays; equal texts share theirs."""
         rendered, texts = [], []
         for comparison in comparisons:
-            with _named(comparison.where):
-                rendered.append(self._encoder.format.render(comparison.prompt))
-                texts.append([response_text(response, "response") for response in comparison.responses])
+            rendered.append(self._encoder.format.render(comparison.prompt))
+            texts.append([response_text(response, "response") for response in comparison.responses])
         self._add_prompts(rendered)
-        self._add_responses(comparisons, texts)
+        self._add_responses(texts)
         return [
             EncodedComparison(
                 prompt_ids=self._prompts[prompt],
@@ -117,17 +140,9 @@ class _Memory:
         for prompt, ids in zip(new, self._encoder.encode_prompts(new), strict=True):
             self._prompts[prompt] = _shared(np.array(ids, dtype=np.int32))
 
-    def _add_responses(self, comparisons: Sequence[Comparison], texts: list[list[str]]) -> None:
+    def _add_responses(self, texts: list[list[str]]) -> None:
         new = [text for text in dict.fromkeys(chain.from_iterable(texts)) if text not in self._responses]
-        try:
-            encoded = self._encoder.encode_responses(new)
-        except UserError:
-            # Find out which row it was.
-            for comparison, answers in zip(comparisons, texts, strict=True):
-                with _named(comparison.where):
-                    self._encoder.encode_responses(answers)
-            raise
-        for text, response in zip(new, encoded, strict=True):
+        for text, response in zip(new, self._encoder.encode_responses(new), strict=True):
             # Without its text, which nobody asks for again.
             self._responses[text] = ResponseIds(
                 ids=_shared(response.ids), sentence_ends=_shared(response.sentence_ends), opening=response.opening
@@ -138,17 +153,6 @@ def _shared(array: IntArray) -> IntArray:
     """`array`, which several rows hold, so that none may write into it."""
     array.setflags(write=False)
     return array
-
-
-@contextmanager
-def _named(where: str) -> Iterator[None]:
-    """Put the row in front of what a user reads."""
-    try:
-        yield
-    except RowProblem as problem:
-        raise UserError(f"{where}: {problem}. {problem.fix}.") from None
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 @contextmanager

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from typing_extensions import Self
 
 from srm.data.answers import AnswerTokens
+from srm.data.bounds import TokenFloor
 from srm.data.messages import check_prompt, response_text
 from srm.data.schema import Prompt, Response, RowProblem
 from srm.data.template import ChatFormat
@@ -84,6 +86,11 @@ class ResponseEncoder:
         self.answers = AnswerTokens(tokenizer, self.format, listed_ends)
         self._token_segmenter: tuple[PreTrainedTokenizerBase, TokenSegmenter] | None = None
         self.boundary_ids = [] if boundary_token is None else [_token_id(tokenizer, boundary_token)]
+
+    @cached_property
+    def floor(self) -> TokenFloor:
+        """Finds texts that certainly have too many tokens without tokenising them."""
+        return TokenFloor(self.tokenizer)
 
     def token_segmenter(self, tokenizer: PreTrainedTokenizerBase) -> TokenSegmenter:
         """Cuts ids of `tokenizer` into the sentences that this encoder finds in their text; kept, because it takes a while to build."""

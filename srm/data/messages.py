@@ -10,7 +10,18 @@ import numpy as np
 
 from srm.data.schema import Conversation, Message, Prompt, RowProblem
 
-__all__ = ["MEDIA", "ROLES", "answerable", "check_is_text", "check_messages", "check_prompt", "is_message_list", "plain", "response_text"]
+__all__ = [
+    "MEDIA",
+    "ROLES",
+    "answerable",
+    "check_is_text",
+    "check_messages",
+    "check_prompt",
+    "is_message_list",
+    "plain",
+    "response_text",
+    "whole_text",
+]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # What says something about a message and is no part of what it says. So do numbers.
@@ -76,7 +87,7 @@ def _check_message(message: Any, name: str) -> Message:
     if not isinstance(message.get("tool_calls", []), list):
         raise RowProblem(f"{name} has `tool_calls` that are no list, but {_kind(message['tool_calls'])}")
     if message.keys() - {"role", "content"}:
-        _whole(json.dumps(message, ensure_ascii=False, default=str), name)
+        whole_text(json.dumps(message, ensure_ascii=False, default=str), name)
     return {**message, "content": _content(message, name)}
 
 
@@ -85,9 +96,9 @@ def _content(message: Message, name: str) -> str:
     if content is None and "tool_calls" in message:
         return ""
     if isinstance(content, str):
-        return _whole(content, name)
+        return whole_text(content, name)
     if isinstance(content, list) and all(_is_text(part) for part in content):
-        return _whole("".join(part["text"] for part in content), name)
+        return whole_text("".join(part["text"] for part in content), name)
     if isinstance(content, list):
         raise RowProblem(f"{name} has content that is not text; only text can be scored")
     raise RowProblem(f"{name} must have a string `content`, got {_kind(content)}")
@@ -100,8 +111,16 @@ def _is_text(part: Any) -> bool:
     )
 
 
-def _whole(text: str, name: str) -> str:
-    """`text` itself. JSON can spell half a surrogate pair, which no tokenizer takes."""
+def whole_text(text: str, name: str) -> str:
+    """`text` itself. JSON can spell half a surrogate pair, which no tokenizer takes.
+
+    Args:
+        text: out of a row.
+        name: what a message calls it.
+
+    Raises:
+        RowProblem: it holds half a pair.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -125,7 +144,7 @@ def check_prompt(value: Any) -> Prompt:
         if not value.strip():
             raise RowProblem("`prompt` is empty")
         check_is_text(value, "prompt")
-        return _whole(value, "`prompt`")
+        return whole_text(value, "`prompt`")
     if value is None:
         raise RowProblem("`prompt` is null")
     return answerable(check_messages(value, "prompt"), "`prompt`")
@@ -156,7 +175,7 @@ def response_text(value: Any, name: str) -> str:
         RowProblem: it is neither, is empty, or says more than its words: a call of a tool, a thought beside them, a picture.
     """
     if isinstance(value, str):
-        text = _whole(value, f"`{name}`")
+        text = whole_text(value, f"`{name}`")
     elif value is None:
         raise RowProblem(f"`{name}` is null")
     else:

@@ -10,11 +10,22 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from srm.data.bounds import TokenFloor
 from srm.data.schema import Pair
 from srm.errors import UserError
 from srm.packing import PromptGroup, ResponseIds
 
-__all__ = ["EncodedComparison", "OverlongPolicy", "OverlongReport", "Shortened", "cut_group", "length_limit", "shorten", "way_out"]
+__all__ = [
+    "EncodedComparison",
+    "OverlongPolicy",
+    "OverlongReport",
+    "Shortened",
+    "cut_group",
+    "length_limit",
+    "refuse_hopeless",
+    "shorten",
+    "way_out",
+]
 
 OverlongPolicy = Literal["drop", "truncate_prompt", "truncate_response", "error"]
 Group = TypeVar("Group", bound=PromptGroup)
@@ -127,6 +138,39 @@ def shorten(
     ids = [response.ids for response in cut.responses]
     pairs = tuple(pair for pair in cut.pairs if not np.array_equal(ids[pair[0]], ids[pair[1]]))
     return Shortened(row=replace(cut, pairs=pairs), reason="shortened") if pairs else Shortened(row=None, reason="indistinct")
+
+
+def refuse_hopeless(
+    floor: TokenFloor,
+    prompt: str,
+    response: str,
+    *,
+    max_length: int | None,
+    policy: OverlongPolicy,
+    where: str,
+    positions: int | None = None,
+) -> None:
+    """Refuse at once what `cut_group` would refuse after minutes of tokenising.
+
+    Args: as `cut_group`, with texts in place of ids.
+
+    Raises:
+        UserError: what the policy leaves whole is certainly too long.
+    """
+    limit = length_limit(max_length, positions)
+    if limit is None:
+        return
+    name, texts = {
+        "truncate_prompt": ("the response alone is", [response]),
+        "truncate_response": ("the prompt alone is", [prompt]),
+    }.get(policy, ("prompt and response are", [prompt, response]))
+    least = max(floor.at_least(texts, limit=limit))
+    if least > limit:
+        bound = f"the model reads {limit}" if limit == positions else f"max_length is {limit}"
+        raise UserError(
+            f"{where}: {name} more than {least} tokens ({sum(map(len, texts)):,} characters), {bound}. "
+            f"{way_out(limit, positions, 'delete the row, or choose with --overlong what happens to such rows.')}"
+        )
 
 
 def cut_group(

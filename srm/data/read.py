@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Container, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
+from srm.data.boundary import BadRows, RowCheck, as_bad_row
 from srm.data.messages import check_prompt
 from srm.data.rows import parse_responses, parse_row
 from srm.data.schema import BadRow, Comparison, Prompt, RawRow, ResponseRow, RowProblem
@@ -13,11 +14,51 @@ from srm.data.settings import with_settings
 from srm.data.sources import raw_rows
 from srm.errors import UserError
 
-__all__ = ["read_comparisons", "read_prompts", "read_responses", "usable_rows"]
+__all__ = ["FirstPass", "first_pass", "read_comparisons", "read_prompts", "read_responses", "usable_rows"]
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
-_LISTED = 5
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """What a look at every row of a source has found.
+
+    Attributes:
+        num_responses: in the rows that can be used.
+        left_out: numbers of the rows that cannot, from 1.
+    """
+
+    num_responses: int
+    left_out: frozenset[int]
+
+
+def first_pass(
+    source: str, *, split: str = "train", config: str | None = None, skip_bad_rows: bool = False, check: RowCheck | None = None
+) -> FirstPass:
+    """Look at every row of `source` as `read_responses` will, and at what the tokenizer makes of it, before hours are spent on them.
+
+    Args:
+        source: a file, a folder, or a name on the hub.
+        split: which split of a folder or a hub data set.
+        config: of a hub data set that has several.
+        skip_bad_rows: leave out rows that cannot be used, with a warning that lists the first, instead of stopping at the first one.
+        check: raises what else is wrong with a row, such as `srm.data.boundary.check_row` of the tokenizer that will read it.
+
+    Raises:
+        UserError: no such source, a file that cannot be read, or a row that cannot be used.
+    """
+
+    def parse(row: RawRow) -> tuple[int, int]:
+        responses = _parse_responses(row)
+        if check is not None:
+            check(responses[0].prompt, [response.response for response in responses])
+        return row.number, len(responses)
+
+    bad = BadRows(source, skip_bad_rows)
+    good = list(_usable(raw_rows(source, split=split, config=config), parse, bad))
+    numbers = {number for number, _ in good}
+    left_out = frozenset(range(1, len(good) + bad.count + 1)) - numbers
+    return FirstPass(sum(count for _, count in good), left_out)
 
 
 def read_comparisons(
@@ -56,7 +97,14 @@ def read_comparisons(
     return comparisons
 
 
-def read_responses(source: str, *, split: str = "train", config: str | None = None, skip_bad_rows: bool = False) -> Iterator[ResponseRow]:
+def read_responses(
+    source: str,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    skip_bad_rows: bool = False,
+    left_out: Container[int] = frozenset(),
+) -> Iterator[ResponseRow]:
     """The responses in `source`, in order, as a stream that holds one row at a time (a .json list is the exception).
 
     Rows are prompt + response, or a pair or list as in `read_comparisons`, whose responses follow each other.
@@ -66,15 +114,19 @@ def read_responses(source: str, *, split: str = "train", config: str | None = No
         split: which split of a folder or a hub data set.
         config: of a hub data set that has several.
         skip_bad_rows: leave out rows that cannot be used, with a warning that lists the first, instead of stopping at the first one.
+        left_out: numbers of rows that are passed over without a word: those that `first_pass` has reported.
 
     Raises:
         UserError: no such source, a file that cannot be read, or a row that cannot be used.
     """
-    for responses in usable_rows(source, raw_rows(source, split=split, config=config), _parse_responses, skip_bad_rows):
+    rows = (row for number, row in enumerate(raw_rows(source, split=split, config=config), start=1) if number not in left_out)
+    for responses in usable_rows(source, rows, _parse_responses, skip_bad_rows):
         yield from responses
 
 
-def read_prompts(source: str, *, split: str = "train", config: str | None = None, skip_bad_rows: bool = False) -> list[Prompt]:
+def read_prompts(
+    source: str, *, split: str = "train", config: str | None = None, skip_bad_rows: bool = False, check: RowCheck | None = None
+) -> list[Prompt]:
     """The prompts in `source`, in order: of rows with a column `prompt`, whatever else they have, or of pairs that share theirs.
 
     Args:
@@ -82,20 +134,20 @@ def read_prompts(source: str, *, split: str = "train", config: str | None = None
         split: which split of a folder or a hub data set.
         config: of a hub data set that has several.
         skip_bad_rows: leave out rows that cannot be used, with a warning that lists the first, instead of stopping at the first one.
+        check: as in `first_pass`; it gets prompts without responses.
 
     Raises:
         UserError: no such source, a file that cannot be read, or a row that cannot be used.
     """
-    return list(usable_rows(source, raw_rows(source, split=split, config=config), _parse_prompt, skip_bad_rows))
 
+    def parse(row: RawRow) -> Prompt:
+        fields = row.fields
+        prompt = with_settings(check_prompt(fields["prompt"]), fields) if "prompt" in fields else _parse_comparison(row).prompt
+        if check is not None:
+            check(prompt, ())
+        return prompt
 
-def _parse_prompt(row: RawRow) -> Prompt:
-    if "prompt" not in row.fields:
-        return _parse_comparison(row).prompt
-    try:
-        return with_settings(check_prompt(row.fields["prompt"]), row.fields)
-    except RowProblem as problem:
-        raise BadRow(row.where, problem) from None
+    return list(usable_rows(source, raw_rows(source, split=split, config=config), parse, skip_bad_rows))
 
 
 def _parse_comparison(row: RawRow) -> Comparison:
@@ -109,27 +161,29 @@ def _parse_responses(row: RawRow) -> list[ResponseRow]:
 def usable_rows(
     source: str, rows: Iterable[RawRow | BadRow], parse: Callable[[RawRow], T], skip_bad_rows: bool
 ) -> Generator[T, None, None]:
-    """What `parse` makes of each row. Dropped rows are reported when the generator ends or is closed."""
-    num_rows = num_dropped = 0
-    listed: list[str] = []
+    """What `parse` makes of each row; whatever it raises is a `BadRow`. Dropped rows are reported when the generator ends or is closed."""
+    return _usable(rows, parse, BadRows(source, skip_bad_rows))
+
+
+def _usable(rows: Iterable[RawRow | BadRow], parse: Callable[[RawRow], T], bad: BadRows) -> Generator[T, None, None]:
+    num_rows = 0
     try:
         for row in rows:
             num_rows += 1
+            if isinstance(row, BadRow):
+                bad.add(row)
+                continue
             try:
-                if isinstance(row, BadRow):
-                    raise row
                 parsed = parse(row)
-            except BadRow as bad:
-                if not skip_bad_rows:
-                    raise
-                num_dropped += 1
-                if len(listed) < _LISTED:
-                    listed.append(bad.problem)
+            except MemoryError:
+                raise
+            except Exception as error:
+                found = as_bad_row(row.where, error)
+                if not bad.skip:
+                    raise found from (None if isinstance(error, (RowProblem, UserError)) else error)
+                bad.add(found)
                 continue
             yield parsed
     finally:
-        if num_dropped:
-            more = f"; and {num_dropped - len(listed)} more" if num_dropped > len(listed) else ""
-            logger.warning("%s: dropped %d of %d rows that cannot be used: %s%s", source, num_dropped, num_rows, "; ".join(listed), more)
-    if num_dropped == num_rows:
-        raise UserError(f"{source}: none of the {num_rows} rows can be used. The first: {listed[0]}. docs/data.md has the forms of a row.")
+        bad.report(num_rows)
+    bad.require_some(num_rows)

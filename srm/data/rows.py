@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from srm.data.conversations import is_conversation, split_conversations, split_strings
-from srm.data.messages import check_is_text, check_prompt, response_text
+from srm.data.messages import check_is_text, check_prompt, response_text, whole_text
 from srm.data.schema import BadRow, Comparison, Pair, Prompt, RawRow, ResponseRow, RowProblem
 from srm.data.settings import SETTING_COLUMNS, with_settings
 
-__all__ = ["parse_responses", "parse_row"]
+__all__ = ["parse_responses", "parse_row", "row_id"]
 
 _PAIR = ("chosen", "rejected")
 _USED = frozenset({"id", "prompt", "chosen", "rejected", "margin", "responses", "scores", "ranks"}) | SETTING_COLUMNS
@@ -31,7 +31,7 @@ def parse_row(fields: Mapping[str, Any], *, where: str, id: str) -> Comparison:
         BadRow: the row cannot be used; a `UserError` of one line.
     """
     try:
-        row_id = _row_id(fields, id)
+        own_id = row_id(fields, id)
         extra = {name: value for name, value in fields.items() if name not in _USED}
         if _has(fields, *_PAIR):
             prompt, responses = _prompt_and_responses(fields, [fields[name] for name in _PAIR], _PAIR)
@@ -43,7 +43,7 @@ def parse_row(fields: Mapping[str, Any], *, where: str, id: str) -> Comparison:
             pairs = _ranked_pairs(fields, responses)
         else:
             raise RowProblem(_missing(fields, _FORMS))
-        return Comparison(prompt=prompt, responses=responses, pairs=pairs, id=row_id, where=where, extra=extra)
+        return Comparison(prompt=prompt, responses=responses, pairs=pairs, id=own_id, where=where, extra=extra)
     except RowProblem as problem:
         raise BadRow(where, problem) from None
 
@@ -55,7 +55,7 @@ def parse_responses(row: RawRow) -> Iterator[ResponseRow]:
     """
     fields = row.fields
     try:
-        row_id = _row_id(fields, row.id)
+        own_id = row_id(fields, row.id)
         if _has(fields, *_PAIR):
             prompt, responses = _prompt_and_responses(fields, [fields[name] for name in _PAIR], _PAIR)
             labels: Sequence[str] = _PAIR
@@ -72,9 +72,9 @@ def parse_responses(row: RawRow) -> Iterator[ResponseRow]:
         raise BadRow(row.where, problem) from None
     extra = {name: value for name, value in fields.items() if name not in used | SETTING_COLUMNS}
     for label, response in zip(labels, responses, strict=True):
-        name = row_id if label == "response" else f"{row_id}/{label}"
+        name = own_id if label == "response" else f"{own_id}/{label}"
         yield ResponseRow(
-            id=name, row_id=row_id, row=row.number, label=label, prompt=prompt, response=response, where=row.where, extra=extra
+            id=name, row_id=own_id, row=row.number, label=label, prompt=prompt, response=response, where=row.where, extra=extra
         )
 
 
@@ -88,13 +88,14 @@ def _missing(fields: Mapping[str, Any], expected: str) -> str:
     return f"{what} (columns found: {', '.join(fields) or 'none'}; expected {expected})"
 
 
-def _row_id(fields: Mapping[str, Any], default: str) -> str:
+def row_id(fields: Mapping[str, Any], default: str) -> str:
+    """The row's own id as text, or `default`; a `RowProblem` where it is neither text nor an integer."""
     value = fields.get("id")
     if value is None or value == "":
         return default
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise RowProblem(f"`id` must be a string or an integer, got {value!r}")
-    return str(value)
+    return whole_text(str(value), "`id`")
 
 
 def _prompt_and_responses(fields: Mapping[str, Any], values: Sequence[Any], names: Sequence[str]) -> tuple[Prompt, tuple[str, ...]]:
@@ -162,6 +163,10 @@ def _margin(value: Any) -> float | None:
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RowProblem(f"`{name}` must be a number, got {value!r}")
-    if not math.isfinite(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        raise RowProblem(f"`{name}` must be a number that fits into 64 bits, and is larger") from None
+    if not math.isfinite(number):
         raise RowProblem(f"`{name}` must be finite, got {value!r}")
-    return float(value)
+    return number

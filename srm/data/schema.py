@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from srm.errors import UserError
 
@@ -29,6 +29,7 @@ Prompt = str | list[Message]  # a `Conversation` among the lists
 Response = str | list[Message]
 # What the loss is trained on: the rewards of sentences, the value at the last token, or the mean over the values of all tokens.
 Granularity = Literal["sentence", "response", "token"]
+_LONGEST_PROBLEM = 400
 # Index of the better response, of the worse one, and by how much the first should win (None: no margin).
 Pair = tuple[int, int, float | None]
 
@@ -60,7 +61,9 @@ class RowProblem(ValueError):
     fix: what the user can do about it, without the full stop.
     """
 
-    def __init__(self, problem: str, fix: str = "Fix or delete the row") -> None:
+    FIX: ClassVar[str] = "Fix or delete the row"
+
+    def __init__(self, problem: str, fix: str = FIX) -> None:
         super().__init__(problem)
         self.fix = fix
 
@@ -72,8 +75,12 @@ class BadRow(UserError):
     """
 
     def __init__(self, where: str, problem: RowProblem) -> None:
-        self.problem = f"{where}: {problem}"
-        super().__init__(f"{where}: {problem}. {problem.fix}, or pass --skip_bad_rows to drop such rows and list them.")
+        text = " ".join(str(problem).split())
+        if len(text) > _LONGEST_PROBLEM:
+            # What a row holds may be megabytes.
+            text = f"{text[: _LONGEST_PROBLEM - 100]} ... {text[-90:]}"
+        self.problem = f"{where}: {text}"
+        super().__init__(f"{self.problem}. {problem.fix}, or pass --skip_bad_rows to drop such rows and list them.")
 
 
 @dataclass(frozen=True, kw_only=True)

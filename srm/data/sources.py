@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from srm.data.boundary import as_bad_row
 from srm.data.files import SUFFIXES, file_rows, format_of
 from srm.data.schema import BadRow, RawRow
 from srm.errors import UserError
@@ -30,12 +31,17 @@ def raw_rows(source: str, *, split: str = "train", config: str | None = None) ->
     Raises:
         UserError: nothing there, no such split, or a file that cannot be read.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _folder_rows(path, split)
-    if path.is_file() or _looks_like_path(source, path):
-        return file_rows(path)
-    return _hub_rows(source, split, config)
+    if not source.strip():
+        raise UserError("the name of the data is empty. Give a file, a folder, or a name on the hub.")
+    try:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            return _folder_rows(path, split)
+        is_path = path.is_file() or path.is_symlink() or _looks_like_path(source, path)
+    except (OSError, ValueError, RuntimeError) as error:
+        # No right to look, a name that is too long, a NUL byte, the home of a user who is not there.
+        raise UserError(f"{source}: cannot be opened ({getattr(error, 'strerror', None) or error}). Check the path.") from None
+    return file_rows(path) if is_path else _hub_rows(source, split, config)
 
 
 def _looks_like_path(source: str, path: Path) -> bool:
@@ -54,7 +60,8 @@ def _folder_rows(folder: Path, split: str) -> Iterator[RawRow | BadRow]:
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and format_of(path) and not _hidden(path.relative_to(folder)))
+    # A link that leads nowhere is listed too, for its rows would be missing without a word.
+    files = sorted(path for path in folder.rglob("*") if format_of(path) and not path.is_dir() and not _hidden(path.relative_to(folder)))
     if not files:
         raise UserError(f"{folder}: the folder holds no data file. Put {', '.join(SUFFIXES)} files there.")
     splits = {path: _split_of(path.relative_to(folder)) for path in files}
@@ -82,7 +89,8 @@ def _saved_rows(folder: Path, split: str) -> Iterator[RawRow | BadRow]:
     datasets = _import_datasets(str(folder))
     try:
         saved = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        # Of damaged files `datasets` raises whatever its parsers do.
         raise UserError(f"{folder}: the saved data set cannot be loaded ({_first_line(error)}). Save it again.") from None
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
@@ -95,7 +103,7 @@ def _hub_rows(name: str, split: str, config: str | None) -> Iterator[RawRow | Ba
     datasets = _import_datasets(name)
     try:
         dataset = datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
         # Not there, no such split or configuration, no connection, access refused, a loading script: `datasets` has no common class.
         setting = f", configuration {config!r}" if config else ""
         raise UserError(
@@ -105,11 +113,18 @@ def _hub_rows(name: str, split: str, config: str | None) -> Iterator[RawRow | Ba
     yield from _dataset_rows(dataset, f"{name} ({split})", name.split("/")[-1])
 
 
-def _dataset_rows(dataset: Iterable[dict[str, Any]], title: str, stem: str) -> Iterator[RawRow]:
-    number = 0
-    for number, fields in enumerate(dataset, start=1):
-        yield RawRow(where=f"{title} row {number}", id=f"{stem}-{number}", number=number, fields=fields)
-    if not number:
+def _dataset_rows(dataset: Sequence[dict[str, Any]], title: str, stem: str) -> Iterator[RawRow | BadRow]:
+    count = len(dataset)
+    for number in range(1, count + 1):
+        where = f"{title} row {number}"
+        row: RawRow | BadRow
+        try:
+            row = RawRow(where=where, id=f"{stem}-{number}", number=number, fields=dataset[number - 1])
+        except Exception as error:
+            # A value that its type cannot decode, such as a broken picture in another column.
+            row = as_bad_row(where, error)
+        yield row
+    if not count:
         raise UserError(f"{title}: the data set has no rows. Check that it was written to the end.")
 
 

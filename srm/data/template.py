@@ -31,8 +31,6 @@ QUESTION = "Hello"
 """The short question of `ChatFormat.question` and `ChatFormat.head`."""
 # A word that no template rewrites, strips or writes itself.
 _PROBE = "Xylophone"
-# A template is a program of its own, and raises anything over messages that it was not written for.
-_TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -118,8 +116,10 @@ class ChatFormat:
             text = self._tokenizer.apply_chat_template(
                 messages, chat_template=self._template, add_generation_prompt=add_generation_prompt, tokenize=False, **settings
             )
-        except _TEMPLATE_ERRORS as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        except Exception as error:
+            # A template is a program that came with the model: what it makes of odd messages may be any error.
+            name = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+            reason = name + (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
                 f"the chat template refuses the messages ({roles}): {reason}. Change the messages, or use a tokenizer whose template "

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from srm.data import Conversation, OverlongPolicy, Prompt, ResponseRow
+from srm.data import Conversation, OverlongPolicy, Prompt, Response, ResponseRow
+from srm.data.boundary import RowCheck
+from srm.data.messages import response_text
 from srm.data.overlong import length_limit
 from srm.errors import UserError
 from srm.modeling.adapter import merge_adapter, read_adapter
@@ -29,7 +31,7 @@ from srm.scoring.guards import check_ids, not_finite
 from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.scoring.token_ids import NO_TEXT
 
-__all__ = ["ClassifierModel", "append_classifier_scores", "as_one_sentence", "is_classifier"]
+__all__ = ["ClassifierModel", "append_classifier_scores", "as_one_sentence", "classifier_check", "is_classifier"]
 
 # Rows that are sorted by length together, and on disk together.
 _WINDOW = 512
@@ -131,16 +133,34 @@ class ClassifierModel:
         return rewards
 
     def _encode(self, prompt: Prompt, response: str) -> list[int]:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        settings = prompt.settings if isinstance(prompt, Conversation) else {}
-        text = self.tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False, **settings)
         # The template writes the bos token itself.
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self.tokenizer(_rendered(self.tokenizer, prompt, response), add_special_tokens=False, verbose=False)["input_ids"]
 
     @torch.no_grad()
     def _run(self, rows: list[list[int]]) -> list[float]:
         batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.model.device)
         return self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()[:, 0].tolist()
+
+
+def classifier_check(name: str) -> RowCheck:
+    """What finds rows that the chat template of the classifier `name` refuses.
+
+    Args:
+        name: a folder, or a name on the hub.
+    """
+    tokenizer = load_tokenizer(name)
+
+    def check(prompt: Prompt, responses: Sequence[Response]) -> None:
+        for response in responses:
+            _rendered(tokenizer, prompt, response_text(response, "response")).encode()
+
+    return check
+
+
+def _rendered(tokenizer: Any, prompt: Prompt, response: str) -> str:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    settings = prompt.settings if isinstance(prompt, Conversation) else {}
+    return tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False, **settings)
 
 
 def _load(name: str, dtype: torch.dtype | str) -> Any:

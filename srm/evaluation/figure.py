@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from srm.evaluation.intervals import Interval
 from srm.evaluation.score_suite import BASELINES
 from srm.evaluation.spans import SpanResult
 from srm.extras import name_the_extra
+from srm.views.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +39,7 @@ def suite_figure(report: SuiteReport) -> bytes:
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.5, 1.3, 1.0))
     styles = _styles(report)
     _rows(left, {name: result.scores.intervals for name, result in report.results.items()}, sections, styles)
-    left.set(title=f"{report.suite.name}: right, by section", xlabel="per cent right, 95 % interval over prompts")
+    left.set(title=f"{_label(report.suite.name)}: right, by section", xlabel="per cent right, 95 % interval over prompts")
     strata = {
         name: {stratum: accuracy for stratum, (accuracy, _) in result.length.strata.items()} | {"balanced": result.length.balanced}
         for name, result in report.results.items()
@@ -61,10 +63,10 @@ def span_figure(results: Mapping[str, SpanResult]) -> bytes:
     for axes, (metric, title) in zip(figure.subplots(1, 3, sharey=True), titles.items(), strict=True):
         for index, (name, result) in enumerate(results.items()):
             colour = _GREYS[0] if result.by_kind is None else _COLOURS[index % len(_COLOURS)]
-            _interval(axes, getattr(result, metric), index, colour=colour, marker="o", label=name, scale=1.0)
+            _interval(axes, getattr(result, metric), index, colour=colour, marker="o", label=_label(name), scale=1.0)
         if metric == "auc":
             axes.axvline(0.5, color="#bbbbbb", linewidth=1, zorder=0)
-            axes.set_yticks(range(len(results)), list(results))
+            axes.set_yticks(range(len(results)), [_label(name) for name in results])
             axes.invert_yaxis()
         axes.set(title=title, xlabel="95 % interval over prompts", xlim=(-0.03, 1.03))
     return _png(figure)
@@ -76,13 +78,21 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _label(name: str) -> str:
+    """A name of the data as it stands: between dollars matplotlib would read formulas."""
+    return visible(name).replace("$", r"\$")
+
+
 def _png(figure: Figure) -> bytes:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", color="#e5e5e5", linewidth=0.8)
         axes.set_axisbelow(True)
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=140, metadata={"Software": None})
+    with warnings.catch_warnings():
+        # Its font lacks most scripts: their letters are boxes in the picture, and the tables have them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(content, format="png", dpi=140, metadata={"Software": None})
     return content.getvalue()
 
 
@@ -98,12 +108,12 @@ def _rows(axes: Axes, scores: Mapping[str, Mapping[str, Interval]], names: list[
     step = 0.7 / max(1, len(scores) - 1)
     for index, (model, found) in enumerate(scores.items()):
         for row, name in enumerate(names):
-            label = model if row == 0 else None
+            label = _label(model) if row == 0 else None
             _interval(axes, found[name], row - 0.35 + step * index, label=label, scale=100.0, **styles[model])
     for row in range(len(names) - 1):
         axes.axhline(row + 0.5, color="#eeeeee", linewidth=0.8, zorder=0)
     axes.axvline(50, color="#bbbbbb", linewidth=1, zorder=0)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [_label(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     # Room for the markers at the ends.
     axes.set_xlim(-3, 103)

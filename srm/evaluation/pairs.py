@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class SubsetAccuracy:
 
 
 def scored_rows(
-    source: str, output: Path, *, split: str = "train", skip_bad_rows: bool = False
+    source: str, output: Path, *, split: str = "train", left_out: Container[int] = frozenset()
 ) -> Iterator[list[tuple[ResponseRow, dict[str, Any]]]]:
     """The responses of each row of an input, each with its line of the output.
 
@@ -59,12 +59,12 @@ def scored_rows(
         source: as in `srm.data.read_responses`.
         output: what `srm-score` wrote from it.
         split: as in `srm.data.read_responses`.
-        skip_bad_rows: as in `srm.data.read_responses`.
+        left_out: as in `srm.data.read_responses`.
 
     Raises:
         UserError: the output does not hold exactly the input's responses.
     """
-    rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows)
+    rows = read_responses(source, split=split, left_out=left_out)
     for _, responses in itertools.groupby(read_scores_of(output, rows), key=lambda both: both[0].row):
         yield list(responses)
 

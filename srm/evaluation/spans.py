@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from srm.data.boundary import RowCheck
 from srm.data.read import usable_rows
 from srm.data.rows import parse_responses
 from srm.data.schema import BadRow, Prompt, RawRow, RowProblem
@@ -115,7 +116,14 @@ def has_spans(source: str, *, split: str = "train") -> bool:
     return isinstance(first, RawRow) and {"response", "errors"} <= first.fields.keys()
 
 
-def read_spans(source: str, *, split: str = "train", max_rows: int | None = None, skip_bad_rows: bool = False) -> list[SpanRow]:
+def read_spans(
+    source: str,
+    *,
+    split: str = "train",
+    max_rows: int | None = None,
+    skip_bad_rows: bool = False,
+    check: RowCheck | None = None,
+) -> list[SpanRow]:
     """The marked responses in `source`.
 
     Args:
@@ -123,20 +131,30 @@ def read_spans(source: str, *, split: str = "train", max_rows: int | None = None
         split: which split of a folder or a hub data set.
         max_rows: at most so many, spread evenly; all of them where None.
         skip_bad_rows: as in `srm.data.read_responses`.
+        check: raises what else is wrong with a row, as in `srm.data.read.first_pass`.
 
     Raises:
         UserError: nothing there, or a row that cannot be used.
     """
-    return spread_over(list(usable_rows(source, raw_rows(source, split=split), _parse, skip_bad_rows)), max_rows)
+
+    def parse(raw: RawRow) -> SpanRow:
+        row = _parse(raw)
+        if check is not None:
+            check(row.prompt, [row.response])
+        return row
+
+    return spread_over(list(usable_rows(source, raw_rows(source, split=split), parse, skip_bad_rows)), max_rows)
 
 
 def _parse(row: RawRow) -> SpanRow:
-    (response,) = parse_responses(row)
+    response, *others = parse_responses(row)
+    if others:
+        raise BadRow(row.where, RowProblem("marked errors belong to one `response`, and the row has several"))
     errors = row.fields.get("errors")
     if not isinstance(errors, (list, tuple)):
         raise BadRow(row.where, RowProblem(f"`errors` must be a list, got {type(errors).__name__}"))
     for number, error in enumerate(errors, start=1):
-        whole = isinstance(error, dict) and {"type", "start", "end"} <= error.keys()
+        whole = isinstance(error, dict) and "type" in error and all(type(error.get(name)) is int for name in ("start", "end"))
         if not whole or not 0 <= error["start"] < error["end"] <= len(response.response):
             raise BadRow(
                 row.where,

@@ -11,6 +11,7 @@ them. The form of the rows decides the rule of scoring:
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +20,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from srm.data.boundary import RowCheck
 from srm.data.messages import check_prompt, response_text
 from srm.data.read import usable_rows
-from srm.data.rows import parse_responses
+from srm.data.rows import parse_responses, row_id
 from srm.data.schema import BadRow, Prompt, RawRow, RowProblem
 from srm.data.settings import with_settings
 from srm.data.sources import raw_rows
@@ -90,7 +92,14 @@ class Suite:
         return [row.prompt for row in self.rows], [list(row.responses) for row in self.rows]
 
 
-def read_suite(source: str, *, split: str = "train", max_rows: int | None = None, skip_bad_rows: bool = False) -> Suite:
+def read_suite(
+    source: str,
+    *,
+    split: str = "train",
+    max_rows: int | None = None,
+    skip_bad_rows: bool = False,
+    check: RowCheck | None = None,
+) -> Suite:
     """The suite that `source` names.
 
     Args:
@@ -98,17 +107,26 @@ def read_suite(source: str, *, split: str = "train", max_rows: int | None = None
         split: of a folder or another hub data set.
         max_rows: at most so many rows, spread evenly over the suite, so that no section is missed.
         skip_bad_rows: drop and list rows that cannot be used.
+        check: raises what else is wrong with a row, as in `srm.data.read.first_pass`.
 
     Raises:
         UserError: nothing there, a row that cannot be used, or rows of several forms.
     """
     name, split = HUB_SUITES.get(source, (source, split))
-    rows = usable_rows(name, raw_rows(name, split=split), _parse, skip_bad_rows)
+
+    def parse(raw: RawRow) -> tuple[Rule, SuiteRow]:
+        rule, row = _parse(raw)
+        if check is not None:
+            check(row.prompt, row.responses)
+        return rule, row
+
+    rows = usable_rows(name, raw_rows(name, split=split), parse, skip_bad_rows)
     # The text is needed to score, but of a long file not all of it.
     parsed = spread_over(list(rows), max_rows)
     rules = sorted({rule for rule, _ in parsed})
     if len(rules) > 1:
         raise UserError(f"{source}: has rows of several forms ({', '.join(rules)}), which are scored differently. Split the file.")
+    _check_forms([row for rule, row in parsed if rule == "best_of"], source)
     suite = Suite(name=_title(source), rule=rules[0], rows=tuple(row for _, row in parsed), weights={})
     return _in_published_sections(suite) if source == "rewardbench" else replace(suite, weights=_counted(suite.rows))
 
@@ -125,6 +143,14 @@ def spread_over(rows: Sequence[Any], count: int | None) -> list[Any]:
     if count < 1:
         raise UserError(f"--max_pairs must be at least 1, got {count}.")
     return [rows[index] for index in np.linspace(0, len(rows) - 1, count).round().astype(int)]
+
+
+def _check_forms(rows: Sequence[SuiteRow], source: str) -> None:
+    """The Ties subset looks the forms of a question up by id: of two of one id, one would not be counted."""
+    seen = Counter(row.id for row in rows if row.subset == _TIES)
+    twice = [id for id, count in seen.items() if count > 1]
+    if twice:
+        raise UserError(f"{source}: two rows of the Ties subset have the id {twice[0]!r}, which must be unique. Delete one of them.")
 
 
 def _title(source: str) -> str:
@@ -153,12 +179,12 @@ def _is_texts(value: Any) -> bool:
 def _parse_lists(row: RawRow) -> SuiteRow:
     fields = row.fields
     chosen, rejected = ([response_text(text, f"{side}[{i}]") for i, text in enumerate(fields[side])] for side in ("chosen", "rejected"))
-    prompt, name = with_settings(check_prompt(fields.get("prompt")), fields), str(fields.get("id") or row.id)
+    prompt, name = with_settings(check_prompt(fields.get("prompt")), fields), row_id(fields, row.id)
     responses = tuple(chosen + rejected)
     if "num_correct" in fields:
         if fields["num_correct"] != len(chosen):
             raise RowProblem(f"`num_correct` is {fields['num_correct']!r}, and `chosen` has {len(chosen)}")
-        if fields.get("subset") == _TIES and not name.startswith(("ref:", "tied:")):
+        if fields.get("subset") == _TIES and not re.fullmatch("(ref|tied):[^:]+", name):
             raise RowProblem(f"a row of the Ties subset must have an id `ref:N` or `tied:N`, got {name!r}")
         return _row(name, prompt, responses, len(chosen), fields)
     if (len(chosen), len(rejected)) != (3, 3):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from srm.evaluation.compare import SuiteReport
 from srm.evaluation.intervals import Interval, interval
 from srm.evaluation.spans import SpanResult, credit_differences
+from srm.views.visible import visible
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["TextTable", "rich_table", "span_csv", "span_tables", "suite_csv", "suite_tables"]
 
 TextTable = tuple[str, list[str], list[list[str]]]
+# What spreadsheets take for a formula, behind white space too; the last four are the same signs in full width.
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 _CSV_COLUMNS = ("model", "level", "name", "score", "low", "high")
 
 
@@ -155,8 +158,14 @@ def _csv(lines: Iterator[tuple[str, str, str, Interval]] | Any) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
     for model, level, name, found in lines:
-        writer.writerow([model, level, name, *("" if math.isnan(value) else f"{value:.6f}" for value in _ends(found))])
+        writer.writerow([_cell(model), level, _cell(name), *("" if math.isnan(value) else f"{value:.6f}" for value in _ends(found))])
     return text.getvalue()
+
+
+def _cell(text: str) -> str:
+    """A name from the data that no spreadsheet takes for a formula."""
+    text = visible(text)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) or text.startswith("\t") else text
 
 
 def _ends(found: Interval) -> Sequence[float]:

@@ -34,6 +34,7 @@ __all__ = [
     "read_config",
 ]
 
+_HEADS = {"lm_head", "embed_out", "score", "classifier", "v_head"}
 _COPY_AGAIN = "Weights and config.json must be whole and of one model: copy or download the folder again."
 
 
@@ -81,7 +82,8 @@ def load_tokenizer(path: str, **hub_arguments: Any) -> PreTrainedTokenizerBase:
 
 def load_backbone(path: str, **kwargs: Any) -> PreTrainedModel:
     """The plain decoder at `path`, all of its weights loaded, or a `UserError` that names what was tried."""
-    backbone, _ = load_whole(AutoModel.from_pretrained, path, extra_heads=True, **kwargs)
+    # An encoder's pooler reads the hidden states and changes none; that it is an encoder is found out later, and said then.
+    backbone, _ = load_whole(AutoModel.from_pretrained, path, extra_heads=True, new=("pooler",), **kwargs)
     if isinstance(backbone.config, SentenceRewardConfig):
         raise UserError(f"{path}: is a trained reward model already. Load it with `SentenceRewardModel.from_pretrained`.")
     return backbone
@@ -190,6 +192,9 @@ def _is_no_report(record: logging.LogRecord) -> bool:
 
 def _is_inside(key: str, model: nn.Module) -> bool:
     """Whether a weight of the file would lie in one of the model's own modules: a layer too many, or a part of another architecture."""
+    if _HEADS & set(key.split(".")):
+        # Of models that read images it may lie in the part that reads text.
+        return False
     prefix = getattr(model, "base_model_prefix", "") + "."
     children = {name for name, _ in model.named_children()}
     return key.split(".")[0] in children or key.removeprefix(prefix).split(".")[0] in children

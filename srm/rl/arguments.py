@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from srm.errors import UserError
 from srm.packing import PackingMode
+from srm.runs.limits import RL_LIMITS, check_limits
 from srm.runs.settings import parse_settings
 
 __all__ = ["RLConfig", "parse_rl_config"]
@@ -86,7 +87,7 @@ class RLConfig:
     head_learning_rate: float | None = _setting(None, "ppo: learning rate of the value head; ten times --learning_rate if not set.")
 
     def __post_init__(self) -> None:
-        self._check_ranges()
+        check_limits(vars(self), RL_LIMITS)
         if self.algorithm == "reinforce":
             defaults = {entry.name: entry.default for entry in fields(self)}
             for name in _PPO_ONLY:
@@ -105,30 +106,6 @@ class RLConfig:
                 f"--gradient_accumulation_steps {self.gradient_accumulation_steps} x --num_mini_batches {self.num_mini_batches}), "
                 f"which --num_generations {self.num_generations} does not divide. Change one of them."
             )
-
-    def _check_ranges(self) -> None:
-        for name in (
-            "max_prompt_length",
-            "save_steps",
-            "num_generations",
-            "max_completion_length",
-            "max_steps",
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-            "num_ppo_epochs",
-            "num_mini_batches",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("temperature", "learning_rate", "max_grad_norm", "cliprange", "cliprange_value"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name} must be above 0, got {getattr(self, name)}.")
-        for name in ("kl_coef", "warmup_steps", "vf_coef"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"--{name} must not be negative, got {getattr(self, name)}.")
-        for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} must be between 0 and 1, got {getattr(self, name)}.")
 
     @property
     def rollout_size(self) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from srm.data import Prompt, read_prompts
+from srm.data import Prompt, Response, read_prompts
+from srm.data.boundary import check_row
 from srm.data.template import ChatFormat
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
@@ -17,6 +18,7 @@ from srm.modeling.config import positions_of
 from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole
 from srm.rl.arguments import RLConfig
 from srm.rl.trainer import RLTrainer
+from srm.scoring.guards import check_ids
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -68,7 +70,9 @@ def build_trainer(
         policy = _load_policy(checkpoint or name)
         tokenizer = load_tokenizer(name)
         check_tokenizer_fits(name, tokenizer, policy)
-        prompts = _encode_prompts(config, tokenizer, say)
+        prompts = _encode_prompts(config, tokenizer, reward_model, say)
+    for number, (_, ids) in enumerate(prompts, 1):
+        check_ids(policy, f"{config.dataset_name}: prompt {number} of those that are used", ids)
     _check_lengths(config, policy, reward_model, max(len(ids) for _, ids in prompts))
     say(
         f"{len(prompts):,} prompts; a step: {config.rollout_size // config.num_generations * accelerator.num_processes} of them, "
@@ -103,11 +107,23 @@ def _load_policy(name: str) -> PreTrainedModel:
     return policy
 
 
-def _encode_prompts(config: RLConfig, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> list[tuple[Prompt, list[int]]]:
+def _encode_prompts(
+    config: RLConfig, tokenizer: PreTrainedTokenizerBase, reward_model: SentenceRewardModel, say: Callable[[str], None]
+) -> list[tuple[Prompt, list[int]]]:
+    template, encoder = ChatFormat(tokenizer), reward_model.encoder
+
+    def check(prompt: Prompt, responses: Sequence[Response]) -> None:
+        # Both models read the prompts, each with its own template.
+        for format in (template, encoder.format):
+            check_row(format, encoder.answers, prompt, responses)
+
     prompts = read_prompts(
-        config.dataset_name, split=config.dataset_train_split, config=config.dataset_config, skip_bad_rows=config.skip_bad_rows
+        config.dataset_name,
+        split=config.dataset_train_split,
+        config=config.dataset_config,
+        skip_bad_rows=config.skip_bad_rows,
+        check=check,
     )
-    template = ChatFormat(tokenizer)
     encoded = list(zip(prompts, template.prompt_ids([template.render(prompt) for prompt in prompts]), strict=True))
     kept = [(prompt, ids) for prompt, ids in encoded if len(ids) <= config.max_prompt_length]
     if not kept:

@@ -53,12 +53,20 @@ class RunFolder:
             return
         kept = []
         if step and (self.path / LOG).is_file():
-            lines = (self.path / LOG).read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = (self.path / LOG).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             # A killed run may have left half a line, which is behind any checkpoint.
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            kept = [line for number, line in enumerate(lines, 1) if line.endswith("\n") and self._step_of(line, number) <= step]
         with writing("the log", self.path, _GO_ON):
             write_whole(self.path / LOG, "".join(kept))
             write_whole(self.path / _SETTINGS, "# srm-rl --config THIS_FILE repeats the run.\n" + to_yaml(self._config))
+
+    def _step_of(self, line: str, number: int) -> int:
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+            raise UserError(
+                f"{self.path / LOG} line {number}: is not what srm-rl writes, so the log was edited or cut. Delete the line."
+            ) from None
 
     def write_log(self, log: dict[str, float]) -> None:
         """Append a line.

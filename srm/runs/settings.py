@@ -19,6 +19,7 @@ from transformers.hf_argparser import string_to_bool
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from srm.errors import UserError
+from srm.runs.limits import check_text
 
 __all__ = ["parse_settings", "settings_changes", "to_yaml"]
 
@@ -32,6 +33,8 @@ _NOT_WRITTEN = (
     "activation_checkpointing",
     "activation_checkpointing_kwargs",
 )
+# PyYAML reads about 200 kB a second.
+_LARGEST_FILE = 200_000
 _NONE_WORDS = ("none", "null")
 
 
@@ -67,9 +70,10 @@ def parse_settings(
         )
     except UserError:
         raise
-    except (ValueError, ImportError) as error:
-        # TrainingArguments explains itself, in several lines at times.
-        raise UserError(" ".join(str(error).split())) from error
+    except Exception as error:
+        # TrainingArguments explains itself, in several lines at times; of what it hands to json or torch it does not.
+        name = "" if isinstance(error, (ValueError, ImportError)) else f"the settings cannot be used ({type(error).__name__}): "
+        raise UserError(name + " ".join(str(error).split())) from error
     if unknown:
         raise UserError(f"unknown argument {unknown[0]!r}{parser.nearest(unknown[0])} See --help for all of them.")
     for flag, example in needed.items():
@@ -104,11 +108,53 @@ def settings_changes(file: Path, *settings: Any, ignored: Collection[str]) -> It
     """
     if not file.is_file():
         return
-    before = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    before = _load_yaml(file, str(file))
+    if not isinstance(before, dict):
+        raise UserError(f"{file}: must hold the settings of the run, and was changed. Put it back, or delete it.")
     now = yaml.safe_load(to_yaml(*settings))
-    for name in sorted(before.keys() | now.keys()):
+    for name in sorted({str(name) for name in before} | now.keys()):
         if name not in ignored and before.get(name) != now.get(name):
             yield f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, which let ten lines stand for gigabytes, and without a key that stands there twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not taken", problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        value = super().construct_mapping(node, deep)
+        if len(value) < len(node.value):
+            names = [key.value for key, _ in node.value]
+            twice = next((name for name in names if names.count(name) > 1), names[0])
+            raise yaml.MarkedYAMLError(problem=f"{twice!r} stands there twice", problem_mark=node.start_mark)
+        return value
+
+
+def _load_yaml(file: Path, title: str) -> Any:
+    """What a file of settings holds, in bounded time. title: what a message calls the file."""
+    try:
+        if file.exists() and not file.is_file():
+            raise UserError(f"{title}: is no regular file. Give a YAML file.")
+        with file.open("rb") as stream:
+            content = stream.read(_LARGEST_FILE + 1)
+        if len(content) > _LARGEST_FILE:
+            raise UserError(f"{title}: is larger than {_LARGEST_FILE // 1000} kB. Settings are a few `name: value` lines.")
+        return yaml.load(content.decode("utf-8-sig"), Loader=_Loader)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{title}: cannot be read ({error.strerror}).") from error
+    except RecursionError:
+        raise UserError(f"{title}: not valid YAML (nested too deeply). Settings are `name: value` lines.") from None
+    except Exception as error:
+        # Of a number or a date that is none, PyYAML raises whatever Python does.
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{title}{line}: not valid YAML ({getattr(error, 'problem', None) or error}).") from error
 
 
 class _Parser(HfArgumentParser):
@@ -173,14 +219,7 @@ def _split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def _file_arguments(parser: _Parser, config: str) -> Iterator[str]:
     """The YAML file's settings as the flags that would say the same."""
-    try:
-        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config {config}: cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{config}{line}: not valid YAML ({getattr(error, 'problem', None) or error}).") from error
+    content = _load_yaml(Path(config), f"--config {config}")
     if not isinstance(content, dict):
         raise UserError(f"{config}: must hold `name: value` lines, got {type(content).__name__}.")
     known = parser.settings()
@@ -192,8 +231,11 @@ def _file_arguments(parser: _Parser, config: str) -> Iterator[str]:
 
 def _as_flag(config: str, action: Action, value: Any) -> Iterator[str]:
     flag = f"--{action.dest}"
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str):
+            check_text(text, f"{config}: {action.dest}")
     if isinstance(value, dict):
-        yield f"{flag}={json.dumps(value)}"
+        yield f"{flag}={_json(config, action.dest, value)}"
     elif isinstance(value, list):
         if action.nargs != "+":
             raise UserError(f"{config}: {action.dest} takes one value, got a list {value!r}.")
@@ -205,6 +247,13 @@ def _as_flag(config: str, action: Action, value: Any) -> Iterator[str]:
     else:
         # `flag=value`, because a value may begin with a dash.
         yield f"{flag}={str(value).lower() if isinstance(value, bool) else value}"
+
+
+def _json(config: str, name: str, value: dict[Any, Any]) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{config}: {name} must hold text, numbers and lists ({error}).") from None
 
 
 def _default(entry: Field[Any]) -> Any:

@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -100,6 +100,7 @@ def score_file(
     settings: RowSettings,
     overwrite: bool = False,
     skip_bad_rows: bool = False,
+    left_out: Container[int] = frozenset(),
     on_scored: Callable[[int], None] = lambda count: None,
 ) -> ScoreFileSummary:
     """Write one JSON line a response of `source` to `output`.
@@ -114,6 +115,7 @@ def score_file(
         settings: how rows are scored.
         overwrite: begin anew where `output` exists.
         skip_bad_rows: as in `srm.data.read_responses`.
+        left_out: as in `srm.data.read_responses`.
         on_scored: called with the number of responses just written, the resumed ones first.
 
     Raises:
@@ -122,7 +124,7 @@ def score_file(
     check_files({"output": output}, data={"source": source}, models={})
     with hold(output):
         num_resumed = prepare_output(output, identity | settings.decisive(), overwrite=overwrite)
-        rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows)
+        rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows, left_out=left_out)
         num_scored = append_scores(model, rows, output, num_resumed, settings, on_scored)
     return ScoreFileSummary(num_scored=num_scored, num_resumed=num_resumed)
 
@@ -381,14 +383,9 @@ def write_scores(file: IO[str], scored: Iterable[tuple[ResponseRow, ScoredRespon
     Args:
         file: open for writing.
         scored: each row with its scores.
-
-    Raises:
-        UserError: a score is NaN or infinite, which JSON does not know and no reader expects.
     """
     for row, response in scored:
         line = {"id": row.id, **response.to_dict(), "digest": _digest(row)}
-        if not _is_score(line):
-            raise UserError(f"{row.where}: a reward of {row.id!r} is NaN or infinite. Look at the model's weights, or use --dtype float32.")
         file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     file.flush()
     os.fsync(file.fileno())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -80,6 +80,7 @@ def score_parts(
     identity: dict[str, Any],
     settings: RowSettings,
     skip_bad_rows: bool = False,
+    left_out: Container[int] = frozenset(),
     on_scored: Callable[[int], None] = lambda count: None,
 ) -> ScoreFileSummary | None:
     """Do this process's share of `source`.
@@ -95,6 +96,7 @@ def score_parts(
         identity: as in `score_file`.
         settings: how rows are scored.
         skip_bad_rows: as in `score_file`.
+        left_out: as in `score_file`.
         on_scored: as in `score_file`.
 
     Returns:
@@ -106,7 +108,7 @@ def score_parts(
     identity = identity | settings.decisive()
     check_files({"output": output}, data={"source": source}, models={})
     with hold(output, rank=process, num_ranks=num_processes):
-        rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows)
+        rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows, left_out=left_out)
         plan, first = _agree(output, identity, num_rows, num_processes)
         # What a run by one process has left.
         check_resumed(output, rows, first)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from srm.views.notebook import response_html
 
-__all__ = ["ScoredResponse", "ScoredSentence"]
+__all__ = ["ScoredResponse", "ScoredSentence", "problem_in"]
+
+# The largest float32: rewards are no larger.
+_HUGE = 3.5e38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +62,37 @@ class ScoredResponse:
     def _repr_html_(self) -> str:
         """What notebooks show: sentences coloured by reward, weights as bars."""
         return response_html(self)
+
+
+def problem_in(reward: Any, response: str | Sequence[int]) -> str | None:
+    """What is wrong with a reward that came over the network: None, or words for "a row with ...".
+
+    Args:
+        reward: JSON that should be what `to_dict` gives, with `prompt_weight`; of ids, without the sentences' text.
+        response: the text or the ids that were scored.
+    """
+    if not isinstance(reward, dict) or not isinstance(reward.get("sentences"), list):
+        return "no list of sentences"
+    if (problem := _odd_number(reward, "reward", "prompt_reward", "prompt_weight")) is not None:
+        return problem
+    last = 0
+    for number, sentence in enumerate(reward["sentences"]):
+        if not isinstance(sentence, dict):
+            return f"a sentence {number} that is no object"
+        if (problem := _odd_number(sentence, "reward", "weight", "weighted_reward")) is not None:
+            return f"a sentence {number} with {problem}"
+        start, end = sentence.get("start"), sentence.get("end")
+        if type(start) is not int or type(end) is not int or not last <= start <= end <= len(response):
+            return f"a sentence {number} at {start!r}:{end!r} of {len(response)}"
+        if isinstance(response, str) and sentence.get("text") != response[start:end]:
+            return f"a sentence {number} whose text is not in the response there"
+        last = end
+    return None
+
+
+def _odd_number(values: dict[str, Any], *names: str) -> str | None:
+    for name in names:
+        value = values.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_HUGE < value < _HUGE:
+            return f"`{name}` {str(value)[:40]!r}, which is no finite number"
+    return None

@@ -10,7 +10,7 @@ import numpy as np
 
 from srm.data import EncodedResponse, OverlongPolicy, Prompt, Response
 from srm.data.messages import check_prompt, is_message_list, response_text
-from srm.data.overlong import cut_group
+from srm.data.overlong import cut_group, refuse_hopeless
 from srm.data.schema import RowProblem
 from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup
@@ -92,15 +92,17 @@ def encode_groups(
             its prompt.
     """
     texts = [_words(response, place) for response, place in zip(responses, where, strict=True)]
+    positions = model.config.max_positions
     # Not `encode_prompt`: pairs of texts that share no word come with an empty prompt.
-    prompt_ids = np.asarray(model.encoder.encode_prompts([model.encoder.format.render(prompt)])[0], dtype=np.int32)
+    rendered = model.encoder.format.render(prompt)
+    for text, place in zip(texts, where, strict=True):
+        refuse_hopeless(model.encoder.floor, rendered, text, max_length=max_length, positions=positions, policy=overlong, where=place)
+    prompt_ids = np.asarray(model.encoder.encode_prompts([rendered])[0], dtype=np.int32)
     num_closing = len(model.encoder.boundary_ids)
     cut: list[tuple[IntArray, list[EncodedResponse]]] = []
     for whole, place in zip(model.encoder.encode_responses(texts), where, strict=True):
         group = PromptGroup(prompt_ids=prompt_ids, responses=[whole])
-        group = cut_group(
-            group, max_length=max_length, positions=model.config.max_positions, policy=overlong, num_closing=num_closing, where=place
-        )
+        group = cut_group(group, max_length=max_length, positions=positions, policy=overlong, num_closing=num_closing, where=place)
         check_ids(model.backbone, place, group.prompt_ids, *(response.ids for response in group.responses))
         if not cut or len(cut[-1][0]) != len(group.prompt_ids):
             cut.append((group.prompt_ids, []))

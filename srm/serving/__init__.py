@@ -4,6 +4,7 @@ Needs the extra `serve`. The command is `srm-serve`, the client `srm.Client`.
 """
 
 from srm.serving.app import create_app
+from srm.serving.server import make_server
 from srm.serving.settings import ServerSettings
 
-__all__ = ["ServerSettings", "create_app"]
+__all__ = ["ServerSettings", "create_app", "make_server"]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
-from fastapi import FastAPI, Request, Security
+from fastapi import APIRouter, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from srm.integrations.openrlhf import answer_rows
 from srm.modeling import SentenceRewardModel
@@ -32,6 +35,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"description": "The body is too large"},
     503: {"description": "The queue is full; `Retry-After` says in how many seconds to come back"},
 }
+# A body of megabytes may have a problem in every byte.
+_MOST_PROBLEMS = 20
 # What nginx calls a client that has closed its connection. Nobody reads it but the metrics.
 _CLIENT_GONE = 499
 
@@ -67,7 +72,7 @@ def create_app(model: SentenceRewardModel, settings: ServerSettings | None = Non
     app = FastAPI(title="srm-serve", version=__version__, summary=summary, lifespan=lifespan, redoc_url=None)
     app.add_middleware(Gate, settings=settings, metrics=metrics)
     _add_error_handlers(app)
-    _add_reward_routes(app, model, settings, batcher)
+    _add_reward_routes(app, model, settings, batcher, metrics)
     _add_status_routes(app, settings, batcher, metrics)
     return app
 
@@ -76,11 +81,11 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def bad_body(request: Request, error: RequestValidationError) -> Response:
         # Without the input that FastAPI echoes: it may be megabytes, or text that no answer can hold.
-        return JSONResponse({"detail": [{name: problem[name] for name in ("type", "loc", "msg")} for problem in error.errors()]}, 422)
+        return _refused([{name: problem[name] for name in ("type", "loc", "msg")} for problem in error.errors()[:_MOST_PROBLEMS]])
 
     @app.exception_handler(BadField)
     async def bad_field(request: Request, error: BadField) -> Response:
-        return JSONResponse({"detail": [{"type": "value_error", "loc": ["body", *error.field], "msg": str(error)}]}, 422)
+        return _refused([{"type": "value_error", "loc": ["body", *error.field], "msg": str(error)}])
 
     @app.exception_handler(QueueFull)
     async def queue_full(request: Request, error: QueueFull) -> Response:
@@ -91,34 +96,71 @@ def _add_error_handlers(app: FastAPI) -> None:
         return JSONResponse({"detail": str(error)}, 500)
 
 
-def _add_reward_routes(app: FastAPI, model: SentenceRewardModel, settings: ServerSettings, batcher: Batcher) -> None:
+def _reading(kind: type[BaseModel]) -> APIRouter:
+    """A router whose routes read their body as `kind` straight from the bytes.
+
+    FastAPI would have `json` make objects of all of it first: of 16 MB of brackets, in seconds in which nobody else is answered.
+    """
+
+    class Route(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def read(request: Request) -> Response:
+                try:
+                    body = await request.body()
+                except ClientDisconnect:
+                    return Response(status_code=_CLIENT_GONE)
+                try:
+                    # Where Starlette keeps what it has read.
+                    request._json = kind.model_validate_json(body)
+                except ValidationError as error:
+                    problems = error.errors(include_url=False, include_context=False, include_input=False)
+                    raise RequestValidationError([{**problem, "loc": ("body", *problem["loc"])} for problem in problems]) from None
+                return await handle(request)
+
+            return read
+
+    return APIRouter(route_class=Route)
+
+
+def _refused(problems: list[dict[str, Any]]) -> Response:
+    """422. In ASCII, because a message may name a key that holds half a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    return Response(json.dumps({"detail": problems}), 422, media_type="application/json")
+
+
+def _add_reward_routes(app: FastAPI, model: SentenceRewardModel, settings: ServerSettings, batcher: Batcher, metrics: Metrics) -> None:
     security = _security(settings)
 
-    @app.post("/v1/rewards", response_model=RewardAnswer, responses=_ERRORS, dependencies=security)
+    rows, samples = _reading(RewardRequest), _reading(OpenRLHFRequest)
+
+    @rows.post("/v1/rewards", response_model=RewardAnswer, responses=_ERRORS, dependencies=security)
     async def rewards(body: RewardRequest, request: Request) -> Response:
         """Rewards of responses and of their sentences, for rows of text, of messages, or of token ids."""
         _check_count(len(body.rows), "rows", settings)
-        encode = partial(encode_rows, model, body.rows, max_length=settings.max_length)
 
         async def answer() -> Response:
-            encoded = await batcher.encode(len(body.rows), encode)
+            encoded = await batcher.encode(len(body.rows), encode_rows(model, body.rows, max_length=settings.max_length))
             scores = _finite(await batcher.score(encoded))
             return JSONResponse({"rewards": [reward_of(one, score) for one, score in zip(encoded, scores, strict=True)]})
 
         return await _unless_gone(request, answer)
 
-    @app.post("/get_reward", response_model=OpenRLHFAnswer, responses=_ERRORS, dependencies=security)
+    @samples.post("/get_reward", response_model=OpenRLHFAnswer, responses=_ERRORS, dependencies=security)
     async def get_reward(body: OpenRLHFRequest, request: Request) -> Response:
-        """OpenRLHF's remote reward model: give this route's address as `--remote_rm_url`."""
+        """OpenRLHF's remote reward model: give this route's address as `--reward.remote_url`."""
         _check_count(len(body.query), "query", settings)
-        encode = partial(encode_openrlhf, model, body.model_dump(), max_length=settings.max_length)
 
         async def answer() -> Response:
-            rows = await batcher.encode(len(body.query), encode)
+            slices = encode_openrlhf(model, body.model_dump(), max_length=settings.max_length, on_mended=metrics.mended)
+            rows = await batcher.encode(len(body.query), slices)
             scores = _finite(await batcher.score(rows))
             return JSONResponse(answer_rows(rows, [score.reward for score in scores]))
 
         return await _unless_gone(request, answer)
+
+    app.include_router(rows)
+    app.include_router(samples)
 
 
 def _add_status_routes(app: FastAPI, settings: ServerSettings, batcher: Batcher, metrics: Metrics) -> None:

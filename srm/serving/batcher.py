@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -103,8 +103,11 @@ class Batcher:
         self._encoding_thread.shutdown(cancel_futures=True)
         self._model_thread.shutdown(cancel_futures=True)
 
-    async def encode(self, num_rows: int, work: Callable[[], Encoded]) -> Encoded:
-        """What `work` returns, run in the encoding thread. `num_rows` are counted as expected until then.
+    async def encode(self, num_rows: int, slices: Iterator[Sequence[Encoded]]) -> list[Encoded]:
+        """All that `slices` yields, one after the other. `num_rows` are counted as expected until then.
+
+        Each slice runs in the encoding thread and queues anew for it, so that a large request does not keep small ones waiting; cancelled,
+        it ends with the slice that runs.
 
         Raises:
             QueueFull: there is no room for them.
@@ -112,8 +115,11 @@ class Batcher:
         if self.num_waiting + num_rows > self._settings.max_queue:
             raise QueueFull(max(1, math.ceil(self._last_seconds)))
         self._num_encoding += num_rows
+        encoded: list[Encoded] = []
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._encoding_thread, work)
+            while (part := await asyncio.get_running_loop().run_in_executor(self._encoding_thread, next, slices, None)) is not None:
+                encoded += part
+            return encoded
         finally:
             self._num_encoding -= num_rows
             self._changed.set()

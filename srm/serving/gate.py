@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -94,7 +93,7 @@ def _is_allowed(authorization: str, token: str) -> bool:
     if scheme.lower() == "basic":
         try:
             value = base64.b64decode(value, validate=True).decode("latin-1").partition(":")[2]
-        except binascii.Error:
+        except ValueError:  # no base64, or not even ASCII
             return False
     elif scheme.lower() != "bearer":
         return False

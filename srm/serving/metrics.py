@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
+
+logger = logging.getLogger(__name__)
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _TOKENS = tuple(2**power for power in range(6, 18))
@@ -27,6 +30,10 @@ class Metrics:
         self._batch_seconds = Histogram("srm_batch_seconds", "Run time of a batch", buckets=_SECONDS, registry=registry)
         self.dropped = Counter("srm_dropped_rows", "Rows taken out of the queue because their request was given up", registry=registry)
         self.model_errors = Counter("srm_model_errors", "Batches that failed with an error of the model", registry=registry)
+        self._mended = Counter(
+            "srm_openrlhf_mended_samples", "Samples of OpenRLHF that were not scored whole", ["reason"], registry=registry
+        )
+        self._seen: set[str] = set()
         self._queue = Gauge("srm_queue_rows", "Rows that wait for the model or are being encoded", registry=registry)
 
     def watch_queue(self, length: Callable[[], int]) -> None:
@@ -37,6 +44,13 @@ class Metrics:
         self._batch_rows.observe(num_rows)
         self._batch_tokens.observe(num_tokens)
         self._batch_seconds.observe(seconds)
+
+    def mended(self, what: str, count: int) -> None:
+        """Samples of OpenRLHF were not scored whole; the log says so the first time."""
+        self._mended.labels(what).inc(count)
+        if what not in self._seen:
+            self._seen.add(what)
+            logger.warning("OpenRLHF sent a sample that cannot be scored whole: %s. /metrics counts them.", what)
 
     def text(self) -> bytes:
         """All of them, as Prometheus reads them."""

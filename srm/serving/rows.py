@@ -1,29 +1,44 @@
-"""Rows of a request to rows that the model runs, and the model's numbers to rewards with spans."""
+"""Rows of a request to rows that the model runs, and the model's numbers to rewards with spans.
+
+Encoding is a generator that stops between slices of little work: requests take turns, and one whose client has left ends there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from srm.data import EncodedResponse
-from srm.data.messages import check_prompt, response_text
+from srm.data.messages import check_prompt
 from srm.data.schema import RowProblem
 from srm.data.settings import with_settings
 from srm.errors import UserError
-from srm.integrations.openrlhf import encode_request
+from srm.integrations.openrlhf import encode_request, encode_samples
 from srm.modeling import SentenceRewardModel
 from srm.packing import PromptGroup
 from srm.packing.backbone import num_embeddings
+from srm.packing.batch import IntArray
 from srm.scoring.guards import check_ids
 from srm.scoring.run import ResponseScore
 from srm.scoring.text import read_off
-from srm.scoring.token_ids import PolicyResponse, encode_ids
+from srm.scoring.token_ids import NO_TEXT, PolicyResponse, encode_ids
 from srm.serving.schema import IdsRow, TextRow
 
 __all__ = ["BadField", "encode_openrlhf", "encode_rows", "reward_of"]
+
+# Characters or ids that are encoded without a stop, unless one row has more.
+_SLICE = 1 << 16
+# What a row counts for beside its text: it is rendered and checked.
+_ROW = 256
+# Where neither the backbone nor --max_length says how long a row may be.
+_LONGEST_ROW = 1 << 17
+
+Slices = Iterator[list[PromptGroup]]
+Row = TypeVar("Row")
 
 
 class BadField(UserError):
@@ -34,32 +49,76 @@ class BadField(UserError):
         self.field = field
 
 
-def encode_rows(model: SentenceRewardModel, rows: Sequence[TextRow | IdsRow], *, max_length: int | None) -> list[PromptGroup]:
-    """`rows` as prompts with one response each: an `EncodedResponse` of text, a `PolicyResponse` of ids.
+@dataclass(frozen=True, kw_only=True)
+class _Texts:
+    """A row of text, ready for the tokenizer."""
+
+    prompt: str
+    response: str
+
+
+def _longest_row(model: SentenceRewardModel, max_length: int | None) -> int:
+    """The most tokens of a row: what `max_length` and the backbone allow, or 131,072 where neither says."""
+    return min((limit for limit in (max_length, model.config.max_positions) if limit is not None), default=_LONGEST_ROW)
+
+
+def encode_rows(model: SentenceRewardModel, rows: Sequence[TextRow | IdsRow], *, max_length: int | None) -> Slices:
+    """`rows` as prompts with one response each, in order: `EncodedResponse` of text, `PolicyResponse` of ids.
 
     Raises:
-        BadField: a row that cannot be scored, or has more than `max_length` tokens (the backbone's limit where None).
+        BadField: a row that cannot be scored, or has more tokens than the server reads.
     """
-    texts = [(index, row) for index, row in enumerate(rows) if isinstance(row, TextRow)]
-    ids = [(index, row) for index, row in enumerate(rows) if isinstance(row, IdsRow)]
-    encoded = {**_encode_texts(model, texts), **_encode_ids(model, ids)}
-    in_order = [encoded[index] for index in range(len(rows))]
-    for index, one in enumerate(in_order):
-        _check_length(model, one, ("rows", index), max_length)
-        _check_ids(model, one, ("rows", index))
-    return in_order
+    limit = _longest_row(model, max_length)
+    prompts: dict[str, IntArray] = {}
+    for part in _slices(list(enumerate(rows)), lambda row: _size(row[1])):
+        ready = {index: _ready(model, row, index, limit) for index, row in part}
+        for index, row in ready.items():
+            if isinstance(row, _Texts):
+                yield from _refuse_hopeless(model, row, index, limit)
+        encoded = _encode_texts(model, ready, prompts) | _encode_ids(model, ready)
+        for index, one in encoded.items():
+            if one.longest > limit:
+                raise _too_long(index, one.longest, limit)
+            _check_ids(model, one, ("rows", index))
+        yield [encoded[index] for index, _ in part]
 
 
-def encode_openrlhf(model: SentenceRewardModel, request: Mapping[str, Any], *, max_length: int | None) -> list[PromptGroup]:
-    """As `encode_rows`, for the body of OpenRLHF's remote reward request."""
+def encode_openrlhf(
+    model: SentenceRewardModel, request: Mapping[str, Any], *, max_length: int | None, on_mended: Callable[[str, int], None]
+) -> Slices:
+    """As `encode_rows`, for the body of OpenRLHF's remote reward request. No sample is refused.
+
+    on_mended: called, in the thread that encodes, with what keeps samples from being scored whole, and how many they are.
+
+    Raises:
+        BadField: lists of different lengths.
+    """
+    limit = _longest_row(model, max_length)
     try:
-        rows = encode_request(model, request)
+        samples = list(zip(*encode_request(request), strict=True))
     except UserError as error:
         raise BadField(("query",), str(error)) from None
-    for index, row in enumerate(rows):
-        _check_length(model, row, ("query", index), max_length)
-        _check_ids(model, row, ("query", index))
-    return rows
+    for part in _slices(samples, lambda sample: len(sample[0]) + len(sample[1])):
+        rows, mended = encode_samples(model, [query for query, _ in part], [prompt for _, prompt in part], max_length=limit)
+        for what, count in mended.items():
+            on_mended(what, count)
+        for row in rows:
+            _check_ids(model, row, ("query",))
+        yield rows
+
+
+def _slices(rows: Sequence[Row], size: Callable[[Row], int]) -> Iterator[list[Row]]:
+    """`rows` in slices to encode at once: none is much work, and none would be much padding."""
+    part: list[Row] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, size(row) + _ROW)
+        if part and (len(part) + 1) * longest > _SLICE:
+            yield part
+            part, longest = [], size(row) + _ROW
+        part.append(row)
+    if part:
+        yield part
 
 
 def reward_of(row: PromptGroup, score: ResponseScore) -> dict[str, Any]:
@@ -68,52 +127,89 @@ def reward_of(row: PromptGroup, score: ResponseScore) -> dict[str, Any]:
     response = row.responses[0]
     if isinstance(response, EncodedResponse):
         return read_off(response, score).to_dict() | prompt
-    assert isinstance(response, PolicyResponse)
-    ends = (response.policy_ends + 1).tolist()
+    opening, ends = (response.policy_opening, (response.policy_ends + 1).tolist()) if isinstance(response, PolicyResponse) else (0, [])
     sentences = [
         {"start": start, "end": end, "reward": reward, "weight": weight, "weighted_reward": weight * reward}
-        for (start, end), reward, weight in zip(
-            pairwise([response.policy_opening, *ends]), score.sentence_reward[1:], score.weight[1:], strict=True
-        )
+        for (start, end), reward, weight in zip(pairwise([opening, *ends]), score.sentence_reward[1:], score.weight[1:], strict=True)
     ]
     return {"reward": score.reward, "prompt_reward": score.sentence_reward[0], "sentences": sentences} | prompt
 
 
-def _encode_texts(model: SentenceRewardModel, rows: Sequence[tuple[int, TextRow]]) -> dict[int, PromptGroup]:
-    rendered, responses = [], []
-    for index, row in rows:
-        rendered.append(_render(model, row, index))
-        try:
-            responses.append(response_text(row.response, "response"))
-        except RowProblem as problem:
-            raise BadField(("rows", index, "response"), f"{problem}. A reward needs at least one sentence: drop the row.") from None
-    distinct = list(dict.fromkeys(rendered))
-    prompts = dict(zip(distinct, model.encoder.encode_prompts(distinct), strict=True))
-    return {
-        index: PromptGroup(prompt_ids=np.asarray(prompts[text], dtype=np.int32), responses=[response])
-        for (index, _), text, response in zip(rows, rendered, model.encoder.encode_responses(responses), strict=True)
-    }
+def _size(row: TextRow | IdsRow) -> int:
+    if isinstance(row, IdsRow):
+        return len(row.prompt_ids) + len(row.response_ids)
+    prompt = row.prompt if isinstance(row.prompt, str) else "".join(str(message.get("content")) for message in row.prompt)
+    return len(prompt) + len(row.response)
+
+
+def _ready(model: SentenceRewardModel, row: TextRow | IdsRow, index: int, limit: int) -> _Texts | IdsRow:
+    """`row` as far as it needs no tokenizer."""
+    if isinstance(row, TextRow):
+        response = model.encoder.answers.without_end(row.response)
+        return _Texts(prompt=_render(model, row, index), response=row.response if response.strip() else "")
+    # A backbone may have more rows of embeddings than there are tokens, or fewer.
+    size = min(len(model.encoder.tokenizer), num_embeddings(model.backbone))
+    for name, ids in (("prompt_ids", row.prompt_ids), ("response_ids", row.response_ids)):
+        if ids and max(ids) >= size:
+            raise BadField(("rows", index, name), f"the id {max(ids)} is unknown: the reward model has {size} ids.")
+    if len(row.prompt_ids) > limit:
+        raise _too_long(index, len(row.prompt_ids), limit)
+    # Its text may end early; what lies this far behind is padding, or too much.
+    return row.model_copy(update={"response_ids": row.response_ids[: limit + 1]})
 
 
 def _render(model: SentenceRewardModel, row: TextRow, index: int) -> str:
+    field = ("rows", index, "prompt")
     try:
-        prompt = check_prompt(row.prompt)
-        return model.encoder.format.render(with_settings(prompt, {"tools": row.tools, "chat_template_kwargs": row.chat_template_kwargs}))
-    except (RowProblem, UserError) as problem:
-        raise BadField(("rows", index, "prompt"), str(problem)) from None
+        settings = {"tools": row.tools, "chat_template_kwargs": row.chat_template_kwargs}
+        return model.encoder.format.render(with_settings(check_prompt(row.prompt), settings))
+    except Exception as error:
+        # Templates are programs: they read whatever keys a message has, and stumble over odd values in ways of their own.
+        raise BadField(field, str(error) if isinstance(error, RowProblem) else _reason(error)) from error
 
 
-def _encode_ids(model: SentenceRewardModel, rows: Sequence[tuple[int, IdsRow]]) -> dict[int, PromptGroup]:
+def _refuse_hopeless(model: SentenceRewardModel, row: _Texts, index: int, limit: int) -> Slices:
+    """Stops between pieces of a long text while its tokens are counted."""
+    for least in model.encoder.floor.at_least([row.prompt, row.response], limit=limit):
+        if least > limit:
+            raise _too_long(index, least, limit)
+        yield []
+
+
+def _encode_texts(model: SentenceRewardModel, ready: Mapping[int, _Texts | IdsRow], prompts: dict[str, IntArray]) -> dict[int, PromptGroup]:
+    """prompts: those of this request so far, which are not encoded again."""
+    rows = {index: row for index, row in ready.items() if isinstance(row, _Texts)}
+    new = [prompt for prompt in dict.fromkeys(row.prompt for row in rows.values()) if prompt not in prompts]
+    prompts.update(zip(new, (np.asarray(ids, dtype=np.int32) for ids in model.encoder.encode_prompts(new)), strict=True))
+    responses = _encode_responses(model, {index: row.response for index, row in rows.items() if row.response})
+    return {index: PromptGroup(prompt_ids=prompts[row.prompt], responses=[responses.get(index, NO_TEXT)]) for index, row in rows.items()}
+
+
+def _encode_responses(model: SentenceRewardModel, texts: Mapping[int, str]) -> dict[int, EncodedResponse]:
+    try:
+        return dict(zip(texts, model.encoder.encode_responses(list(texts.values())), strict=True))
+    except Exception as error:
+        if len(texts) > 1:
+            # One by one, to find out which row it was.
+            return {index: _encode_responses(model, {index: text})[index] for index, text in texts.items()}
+        raise BadField(("rows", *texts, "response"), _reason(error)) from error
+
+
+def _encode_ids(model: SentenceRewardModel, ready: Mapping[int, _Texts | IdsRow]) -> dict[int, PromptGroup]:
+    rows = {index: row for index, row in ready.items() if isinstance(row, IdsRow)}
     if not rows:
         return {}
-    # A backbone may have more rows of embeddings than there are tokens, or fewer.
-    size = min(len(model.encoder.tokenizer), num_embeddings(model.backbone))
-    for index, row in rows:
-        for name, ids in (("prompt_ids", row.prompt_ids), ("response_ids", row.response_ids)):
-            if ids and max(ids) >= size:
-                raise BadField(("rows", index, name), f"the id {max(ids)} is unknown: the reward model has {size} ids.")
-    encoded = encode_ids(model, [row.prompt_ids for _, row in rows], [row.response_ids for _, row in rows])
-    return {index: group for (index, _), group in zip(rows, encoded, strict=True)}
+    encoded = encode_ids(model, [row.prompt_ids for row in rows.values()], [row.response_ids for row in rows.values()])
+    return dict(zip(rows, encoded, strict=True))
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"cannot be read: {type(error).__name__}: {error}"
+
+
+def _too_long(index: int, tokens: int, limit: int) -> BadField:
+    problem = f"prompt and response are {tokens} tokens or more, and this server reads at most {limit}. Shorten them."
+    return BadField(("rows", index), problem)
 
 
 def _check_ids(model: SentenceRewardModel, row: PromptGroup, field: tuple[str | int, ...]) -> None:
@@ -121,9 +217,3 @@ def _check_ids(model: SentenceRewardModel, row: PromptGroup, field: tuple[str | 
         check_ids(model.backbone, "row", row.prompt_ids, row.responses[0].ids)
     except UserError as error:
         raise BadField(field, str(error)) from None
-
-
-def _check_length(model: SentenceRewardModel, row: PromptGroup, field: tuple[str | int, ...], max_length: int | None) -> None:
-    limits = [limit for limit in (max_length, model.config.max_positions) if limit is not None]
-    if limits and row.longest > min(limits):
-        raise BadField(field, f"prompt and response are {row.longest} tokens, and this server reads at most {min(limits)}. Shorten them.")

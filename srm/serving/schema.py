@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
 
 __all__ = ["IdsRow", "OpenRLHFAnswer", "OpenRLHFRequest", "RewardAnswer", "RewardRequest", "SentenceReward", "TextRow"]
 
 
-def _whole(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"holds half a surrogate pair at character {error.start + 1}, which is no valid text") from None
-    return text
-
-
-# JSON can spell half a surrogate pair, which no tokenizer takes.
-Text = Annotated[str, AfterValidator(_whole)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+# A long list is not read on behind its first bad entry. Text is whole: what reads the JSON refuses half a surrogate pair.
+Messages = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], FailFast()]
 
 
 class TextRow(BaseModel):
@@ -27,9 +19,9 @@ class TextRow(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: Text | list[dict[str, Any]] = Field(description="a string, or a list of messages with `role` and `content`")
-    response: Text = Field(description="what answers the prompt; not empty")
-    tools: list[dict[str, Any]] | None = Field(None, description="JSON schemas of tools, for the chat template")
+    prompt: str | Messages = Field(description="a string, or a list of messages with `role` and `content`")
+    response: str = Field(description="what answers the prompt; one without text gets the prompt's reward")
+    tools: Messages | None = Field(None, description="JSON schemas of tools, for the chat template")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="what else the chat template is given, such as enable_thinking")
 
 
@@ -39,8 +31,8 @@ class IdsRow(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt_ids: list[TokenId] = Field(min_length=1)
-    response_ids: list[TokenId]
+    prompt_ids: TokenIds = Field(min_length=1)
+    response_ids: TokenIds
 
 
 def _kind(row: Any) -> str:
@@ -65,7 +57,7 @@ class RewardRequest(BaseModel):
         },
     )
 
-    rows: list[Row]
+    rows: Annotated[list[Row], FailFast()]
 
 
 class SentenceReward(BaseModel):
@@ -108,8 +100,8 @@ class OpenRLHFRequest(BaseModel):
         }
     )
 
-    query: list[Text]
-    prompts: list[Text]
+    query: Annotated[list[str], FailFast()]
+    prompts: Annotated[list[str], FailFast()]
     labels: list[Any] = []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from srm.errors import UserError
@@ -21,6 +22,9 @@ class ServerSettings:
         max_queue: rows that may wait; what comes beyond is answered with 503. Also the most rows of one request.
         max_length: longest prompt + response in tokens; the backbone's own limit where None.
         max_body_mb: largest request body, in units of 1,000,000 bytes.
+        receive_seconds: how long a request may take to come in whole, and a second more for each 100,000 bytes of it.
+        max_half_sent: connections whose request has not come in whole; beyond, the one that waits longest is closed, once it has had a
+            second.
         token: what requests must bring, as `Authorization: Bearer <token>` or as the password of a URL; None asks for nothing.
     """
 
@@ -30,14 +34,16 @@ class ServerSettings:
     max_queue: int = 4096
     max_length: int | None = None
     max_body_mb: float = 16.0
+    receive_seconds: float = 30.0
+    max_half_sent: int = 1024
     token: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("tokens_per_batch", "max_queue", "max_body_mb", "max_length"):
+        for name in ("tokens_per_batch", "max_queue", "max_body_mb", "max_length", "receive_seconds", "max_half_sent"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"--{name} must be above 0, got {value}.")
-        if self.max_wait_ms < 0:
-            raise UserError(f"--max_wait_ms must be 0 or more, got {self.max_wait_ms}.")
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"--{name} must be above 0{'' if value <= 0 else ' and finite'}, got {value}.")
+        if not 0 <= self.max_wait_ms < math.inf:
+            raise UserError(f"--max_wait_ms must be 0 or more{'' if self.max_wait_ms < 0 else ' and finite'}, got {self.max_wait_ms}.")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip() == self.token != ""):
             raise UserError("the token must be printable ASCII without space around it, and not empty. Choose another one.")

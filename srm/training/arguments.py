@@ -14,6 +14,7 @@ from srm.data import OverlongPolicy
 from srm.data.schema import Granularity
 from srm.errors import UserError
 from srm.packing import PackingMode
+from srm.runs.limits import check_limits
 from srm.runs.settings import parse_settings
 from srm_kernels import Pooling
 
@@ -77,6 +78,7 @@ class ModelArguments:
         return {name: value for name, value in self.variant().items() if value != default[name]}
 
     def __post_init__(self) -> None:
+        check_limits(vars(self))
         if isinstance(self.segmenter_config, str):
             self.segmenter_config = _json_mapping("segmenter_config", self.segmenter_config)
 
@@ -95,10 +97,7 @@ class DataArguments:
     skip_bad_rows: bool = _setting(False, "Drop rows that cannot be used, and list them, instead of stopping at the first.")
 
     def __post_init__(self) -> None:
-        for name in ("max_pairs", "max_eval_pairs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} must be at least 1, got {value}.")
+        check_limits(vars(self))
 
 
 @dataclass
@@ -208,16 +207,7 @@ class RewardConfig(TrainingArguments):
             setattr(self, f"{name}_kwargs", {"use_reentrant": False, **kwargs})
 
     def _check(self) -> None:
-        if not 0 <= self.label_smoothing_factor < 0.5:
-            raise UserError(f"--label_smoothing_factor must be at least 0 and below 0.5, got {self.label_smoothing_factor}.")
-        for name in ("max_length", "tokens_per_batch", "early_stopping_patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} must be at least 1, got {value}.")
-        for name in ("center_rewards_coefficient", "mean_value_coefficient", "sentence_reward_l2"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise UserError(f"--{name} must not be negative, got {value}.")
+        check_limits(vars(self))
         if self.train_sampling_strategy not in ("random", "sequential", "group_by_length"):
             raise UserError(
                 f"--train_sampling_strategy must be random, sequential or group_by_length, got {self.train_sampling_strategy}. "

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srm.errors import UserError
 from srm.runs.folders import write_whole
 from srm.runs.settings import settings_changes, to_yaml
 
@@ -35,10 +36,21 @@ def changes_since(settings: tuple[ModelArguments, DataArguments, RewardConfig], 
     folder = Path(settings[-1].output_dir)
     yield from settings_changes(folder / _SETTINGS, *settings, ignored=_NO_MATTER)
     if (folder / _ROWS).is_file():
-        was, is_now = json.loads((folder / _ROWS).read_text(encoding="utf-8")), _fingerprint(rows)
+        was, is_now = _record(folder / _ROWS), _fingerprint(rows)
         if was != is_now:
             old, new = (f"{record['rows']:,} of {record['tokens']:,} tokens" for record in (was, is_now))
             yield f"the training rows were {old}, are {new}, and not the same"
+
+
+def _record(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_bytes())
+        whole = isinstance(record, dict) and all(type(record.get(name)) is int for name in ("rows", "tokens"))
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise UserError(f"{file}: is not what srm-train wrote, so it was edited or cut. Delete it to go on without comparing the rows.")
+    return record
 
 
 def _fingerprint(rows: Sequence[EncodedComparison]) -> dict[str, Any]:

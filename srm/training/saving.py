@@ -16,11 +16,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from transformers.utils import logging as transformers_logging
 
 from srm.errors import UserError
+from srm.modeling import SentenceRewardModel
 from srm.modeling.adapter import check_adapter
 from srm.modeling.loading import one_line
 from srm.runs.folders import publish_folder, publish_model, recover, rotate, staging, writing
 from srm.runs.lock import hold_together
 from srm.training.arguments import RewardConfig
+from srm.training.card import model_card
 
 __all__ = ["AtomicSavingTrainer"]
 
@@ -37,6 +39,9 @@ class AtomicSavingTrainer(Trainer):
 
     args: RewardConfig
     model: nn.Module
+    reward_model: SentenceRewardModel
+    # What the model card calls the training data.
+    data_name: str | None = None
     # Where a checkpoint is being written, in place of the output directory.
     _staged_run: Path | None = None
     _push_later: str | None = None
@@ -102,12 +107,19 @@ class AtomicSavingTrainer(Trainer):
         self._clear(staged)
         with writing("the model", final, _GO_ON), _no_bar():
             super().save_model(str(staged), _internal_call=True)
+            if self.args.should_save:
+                (staged / "README.md").write_text(model_card(self), encoding="utf-8")
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with writing("the model", final, _GO_ON):
                 publish_model(staged, final)
             shutil.rmtree(staging(final))
         self.accelerator.wait_for_everyone()
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer's, which the hub gets; ours whatever is asked for."""
+        if self.is_world_process_zero():
+            (Path(self.args.output_dir) / "README.md").write_text(model_card(self), encoding="utf-8")
 
     def check_finite(self) -> None:
         """Raise UserError where a trained weight is NaN or infinite: such a model must never replace a good one."""

@@ -17,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from srm.views.scored import Scored, Sentence, largest_reward, reward_colours
+from srm.views.visible import visible
 
-__all__ = ["render_pair", "render_response", "save_svg"]
+__all__ = ["render_pair", "render_prompt", "render_response", "save_svg"]
 
 _BAR_WIDTH = 8
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -46,12 +47,21 @@ def render_pair(
         f", by {chosen.reward - rejected.reward:+.2f}",
     )
     return Group(
-        Panel(Text(prompt), title="prompt", title_align="left"),
+        render_prompt(prompt),
         render_response("chosen", chosen, scale=scale),
         render_response("rejected", rejected, scale=scale, damaged=damaged),
         verdict,
         _legend(scale),
     )
+
+
+def render_prompt(prompt: str) -> RenderableType:
+    """A prompt in its frame.
+
+    Args:
+        prompt: its text.
+    """
+    return Panel(Text(visible(prompt)), title="prompt", title_align="left")
 
 
 def render_response(title: str, scored: Scored, *, scale: float | None = None, damaged: Iterable[Mapping[str, Any]] = ()) -> RenderableType:
@@ -75,10 +85,10 @@ def render_response(title: str, scored: Scored, *, scale: float | None = None, d
     for sentence in scored.sentences:
         style = _style(sentence.reward, scale)
         # Styled as a span: a style of the whole Text would colour the padding behind it as well.
-        text = Text.assemble((" ".join(sentence.text.split()), style))
-        mark = [Text("<< " + ", ".join(kinds) if (kinds := _kinds(sentence, bad)) else "")] if bad else []
+        text = Text.assemble((visible(" ".join(sentence.text.split())), style))
+        mark = [Text("<< " + visible(", ".join(kinds)) if (kinds := _kinds(sentence, bad)) else "")] if bad else []
         table.add_row(Text(f"{sentence.reward:+.2f}", style=style), _bar(sentence.weight, most), text, *mark)
-    return Panel(table, title=f"{title}, reward {scored.reward:+.2f}", title_align="left")
+    return Panel(table, title=Text(visible(f"{title}, reward {scored.reward:+.2f}")), title_align="left")
 
 
 def _style(reward: float, scale: float) -> Style:

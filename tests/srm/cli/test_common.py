@@ -27,6 +27,13 @@ def raising(error: BaseException):
             1,
             "srm-x: no space left on the disk for out/f. Free some, or write to another one.\n",
         ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/root/out.jsonl"),
+            1,
+            "srm-x: /root/out.jsonl: permission denied. Check the path and its permissions.\n",
+        ),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "out"), 1, "srm-x: out: is a directory. Check the path and its permissions.\n"),
+        (UserError("a\x1b]52;c;x\x07b\u202e"), 1, "srm-x: a\\x1b]52;c;x\\x07b\\u202e\n"),
         (KeyboardInterrupt(), 130, "srm-x: interrupted\n"),
         (ModuleNotFoundError("none", name="trl"), 1, "srm-x: trl is not installed. Run: pip install 'srm-kernels[trl]'\n"),
         (MissingPackage("--use_peft: peft is not installed.", name="peft"), 1, "srm-x: --use_peft: peft is not installed.\n"),

@@ -104,7 +104,7 @@ def test_folder_with_other_things_is_left_alone(backbone: Path, tmp_path: Path, 
 
 def test_numbers_below_one_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--num_pairs", "0"]) == 1
-    assert "--num_pairs must be at least 1, got 0" in capsys.readouterr().err
+    assert "--num_pairs must be at least 1 and at most 2,147,483,647, got 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

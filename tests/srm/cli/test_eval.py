@@ -336,8 +336,12 @@ def test_a_plain_decoder_is_refused(tiny_backbone_dir: Path, tmp_path: Path, cap
 @pytest.mark.usefixtures("no_figure")
 def test_the_project_s_real_suite(sentence: Path, shared_data: Path, tmp_path: Path) -> None:
     """Its sections, on a few rows of each."""
-    out = tmp_path / "out"
-    options = ["--max_pairs", "12", "--max_length", "20000", "--draws", "20"]
-    command = ["--model", str(sentence), "--suite", str(shared_data / "suite_dev.jsonl.gz"), "--output_dir", str(out), *options]
+    model, out = tmp_path / "model", tmp_path / "out"
+    # Their texts are longer than the tiny model's positions, which are rotations and so as many as one likes.
+    shutil.copytree(sentence, model)
+    config = (model / "config.json").read_text()
+    (model / "config.json").write_text(config.replace('"max_position_embeddings": 256', '"max_position_embeddings": 20000'))
+    options = ["--max_pairs", "12", "--draws", "20"]
+    command = ["--model", str(model), "--suite", str(shared_data / "suite_dev.jsonl.gz"), "--output_dir", str(out), *options]
     assert main(command) == 0
     assert set(results(out)["weights"]) == {"Chat", "Chat Hard", "Safety", "Reasoning"}

@@ -138,3 +138,13 @@ def test_a_policy_that_cannot_be_packed_needs_packing_none(
     assert main(flags(model_name_or_path=capped, max_steps=1)) == 1
     assert "Use --packing none" in capsys.readouterr().err
     assert main(flags(model_name_or_path=capped, max_steps=1, packing="none")) == 0
+
+
+def test_an_edited_log_is_one_line(flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags()) == 0
+    log = tmp_path / "out" / "log.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    for bad in ("{}\n", "\n", "[1]\n", '{"step": "x"}\n', "\x1b\n"):
+        log.write_text(lines[0] + bad + lines[1])
+        assert main(flags("--resume_from_checkpoint", "true")) == 1
+        assert "log.jsonl line 2: is not what srm-rl writes" in capsys.readouterr().err

@@ -111,15 +111,20 @@ def test_a_record_that_does_not_fit_is_refused_before_the_model_is_loaded(
     ("flags", "message"),
     [
         (["--html", "page.html"], "--html: 6 responses are too many for one page, the limit is 3."),
-        (["--show", "-1"], "--show: the number of rows must not be negative, got -1."),
+        (["--show", "-1"], "--show must be at least 0 and at most 2,147,483,647, got -1."),
     ],
 )
 def test_what_cannot_be_shown_is_said_before_scoring(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str
+    model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    message: str,
 ) -> None:
     monkeypatch.setattr(score, "_MOST_ON_A_PAGE", 3)
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    assert score.main(["--model", "unused", "--input", str(source), "--output", str(tmp_path / "out.jsonl"), *flags]) == 1
+    assert score.main(["--model", str(model_dir), "--input", str(source), "--output", str(tmp_path / "out.jsonl"), *flags]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()

@@ -258,3 +258,25 @@ def test_help_names_our_flags(capsys):
         f"--{name}" in out
         for name in ("granularity", "head_learning_rate", "overlong", "packing", "center_rewards_coefficient", "use_peft")
     )
+
+
+def test_edited_records_are_one_line(flags, tmp_path, capsys):
+    assert main(flags(max_steps=2, save_steps=1)) == 0
+    for name, texts in {
+        "srm_train_rows.json": ("{", "[]", "{}", '{"rows": "x", "tokens": 1}', "\x00", "[" * 3000),
+        "srm_train.yaml": ("[", "- 1", "a: *b"),
+    }.items():
+        record = tmp_path / "out" / name
+        whole = record.read_text()
+        for text in texts:
+            record.write_text(text)
+            capsys.readouterr()
+            assert main(flags("--resume_from_checkpoint", "true", max_steps=3)) == 1
+            err = capsys.readouterr().err.splitlines()[-1]
+            assert err.startswith(f"srm-train: {record}")
+        record.write_text(whole)
+
+
+def test_services_that_are_not_there_are_one_line(flags, capsys):
+    assert main(flags(report_to="wandb", max_steps=1)) == 1
+    assert "WandbCallback requires wandb" in capsys.readouterr().err.splitlines()[-1]

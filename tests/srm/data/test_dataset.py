@@ -82,7 +82,7 @@ def test_errors_name_the_row(encoder: ResponseEncoder, make_tokenizer: Make) -> 
         encode_comparisons([comparison(1), comparison(2, prompt="long " * 50)], encoder, max_length=60, overlong="error")
     with pytest.raises(UserError, match=r"^p\.jsonl line 2: the prompt alone is \d+ tokens and max_length is 60"):
         encode_comparisons([comparison(1), comparison(2, prompt="long " * 50)], encoder, max_length=60, overlong="truncate_response")
-    with pytest.raises(UserError, match=r"^p\.jsonl line 2: `response` is empty\. Fix or delete the row\.$"):
+    with pytest.raises(UserError, match=r"^p\.jsonl line 2: `response` is empty\. Fix or delete the row, or pass --skip_bad_rows"):
         encode_comparisons([comparison(1), comparison(2, responses=("Yes.", " "))], encoder, max_length=60)
     llama = ResponseEncoder(make_tokenizer("llama"), make_segmenter("punkt"))
     with pytest.raises(UserError, match=r"^p\.jsonl line 2: the chat template refuses the messages \(system\): Roles must alternate"):
@@ -93,8 +93,22 @@ def test_a_response_without_tokens_names_the_row(chatml: PreTrainedTokenizerFast
     # This tokenizer knows ASCII only and drops the rest.
     ascii_only = ResponseEncoder(make_tokenizer("chatml", byte_level=False), make_segmenter("punkt"))
     ascii_only.tokenizer.backend_tokenizer.pre_tokenizer = None
-    with pytest.raises(UserError, match=r"^p\.jsonl line 2: the tokenizer makes no token of the response 'é'\. Fix or delete the row\.$"):
+    with pytest.raises(
+        UserError,
+        match=r"^p\.jsonl line 2: the tokenizer makes no token of the response 'é'\. Fix or delete the row, or pass --skip_bad_rows",
+    ):
         encode_comparisons([comparison(1), comparison(2, responses=("Yes.", "é"))], ascii_only, max_length=None)
+
+
+def test_bad_rows_are_dropped_on_demand(make_tokenizer: Make, caplog: pytest.LogCaptureFixture) -> None:
+    llama = ResponseEncoder(make_tokenizer("llama"), make_segmenter("punkt"))
+    bad = comparison(2, prompt=[{"role": "system", "content": "x"}])
+    rows, report = encode_comparisons([comparison(1), bad, comparison(3)], llama, max_length=None, skip_bad_rows=True)
+    assert [row.where for row in rows] == ["p.jsonl line 1", "p.jsonl line 3"]
+    assert (report.rows, report.overlong, report.kept) == (2, 0, 2)
+    assert "the rows: dropped 1 of 3 rows that cannot be used: p.jsonl line 2: the chat template refuses" in caplog.text
+    with pytest.raises(UserError, match="none of the 1 rows can be used"):
+        encode_comparisons([bad], llama, max_length=None, skip_bad_rows=True)
 
 
 def test_nothing_left(encoder: ResponseEncoder) -> None:

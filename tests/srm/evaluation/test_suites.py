@@ -171,3 +171,12 @@ def test_fewer_rows_are_spread() -> None:
     assert spread_over(range(3), 5) == spread_over(range(3), None) == [0, 1, 2]
     with pytest.raises(UserError, match="--max_pairs must be at least 1, got 0"):
         spread_over(range(3), 0)
+
+
+@pytest.mark.parametrize("ids", [("tied:1", "tied:1"), ("ref:1:2", "tied:1"), ("ref:", "tied:1"), ([1], "ref:1")])
+def test_ids_of_the_ties_subset(ids: tuple[Any, Any], tmp_path: Path) -> None:
+    row = {"subset": "Ties", "prompt": "p", "chosen": ["a", "b"], "rejected": ["c"], "num_correct": 2}
+    path = tmp_path / "ties.jsonl"
+    path.write_text("".join(json.dumps({**row, "id": id}) + "\n" for id in ids))
+    with pytest.raises(UserError, match=r"must be unique|must have an id `ref:N` or `tied:N`|`id` must be a string"):
+        read_suite(str(path))

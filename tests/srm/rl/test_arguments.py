@@ -31,11 +31,11 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
         ({"reward": "response", "sentence_reward": "sentence"}, "--sentence_reward is a setting of --reward sentence"),
         ({"num_generations": 1}, "--num_generations must be at least 2 with --algorithm reinforce, got 1"),
         ({"num_generations": 3}, "collects 16 responses .* --num_generations 3 does not divide"),
-        ({"temperature": 0.0}, "--temperature must be above 0, got 0.0"),
-        ({"max_steps": 0}, "--max_steps must be at least 1, got 0"),
-        ({"kl_coef": -1.0}, "--kl_coef must not be negative, got -1.0"),
-        ({"gamma": 1.5}, "--gamma must be between 0 and 1, got 1.5"),
-        ({"kl_coef": float("nan")}, "--kl_coef must not be negative, got nan"),
+        ({"temperature": 0.0}, "--temperature must be above 0 and at most .*, got 0.0"),
+        ({"max_steps": 0}, "--max_steps must be at least 1 and at most .*, got 0"),
+        ({"kl_coef": -1.0}, "--kl_coef must be at least 0 and at most .*, got -1.0"),
+        ({"gamma": 1.5}, "--gamma must be at least 0 and at most 1, got 1.5"),
+        ({"kl_coef": float("nan")}, "--kl_coef must be at least 0 and at most .*, got nan"),
     ],
 )
 def test_settings_that_are_refused(new_config: Callable[..., RLConfig], settings: dict[str, Any], message: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from srm.errors import UserError
-from srm.runs.settings import to_yaml
+from srm.runs.settings import settings_changes, to_yaml
 from srm.training.arguments import ModelArguments, RewardConfig, parse_arguments
 
 NEEDED = ["--model_name_or_path", "m", "--dataset_name", "d.jsonl", "--output_dir", "o"]
@@ -82,12 +83,12 @@ def test_everything_may_come_from_the_file(config):
         (["--pooling", "median"], "--pooling: invalid choice: 'median'"),
         (["--bf16", "--fp16"], "At most one of fp16 and bf16"),
         (["--label_smoothing_factor", "0.5"], "--label_smoothing_factor must be at least 0 and below 0.5, got 0.5"),
-        (["--max_length", "0"], "--max_length must be at least 1, got 0"),
-        (["--tokens_per_batch", "0"], "--tokens_per_batch must be at least 1, got 0"),
-        (["--max_pairs", "0"], "--max_pairs must be at least 1, got 0"),
-        (["--center_rewards_coefficient", "-1"], "must not be negative"),
-        (["--sentence_reward_l2", "-1"], "must not be negative"),
-        (["--mean_value_coefficient", "-1"], "must not be negative"),
+        (["--max_length", "0"], "--max_length must be at least 2 and at most 2,147,483,647, got 0"),
+        (["--tokens_per_batch", "0"], "--tokens_per_batch must be at least 1 and at most .*, got 0"),
+        (["--max_pairs", "0"], "--max_pairs must be at least 1 and at most .*, got 0"),
+        (["--center_rewards_coefficient", "-1"], "must be at least 0"),
+        (["--sentence_reward_l2", "-1"], "must be at least 0"),
+        (["--mean_value_coefficient", "-1"], "must be at least 0"),
         (["--train_sampling_strategy", "batch_rebalance"], "random.+sequential.+group_by_length"),
         (["--early_stopping_patience", "2"], "needs --load_best_model_at_end"),
         (["--segmenter_config", "{oops"], "--segmenter_config must be a JSON object"),
@@ -118,11 +119,73 @@ def test_what_is_missing_is_named(missing):
         ("learning_rate: [1, 2]\n", "learning_rate takes one value"),
         ("pooling: [mean\n", "train.yaml line 2: not valid YAML"),
         ("- pooling\n", "must hold `name: value` lines, got list"),
+        ("", "must hold `name: value` lines, got NoneType"),
+        ("seed: 1\nseed: 2\n", "train.yaml line 1: not valid YAML .'seed' stands there twice."),
+        ("a: &a [x]\nb: *a\n", "train.yaml line 2: not valid YAML .aliases are not taken."),
+        ("a: &a {x: 1}\nb: {<<: *a}\n", "aliases are not taken"),
+        ("a: " + "[" * 50_000, "nested too deeply"),
+        ("a: " + "{a: " * 3000 + "1" + "}" * 3000, "nested too deeply"),
+        ("a: b\n" * 100_000, "is larger than 200 kB"),
+        ("seed: " + "1" * 5000, "not valid YAML .Exceeds the limit|not valid YAML"),
+        ("seed: 2020-99-99\n", "not valid YAML .month must be"),
+        ("seed: !!python/object/apply:os.system [true]\n", "not valid YAML .could not determine a constructor"),
+        ("seed: !!binary x\n", "not valid YAML|invalid int value"),
+        ("? [a]\n: b\n", "not valid YAML|unknown setting"),
+        ("seed: {a: 1}\n", "invalid int value"),
+        ("seed: .nan\n", "invalid int value: 'nan'"),
+        ("learning_rate: .nan\n", "--learning_rate must be at least 0 and at most .*, got nan"),
+        ("learning_rate: -.inf\n", "--learning_rate must be at least 0"),
+        ("lr_scheduler_kwargs: {a: 2020-01-01}\n", "lr_scheduler_kwargs must hold text, numbers and lists"),
+        ("eval_dataset_name: ''\n", "the value after .*eval_dataset_name is empty"),
+        ("lora_target_modules: [a, '']\n", "the value after .*lora_target_modules is empty"),
+        ('dataset_name: "a\\0b"\n', "dataset_name holds a NUL"),
+        ("\x00\x01", "not valid YAML"),
     ],
 )
 def test_wrong_files_are_named(config, text, message):
     with pytest.raises(UserError, match=message):
         parse_arguments([*NEEDED, *config(text)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe\x00", "not valid YAML"),
+        (bytes(range(256)) * 4, "not valid YAML"),
+        (None, "is no regular file"),
+    ],
+)
+def test_files_that_are_no_settings(content: bytes | None, message: str, tmp_path: Path):
+    path = tmp_path / "x.yaml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        parse_arguments([*NEEDED, "--config", str(path)])
+
+
+def test_a_bomb_takes_no_time(config):
+    lines = ["a0: &a0 [x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
+    started = time.perf_counter()
+    with pytest.raises(UserError, match="aliases are not taken"):
+        parse_arguments([*NEEDED, *config("\n".join(lines))])
+    assert time.perf_counter() - started < 1
+
+
+def test_a_record_that_was_changed_is_one_line(tmp_path: Path):
+    settings = parse_arguments(NEEDED)
+    record = tmp_path / "srm_train.yaml"
+    for text, message in (("seed: [", "line 1: not valid YAML"), ("- 1", "was changed"), ("", "was changed")):
+        record.write_text(text)
+        with pytest.raises(UserError, match=f"srm_train.yaml.*{message}"):
+            list(settings_changes(record, *settings, ignored=()))
+    record.write_text("1: 2\nattention_size: 7\n")
+    assert "attention_size was 7, is 256" in list(settings_changes(record, *settings, ignored=()))
+
+
+def test_settings_that_transformers_chokes_on_are_one_line():
+    for flags in (["--lr_scheduler_kwargs", "{"], ["--deepspeed", "nowhere.json"], ["--fsdp", "nonsense"], ["--optim", "sgdd"]):
+        with pytest.raises(UserError) as caught:
+            parse_arguments([*NEEDED, *flags])
+        assert "\n" not in str(caught.value)
 
 
 def test_the_resolved_settings_read_back_the_same(config):

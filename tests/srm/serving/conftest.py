@@ -36,13 +36,11 @@ def serve(model: SentenceRewardModel) -> Iterator[Callable[..., str]]:
 
 @contextmanager
 def _serving(model: SentenceRewardModel, settings: dict[str, Any]) -> Iterator[str]:
-    import uvicorn
-
-    from srm.serving import ServerSettings, create_app
+    from srm.serving import ServerSettings, create_app, make_server
 
     listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(model, ServerSettings(**settings))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=120))
+    chosen = ServerSettings(**settings)
+    server = make_server(create_app(model, chosen), chosen)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -178,7 +178,7 @@ def test_requests_being_encoded_are_waited_for():
     recorder, may_go = Recorder(), threading.Event()
 
     async def encoded(batcher: Batcher) -> None:
-        await batcher.encode(1, lambda: may_go.wait(30))
+        await batcher.encode(1, ([may_go.wait(30)] for _ in range(1)))
         await batcher.score([row(1, 2)])
 
     async def work(batcher: Batcher) -> None:
@@ -206,14 +206,58 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
         waiting = asyncio.create_task(batcher.score([row(1, 1), row(1, 2)]))
         await asyncio.sleep(0.01)
         with pytest.raises(QueueFull) as full:
-            await batcher.encode(2, lambda: None)
+            await batcher.encode(2, iter([]))
         assert full.value.retry_after == 2
-        await batcher.encode(1, lambda: None)
+        await batcher.encode(1, iter([]))
         recorder.release.set()
         await asyncio.gather(running, waiting)
         assert batcher.num_waiting == 0
 
     run(recorder, work, max_queue=3)
+
+
+def test_requests_take_turns_at_being_encoded():
+    order: list[str] = []
+
+    def slices(name: str, count: int) -> Iterator[list[str]]:
+        for number in range(count):
+            order.append(name)
+            time.sleep(0.002)
+            yield [f"{name}{number}"]
+
+    async def work(batcher: Batcher) -> None:
+        large = asyncio.create_task(batcher.encode(1, slices("large", 200)))
+        await asyncio.sleep(0.01)
+        assert await batcher.encode(1, slices("small", 2)) == ["small0", "small1"]
+        assert not large.done()
+        assert await large == [f"large{number}" for number in range(200)]
+
+    run(Recorder(), work)
+    first = order.index("small")
+    assert order[first : first + 3] == ["small", "large", "small"]
+
+
+def test_a_request_that_is_given_up_is_not_encoded_to_its_end():
+    seen: list[int] = []
+
+    def slices() -> Iterator[list[int]]:
+        for number in range(1000):
+            seen.append(number)
+            time.sleep(0.002)
+            yield [number]
+
+    async def work(batcher: Batcher) -> None:
+        large = asyncio.create_task(batcher.encode(1, slices()))
+        await asyncio.sleep(0.02)
+        large.cancel()
+        await asyncio.gather(large, return_exceptions=True)
+        stopped = len(seen)
+        await asyncio.sleep(0.05)
+        assert len(seen) <= stopped + 1
+        assert batcher.num_waiting == 0
+
+    run(Recorder(), work)
+    assert 1 < len(seen) < 1000
 
 
 def test_a_batch_that_fails_fails_alone(caplog):

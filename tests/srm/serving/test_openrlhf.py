@@ -66,3 +66,26 @@ def test_an_answer_that_ends_at_once_has_a_reward(serve: Callable[..., str], mod
     alone = model.score_tokens([model.encoder.encode_prompt(PROMPTS[0])], [[model.tokenizer.eos_token_id]]).reward.item()
     assert answer.json()["rewards"] == [pytest.approx(alone, abs=1e-5)]
     assert answer.json()["extra_logs"] == {"num_sentences": [0]}
+
+
+def test_samples_that_are_not_whole_are_scored_and_counted(serve: Callable[..., str], model: SentenceRewardModel, caplog):
+    whole = samples(model)[0]
+    query, prompt = whole["query"][0], whole["prompts"][0]
+    url = serve(max_length=60)
+    bodies = [
+        {"query": [query[17:]], "prompts": [prompt]},
+        {"query": ["It is warm."], "prompts": [prompt]},
+        {"query": [prompt + "It is warm. " * 100], "prompts": [prompt]},
+        {"query": [prompt + "It is warm. " * 1_000_000], "prompts": [prompt]},
+    ]
+    for body in [*bodies, *bodies, whole]:
+        answer = httpx.post(url + "/get_reward", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert len(answer.json()["rewards"]) == 1
+    counts = [line for line in httpx.get(url + "/metrics").text.splitlines() if line.startswith("srm_openrlhf_mended_samples_total")]
+    assert sorted(counts) == [
+        'srm_openrlhf_mended_samples_total{reason="longer than the reward model reads"} 4.0',
+        'srm_openrlhf_mended_samples_total{reason="only the end of the prompt is in the query"} 2.0',
+        'srm_openrlhf_mended_samples_total{reason="the prompt is not in the query"} 2.0',
+    ]
+    assert caplog.text.count("OpenRLHF sent a sample that cannot be scored whole") == 3
