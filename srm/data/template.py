@@ -14,7 +14,7 @@ from srm.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PLAIN_TEMPLATE", "ChatFormat"]
+__all__ = ["PLAIN_TEMPLATE", "QUESTION", "ChatFormat"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ PLAIN_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{{ '\\n' }}{% endif %}"
 )
+QUESTION = "Hello"
+"""The short question of `ChatFormat.question` and `ChatFormat.head`."""
 # A word that no template rewrites, strips or writes itself.
 _PROBE = "Xylophone"
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -37,6 +39,7 @@ class ChatFormat:
 
     head: what it writes before the answer to a short question in a whole conversation.
     behind: what it writes behind that answer.
+    question: what it writes before the answer as a prompt.
     header: what it writes before an answer in a whole conversation and leaves out of its generation prompt. It ends each prompt here, as
         in the conversation; an empty thought does not, because a policy that goes on from the generation prompt does not have it.
 
@@ -55,7 +58,7 @@ class ChatFormat:
         self._bos = self._own_bos() if self._template else []
         self._said: set[str] = set()
         self.header = ""
-        question: list[Message] = [{"role": "user", "content": "Hello"}]
+        question: list[Message] = [{"role": "user", "content": QUESTION}]
         whole = self._render([*question, {"role": "assistant", "content": _PROBE}], add_generation_prompt=False)
         if _PROBE not in whole:
             raise UserError(

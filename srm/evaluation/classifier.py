@@ -22,7 +22,7 @@ from srm.data.messages import response_text
 from srm.data.overlong import length_limit
 from srm.errors import UserError
 from srm.modeling.adapter import merge_adapter, read_adapter
-from srm.modeling.config import positions_of
+from srm.modeling.config import SentenceRewardConfig, positions_of
 from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole, read_config
 from srm.packing import PromptGroup
 from srm.scoring.batching import split_passes
@@ -46,8 +46,10 @@ def is_classifier(name: str) -> bool:
     if (Path(name) / "adapter_config.json").is_file():
         adapter = read_adapter(Path(name))
         return str(adapter.task_type) == "SEQ_CLS" and "head" not in (adapter.modules_to_save or [])
-    architectures = read_config(name, "Check the name and the path.").architectures or []
-    return any(architecture.endswith("ForSequenceClassification") for architecture in architectures)
+    config = read_config(name, "Check the name and the path.")
+    # A reward model of ours has sentences, whichever of its classes saved it.
+    is_ours = config.model_type == SentenceRewardConfig.model_type
+    return not is_ours and any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
 
 
 class ClassifierModel:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 from typing import Any, get_args
 
 from transformers import AutoConfig, PretrainedConfig
@@ -18,6 +20,19 @@ __all__ = ["SentenceRewardConfig", "positions_of"]
 _HEAD_OF_GRANULARITY: dict[str, dict[str, Any]] = {
     "response": {"pooling": "sum", "difference": True, "include_prompt": True},
     "token": {"pooling": "mean", "difference": False, "include_prompt": False},
+}
+# Lies beside each saved config.json: programs that do not import srm load the model with `trust_remote_code=True`.
+_CODE_FILE = "modeling_srm.py"
+_CODE = '''"""The code of this reward model is the package srm-kernels: pip install "srm-kernels[srm]"."""
+
+from srm.modeling import SentenceRewardConfig, SentenceRewardForSequenceClassification, SentenceRewardModel
+
+__all__ = ["SentenceRewardConfig", "SentenceRewardForSequenceClassification", "SentenceRewardModel"]
+'''
+_AUTO_MAP = {
+    "AutoConfig": "modeling_srm.SentenceRewardConfig",
+    "AutoModel": "modeling_srm.SentenceRewardModel",
+    "AutoModelForSequenceClassification": "modeling_srm.SentenceRewardForSequenceClassification",
 }
 _OWN_FIELDS = (
     "granularity",
@@ -63,6 +78,7 @@ class SentenceRewardConfig(PretrainedConfig):
         attention_size: width of the query and the key.
         segmenter: `{"name": "punkt" | "punkt_tab" | "sat" | "newline", ...}`, the arguments of `srm.segmentation.make_segmenter`.
         packing: `shared`, `packed` or `none`; how `score` runs responses unless told otherwise, where the backbone can.
+        pad_token_id: of the tokenizer, for programs that ask for it here.
         **kwargs: fields of `transformers.PretrainedConfig`.
 
     Raises:
@@ -83,6 +99,7 @@ class SentenceRewardConfig(PretrainedConfig):
         attention_size: int = 256,
         segmenter: dict[str, Any] | None = None,
         packing: PackingMode = "shared",
+        pad_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -98,8 +115,30 @@ class SentenceRewardConfig(PretrainedConfig):
         self.attention_size = attention_size
         self.segmenter = dict(segmenter) if segmenter else {"name": "punkt"}
         self.packing = packing
+        self.pad_token_id = pad_token_id
         self._check()
-        super().__init__(**kwargs)
+        # A classifier with one label, whose score is the bare logit.
+        super().__init__(**{"id2label": {0: "reward"}, "label2id": {"reward": 0}, "problem_type": "regression", **kwargs})
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save `config.json`, and beside it a file that imports the model's classes, for programs that do not import `srm`.
+
+        Args:
+            save_directory: the folder; made where there is none.
+            *args: as in `transformers.PretrainedConfig.save_pretrained`.
+            **kwargs: as in `transformers.PretrainedConfig.save_pretrained`.
+        """
+        self.auto_map = dict(_AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        Path(save_directory, _CODE_FILE).write_text(_CODE, encoding="utf-8")
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: transformers calls it for a class from a folder's code, and would then save this module in place of that code.
+
+        Args:
+            auto_class: not used.
+        """
 
     @property
     def hidden_size(self) -> int:

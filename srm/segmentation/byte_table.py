@@ -57,11 +57,15 @@ class ByteTable:
         self._start = np.cumsum(self._length) - self._length
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> ByteTable:
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, *, with_special: bool = False) -> ByteTable:
         """The table of a byte-level (GPT-2, Llama 3, Qwen, SmolLM) or byte-fallback (Llama 2, Mistral, Gemma) tokenizer.
 
         Special tokens write nothing, but for the tags of a thinking block; other added tokens, runs of blanks among them, write what the
         tokenizer's decoder makes of them.
+
+        Args:
+            tokenizer: a fast one.
+            with_special: special tokens write their names, too.
 
         Raises:
             UserError: a slow tokenizer, or one whose tokens do not stand for bytes.
@@ -88,7 +92,8 @@ class ByteTable:
         for token, index in vocabulary.items():
             tokens[index] = to_bytes(token)
         for index, token in added.items():
-            tokens[index] = b"" if token.special and not re.fullmatch(TAG, token.content) else to_bytes(token.content)
+            is_silent = token.special and not with_special and not re.fullmatch(TAG, token.content)
+            tokens[index] = b"" if is_silent else to_bytes(token.content)
         return cls(tokens)
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration
 
 from srm.errors import UserError
 from srm.modeling import SentenceRewardConfig, SentenceRewardModel
@@ -129,6 +129,21 @@ def test_an_adapter_that_is_not_whole_is_one_line(adapter, change, said):
     save_file(change(load_file(adapter / "adapter_model.safetensors")), adapter / "adapter_model.safetensors")
     with pytest.raises(UserError, match=said):
         SentenceRewardModel.from_pretrained(adapter)
+
+
+def test_an_adapter_is_a_sequence_classifier(adapter):
+    # A head of one step is still at zero.
+    saved = load_file(adapter / "adapter_model.safetensors")
+    awake = {name: torch.linspace(-1, 1, weight.numel()).view_as(weight) if "head" in name else weight for name, weight in saved.items()}
+    save_file(awake, adapter / "adapter_model.safetensors")
+    classifier = AutoModelForSequenceClassification.from_pretrained(adapter, num_labels=1)
+    want = SentenceRewardModel.from_pretrained(adapter).score(["Hi"], ["Yes. No."])[0].reward
+    tokenizer = AutoTokenizer.from_pretrained(classifier.config.name_or_path)
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes. No."}]
+    logits = classifier(**tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), return_tensors="pt")).logits
+    assert logits.item() == pytest.approx(want, abs=1e-6)
+    assert want != 0
+    assert classifier.config.pad_token_id is not None
 
 
 def test_an_adapter_loads_through_automodel(adapter):
