@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from srm.data import OverlongPolicy, Prompt, ResponseRow
 from srm.errors import UserError
-from srm.modeling.loading import load_tokenizer
+from srm.modeling.adapter import merge_adapter, read_adapter
+from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole, read_config
 from srm.packing import PromptGroup
 from srm.scoring.batching import split_passes
 from srm.scoring.file import RowSettings, check_resumed, write_scores
@@ -36,11 +38,9 @@ def is_classifier(name: str) -> bool:
         UserError: no configuration could be loaded.
     """
     if (Path(name) / "adapter_config.json").is_file():
-        return False
-    try:
-        architectures = AutoConfig.from_pretrained(name).architectures or []
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: no model could be loaded ({str(error).strip().splitlines()[0]}). Check the name and the path.") from None
+        adapter = read_adapter(Path(name))
+        return str(adapter.task_type) == "SEQ_CLS" and "head" not in (adapter.modules_to_save or [])
+    architectures = read_config(name, "Check the name and the path.").architectures or []
     return any(architecture.endswith("ForSequenceClassification") for architecture in architectures)
 
 
@@ -66,7 +66,7 @@ class ClassifierModel:
                 f"{name}: its tokenizer has no chat template, so there is no telling how it reads a prompt with a response. Save one "
                 "(chat_template.jinja) beside its tokenizer."
             )
-        self.model = AutoModelForSequenceClassification.from_pretrained(name, dtype=dtype).eval().to(device)
+        self.model = _load(name, dtype).eval().to(device)
         if self.model.config.num_labels != 1:
             raise UserError(f"{name}: has {self.model.config.num_labels} outputs, and a reward model has one (num_labels=1).")
         if self.tokenizer.pad_token_id is None:
@@ -74,6 +74,7 @@ class ClassifierModel:
         if self.model.config.pad_token_id is None:
             # The model looks for the last token that is not this one, and reads its reward there.
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        check_tokenizer_fits(name, self.tokenizer, self.model)
         self.tokenizer.padding_side = "right"
 
     def score(
@@ -129,6 +130,18 @@ class ClassifierModel:
     def _run(self, rows: list[list[int]]) -> list[float]:
         batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.model.device)
         return self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()[:, 0].tolist()
+
+
+def _load(name: str, dtype: torch.dtype | str) -> Any:
+    """The classifier at `name`; one with a LoRA adapter, as TRL saves it, merged."""
+    load = AutoModelForSequenceClassification.from_pretrained
+    if not (Path(name) / "adapter_config.json").is_file():
+        return load_whole(load, name, dtype=dtype)[0]
+    adapter = read_adapter(Path(name))
+    # The output layer is the adapter's own, and the model it was trained on need have none.
+    new = adapter.modules_to_save or []
+    base, _ = load_whole(load, str(adapter.base_model_name_or_path), extra_heads=True, new=new, dtype=dtype, num_labels=1)
+    return merge_adapter(base, Path(name))
 
 
 def append_classifier_scores(

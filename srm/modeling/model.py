@@ -23,7 +23,16 @@ from srm.errors import UserError
 from srm.modeling.adapter import load_adapter
 from srm.modeling.alias import resolve_model_name
 from srm.modeling.config import SentenceRewardConfig
-from srm.modeling.loading import add_boundary_token, check_is_reward_model, hub_arguments, load_backbone, load_tokenizer
+from srm.modeling.head_file import check_head, in_float32
+from srm.modeling.loading import (
+    add_boundary_token,
+    check_is_reward_model,
+    check_tokenizer_fits,
+    hub_arguments,
+    load_backbone,
+    load_tokenizer,
+    load_whole,
+)
 from srm.packing import PackedBatch, PackingMode, UnsupportedBackboneError, check_decoder, probe, run_backbone
 from srm.scoring.results import ScoredResponse
 from srm.scoring.stream import RewardStream
@@ -118,11 +127,12 @@ class SentenceRewardModel(PreTrainedModel):
             The model, with its tokenizer.
 
         Raises:
-            UserError: the backbone cannot be loaded, or is a trained reward model already.
+            UserError: the backbone cannot be loaded as a whole, is a trained reward model already, or lacks the tokenizer's pad token.
         """
         path = resolve_model_name(str(model_name_or_path))
         tokenizer = tokenizer or load_tokenizer(path, **hub_arguments(model_kwargs))
         backbone = load_backbone(path, dtype=dtype, **(model_kwargs or {}))
+        check_tokenizer_fits(path, tokenizer, backbone)
         boundary_token = config.get("boundary_token")
         if boundary_token is not None:
             add_boundary_token(boundary_token, tokenizer, backbone)
@@ -145,29 +155,35 @@ class SentenceRewardModel(PreTrainedModel):
             The model in eval mode; with `output_loading_info=True`, the pair that transformers returns.
 
         Raises:
-            UserError: what is there is no reward model.
+            UserError: what is there is no reward model, or not a whole one.
         """
-        path = Path(str(pretrained_model_name_or_path))
-        if (path / "adapter_config.json").is_file():
-            return load_adapter(cls, path, **kwargs)
-        if kwargs.get("config") is None:
-            check_is_reward_model(str(pretrained_model_name_or_path), **hub_arguments(kwargs))
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model, info = loaded if isinstance(loaded, tuple) else (loaded, None)
         name, hub = str(pretrained_model_name_or_path), hub_arguments(kwargs)
+        if (Path(name) / "adapter_config.json").is_file():
+            return load_adapter(cls, Path(name), **kwargs)
+        if kwargs.get("config") is None:
+            check_is_reward_model(name, **hub)
+        wants_info = kwargs.pop("output_loading_info", False)
+        from_files = super().from_pretrained
+        model, info = load_whole(lambda _, **given: from_files(pretrained_model_name_or_path, *args, **given), name, **kwargs)
+        if kwargs.get("state_dict") is None:
+            check_head(model.head, name, **hub)
         # A folder without one still loads, for callers who bring ids; `encoder` says what is missing when text comes.
         if cached_file(name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **hub):
             model.tokenizer = load_tokenizer(name, **hub)
-        return model if info is None else (model, info)  # type: ignore[return-value]  # as PreTrainedModel with output_loading_info
+            check_tokenizer_fits(name, model.tokenizer, model)
+        return (model, info) if wants_info else model  # type: ignore[return-value]  # as PreTrainedModel with output_loading_info
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save weights (safetensors), config and tokenizer, so that the folder is all that `from_pretrained` needs.
+        """Save weights (safetensors; the head in float32), config and tokenizer: the folder is all that `from_pretrained` needs.
 
         Args:
             save_directory: the folder; made where there is none.
             *args: as in `transformers.PreTrainedModel.save_pretrained`.
             **kwargs: as in `transformers.PreTrainedModel.save_pretrained`.
         """
+        # Trainers that compute in 16 bits hand over all weights in 16.
+        if kwargs.get("state_dict") is not None or any(weight.dtype != torch.float32 for weight in self.head.parameters()):
+            kwargs["state_dict"] = in_float32(kwargs.get("state_dict") or self.state_dict())
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.tokenizer is not None and kwargs.get("is_main_process", True):
             self.tokenizer.save_pretrained(save_directory)
@@ -324,5 +340,11 @@ class SentenceRewardModel(PreTrainedModel):
         return self.backbone.get_input_embeddings()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, SentenceRewardHead):
+        # Older releases of transformers call this for what is loaded, too.
+        if isinstance(module, SentenceRewardHead) and not all(_is_loaded(weight) for weight in module.parameters()):
             module.reset_parameters()
+
+
+def _is_loaded(weight: Tensor) -> bool:
+    """Whether `from_pretrained` has taken the weight from a file: this is how it marks those."""
+    return getattr(weight, "_is_hf_initialized", False)

@@ -16,7 +16,7 @@ from srm.packing.batch import PackedBatch
 from srm.packing.errors import UnsupportedBackboneError
 from srm.packing.plan import AttentionPlan
 
-__all__ = ["PackingReport", "enable", "report", "restore", "run_backbone", "unwrap"]
+__all__ = ["PackingReport", "enable", "num_embeddings", "report", "restore", "run_backbone", "unwrap"]
 
 # Attribute on the model that remembers which attention it was loaded with.
 _OWN = "_srm_own_attention"
@@ -69,6 +69,23 @@ def unwrap(backbone: torch.nn.Module) -> PreTrainedModel:
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"expected a transformers PreTrainedModel, or one wrapped by peft or torch.compile, got {type(model).__name__}.")
     return model
+
+
+def num_embeddings(backbone: torch.nn.Module) -> int:
+    """How many token ids a backbone has an embedding for.
+
+    Args:
+        backbone: a transformers model, bare or wrapped by peft or torch.compile.
+
+    Returns:
+        The rows of its embedding: ids are 0 to one less. The tokenizer may know more ids, or fewer.
+
+    Raises:
+        TypeError: no transformers model.
+    """
+    embedding: Any = unwrap(backbone).get_input_embeddings()
+    # The module's own count where it has one: a sharded weight holds only a part of the rows.
+    return int(getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0])
 
 
 def enable(backbone: torch.nn.Module) -> None:

@@ -28,7 +28,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from srm.errors import UserError
 from srm.packing import backends
 from srm.packing.attention import check_arguments, choose_for
-from srm.packing.backbone import own_attention, restore, run_backbone, unwrap
+from srm.packing.backbone import num_embeddings, own_attention, restore, run_backbone, unwrap
 from srm.packing.batch import PromptGroup, ResponseIds
 from srm.packing.errors import UnsupportedBackboneError
 from srm.packing.layout import pack
@@ -76,7 +76,7 @@ def check_decoder(backbone: nn.Module) -> None:
     if model.config.is_encoder_decoder:
         raise _not_a_decoder(model, "it is an encoder-decoder model")
     ids = _draw(model, 2 * _KEPT, seed=3)
-    later = [(token + 1) % _vocabulary(model) for token in ids[_KEPT:]]
+    later = [(token + 1) % num_embeddings(model) for token in ids[_KEPT:]]
     with _undisturbed(backbone, model):
         first, second = (_run_padded(backbone, model, row)[:_KEPT] for row in (ids, ids[:_KEPT] + later))
         # Equal shapes give equal bits, except in mixtures of experts, whose matrix shapes depend on all tokens.
@@ -233,14 +233,8 @@ def _distance(expected: Tensor, actual: Tensor) -> float:
     return float((expected - actual).norm(dim=1).max() / spread)
 
 
-def _vocabulary(model: PreTrainedModel) -> int:
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[0]
-
-
 def _draw(model: PreTrainedModel, count: int, *, seed: int) -> list[int]:
-    return torch.randint(_vocabulary(model), (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.randint(num_embeddings(model), (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def _groups(model: PreTrainedModel) -> list[PromptGroup]:

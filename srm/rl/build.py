@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from srm.data.template import ChatFormat
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
 from srm.modeling.alias import raise_load_error, resolve_model_name
+from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole
 from srm.rl.arguments import RLConfig
 from srm.rl.trainer import RLTrainer
 
@@ -58,14 +60,13 @@ def build_trainer(
     Raises:
         UserError: one of them cannot be loaded, the policy cannot be packed, or prompt and response do not fit into the models.
     """
-    from transformers import AutoTokenizer
-
     name = resolve_model_name(config.model_name_or_path)
     with accelerator.main_process_first():
         reward_model = SentenceRewardModel.from_pretrained(config.reward_model_path, dtype=torch.float32)
         reference = _load_policy(name)
         policy = _load_policy(checkpoint or name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = load_tokenizer(name)
+        check_tokenizer_fits(name, tokenizer, policy)
         prompts = _encode_prompts(config, tokenizer, say)
     _check_lengths(config, policy, reward_model, max(len(ids) for _, ids in prompts))
     say(
@@ -87,11 +88,18 @@ def build_trainer(
 def _load_policy(name: str) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
+    if (Path(name) / "adapter_config.json").is_file():
+        raise UserError(
+            f"{name}: is a LoRA adapter, and srm-rl trains whole models. Merge it into its model first (peft: merge_and_unload)."
+        )
     try:
         # float32 whatever the folder holds: Adam's small steps are lost in bf16 weights.
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise_load_error(name, error)
+        policy, _ = load_whole(AutoModelForCausalLM.from_pretrained, name, dtype=torch.float32)
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise_load_error(name, error.__cause__)
+        raise
+    return policy
 
 
 def _encode_prompts(config: RLConfig, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> list[tuple[Prompt, list[int]]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from srm.errors import UserError
+from srm.modeling.loading import one_line
 from srm.rl.arguments import RLConfig
 from srm.runs.folders import publish_folder, publish_model, rotate, staging, write_whole, writing
 from srm.runs.settings import settings_changes, to_yaml
@@ -27,6 +28,7 @@ LOG = "log.jsonl"
 """One line a step, in the output directory."""
 
 _SETTINGS = "srm_rl.yaml"
+_STATE, _STEP = "training.pt", "trainer_state.json"
 _GO_ON = "Free some, then go on with --resume_from_checkpoint true."
 # These say where and how long, not what is trained.
 _NO_MATTER = ("output_dir", "max_steps", "save_steps", "save_total_limit")
@@ -71,10 +73,8 @@ class RunFolder:
             if self._accelerator.is_main_process:
                 _save_model(staged, policy, tokenizer)
                 head = None if policy.value_head is None else policy.value_head.state_dict()
-                torch.save(
-                    {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "value_head": head}, staged / "training.pt"
-                )
-                (staged / "trainer_state.json").write_text(json.dumps({"global_step": step}) + "\n", encoding="utf-8")
+                torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "value_head": head}, staged / _STATE)
+                (staged / _STEP).write_text(json.dumps({"global_step": step}) + "\n", encoding="utf-8")
             torch.save(_random_state(), staged / f"rng_state_{self._accelerator.process_index}.pth")
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
@@ -98,23 +98,27 @@ class RunFolder:
         """Load what `save_checkpoint` put beside the model, whose weights `policy` has already; returns the step.
 
         Raises:
-            UserError: the checkpoint is another algorithm's, or was written by another number of processes.
+            UserError: the checkpoint is not whole, another algorithm's, or was written by another number of processes.
         """
-        folder = Path(checkpoint)
-        state = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
-        if (state["value_head"] is None) != (policy.value_head is None):
-            raise UserError(f"{checkpoint} was written by the other --algorithm. Resume with the settings in {_SETTINGS} beside it.")
+        folder, own_random = Path(checkpoint), f"rng_state_{self._accelerator.process_index}.pth"
+        for name in (_STATE, own_random, _STEP):
+            if not (folder / name).is_file():
+                raise UserError(f"{checkpoint}: holds no {name}, so the run could not go on as it was. Resume from a whole checkpoint.")
         if len(list(folder.glob("rng_state_*.pth"))) != self._accelerator.num_processes:
             raise UserError(f"{checkpoint} was written by another number of processes. Resume with as many.")
-        if policy.value_head is not None:
-            policy.value_head.load_state_dict(state["value_head"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        random = torch.load(folder / f"rng_state_{self._accelerator.process_index}.pth", map_location="cpu", weights_only=True)
-        torch.set_rng_state(random["cpu"])
-        if torch.cuda.is_available() and random["cuda"] is not None:
-            torch.cuda.set_rng_state(random["cuda"])
-        return int(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+        with one_line(checkpoint, "cannot be resumed", f"Resume from another checkpoint, with the settings in {_SETTINGS} beside it."):
+            state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
+            if (state["value_head"] is None) != (policy.value_head is None):
+                raise UserError(f"{checkpoint} was written by the other --algorithm. Resume with the settings in {_SETTINGS} beside it.")
+            if policy.value_head is not None:
+                policy.value_head.load_state_dict(state["value_head"])
+            optimizer.load_state_dict(state["optimizer"])
+            scheduler.load_state_dict(state["scheduler"])
+            random = torch.load(folder / own_random, map_location="cpu", weights_only=True)
+            torch.set_rng_state(random["cpu"])
+            if torch.cuda.is_available() and random["cuda"] is not None:
+                torch.cuda.set_rng_state(random["cuda"])
+            return int(json.loads((folder / _STEP).read_text(encoding="utf-8"))["global_step"])
 
     def _stage(self, name: str) -> Path:
         staged = staging(self.path) / name

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from srm.errors import UserError
 from srm.modeling import SentenceRewardConfig, SentenceRewardModel
 from srm.modeling.alias import resolve_model_name
+from srm.modeling.loading import hub_arguments, read_config
 from srm.training.lora import add_adapters
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def build_model(arguments: ModelArguments, config: RewardConfig) -> SentenceRewa
     """
     assert arguments.model_name_or_path is not None
     path = resolve_model_name(arguments.model_name_or_path)
-    model = _trained(path, arguments) if _is_trained(path) else _fresh(arguments, config)
+    model = _trained(path, arguments) if _is_trained(path, arguments) else _fresh(arguments, config)
     model.config.packing = config.packing
     if arguments.chat_template_path is not None:
         _set_chat_template(model, arguments.chat_template_path)
@@ -49,14 +50,12 @@ def _set_chat_template(model: SentenceRewardModel, path: str) -> None:
         raise UserError(f"--chat_template_path {path}: cannot be read ({error}). Give a Jinja text file.") from error
 
 
-def _is_trained(path: str) -> bool:
-    from transformers import AutoConfig
-
+def _is_trained(path: str, arguments: ModelArguments) -> bool:
     if (Path(path) / "adapter_config.json").is_file():
         return True
     try:
-        return isinstance(AutoConfig.from_pretrained(path), SentenceRewardConfig)
-    except (OSError, ValueError):
+        return isinstance(read_config(path, "", **hub_arguments(_hub_arguments(arguments))), SentenceRewardConfig)
+    except UserError:
         # Not there, or a model with code of its own: loading it as a backbone says so, or can.
         return False
 

@@ -10,16 +10,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import PreTrainedModel, Trainer, TrainerState
+from transformers.trainer import SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from srm.errors import UserError
+from srm.modeling.adapter import check_adapter
+from srm.modeling.loading import one_line
 from srm.runs.folders import publish_folder, publish_model, recover, rotate, staging, writing
 from srm.training.arguments import RewardConfig
 
 __all__ = ["AtomicSavingTrainer"]
 
+_SETTINGS_OF_THE_RUN = "Resume with the model settings of the run that wrote it (srm_train.yaml in its output directory)."
 _GO_ON = "Free some, then go on with --resume_from_checkpoint true."
 
 
@@ -37,11 +41,39 @@ class AtomicSavingTrainer(Trainer):
     _push_later: str | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As `transformers.Trainer.train`, after cleaning up what a killed run may have left half done."""
+        """As `transformers.Trainer.train`, after cleaning up what a killed run may have left half done.
+
+        Raises:
+            UserError: the checkpoint to resume from lacks a part of where the run stood, which Trainer would begin anew without a word.
+        """
         if self.args.should_save:
             recover(self.args.output_dir)
         self.accelerator.wait_for_everyone()
+        last = get_last_checkpoint(str(self.args.output_dir)) if resume_from_checkpoint is True else resume_from_checkpoint
+        if last:
+            self._check_whole(Path(last))
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _check_whole(self, checkpoint: Path) -> None:
+        one_process = self.args.world_size == 1
+        optimizer = "global_step*" if self.is_deepspeed_enabled else "optimizer*" if self.is_fsdp_enabled else "optimizer.pt"
+        wanted = [
+            (TRAINER_STATE_NAME, "the step"),
+            ("rng_state.pth" if one_process else f"rng_state_{self.args.process_index}.pth", "the random state of this process"),
+            (optimizer, "the optimizer's state"),
+        ]
+        if not self.is_deepspeed_enabled:
+            wanted.append((SCHEDULER_NAME, "the learning rate's schedule"))
+            if self.accelerator.scaler is not None:
+                wanted.append((SCALER_NAME, "the scale of fp16's gradients"))
+        for name, what in wanted:
+            if not any(checkpoint.glob(name)):
+                raise UserError(
+                    f"{checkpoint}: holds no {name}, {what}, so the run could not go on as it was. Resume from a whole checkpoint with as "
+                    "many processes as wrote it, or start a new run from this one's weights with --model_name_or_path."
+                )
+        with _reading(checkpoint):
+            TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model into `output_dir`, from which `SentenceRewardModel.from_pretrained` loads it.
@@ -143,18 +175,53 @@ class AtomicSavingTrainer(Trainer):
             rotate(self.args.output_dir, limit, self._best())
         return output
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # Trainer only warns, and a run without its head, or with the old one, would go on.
-        # Tied weights are saved once.
-        tied = set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())
-        missing, extra = [key for key in load_result.missing_keys if key not in tied][:3], load_result.unexpected_keys[:3]
-        if missing or extra:
-            raise UserError(
-                f"the checkpoint does not fit the model: it lacks {missing} and brings {extra}. "
-                "Resume with the model settings of the run that wrote it (srm_train.yaml in its output directory)."
-            )
-        if load_result.missing_keys and isinstance(self.model, PreTrainedModel):
-            self.model.tie_weights()
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with _reading(resume_from_checkpoint):
+            if not self._load_weights(resume_from_checkpoint):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+                self._check_adapter(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        best = str(self.state.best_model_checkpoint)
+        with _reading(best):
+            if not self._load_weights(best):
+                super()._load_best_model()
+                self._check_adapter(best)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def _load_weights(self, checkpoint: str) -> bool:
+        """Load an unsharded model's weights; False for the others.
+
+        By `from_pretrained`, which knows what Trainer does not: that files may hold weights in another form, such as experts one by one.
+        """
+        model = self.model
+        if not isinstance(model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return False
+        try:
+            with _no_bar():
+                loaded = type(model).from_pretrained(checkpoint, config=model.config, dtype=model.dtype)
+        except UserError as error:
+            raise UserError(f"{error} {_SETTINGS_OF_THE_RUN}") from error
+        model.load_state_dict(loaded.state_dict())
+        return True
+
+    def _check_adapter(self, checkpoint: str) -> None:
+        if hasattr(self.model, "peft_config") and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            check_adapter(self.model, checkpoint)
+
+
+@contextmanager
+def _reading(checkpoint: str | Path | None) -> Iterator[None]:
+    """Turn what a checkpoint that is cut short, or another model's, makes Trainer raise into one line."""
+    with one_line(str(checkpoint), "cannot be resumed", f"Resume from another checkpoint. {_SETTINGS_OF_THE_RUN}"):
+        yield
 
 
 @contextmanager

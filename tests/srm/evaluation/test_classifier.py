@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from srm.errors import UserError
 from srm.evaluation.classifier import ClassifierModel, is_classifier
@@ -102,3 +103,33 @@ def test_a_model_without_a_pad_token(folder: Path) -> None:
     assert model.model.config.pad_token_id == model.tokenizer.eos_token_id
     alone = [model.score([prompt], [response])[0] for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
     assert model.score(PROMPTS, RESPONSES) == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_classifier_is_loaded_whole(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: weight for name, weight in weights.items() if name != "score.weight"}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"1 missing \(score.weight\)"):
+        ClassifierModel(str(folder))
+
+
+def test_an_adapter_of_trl_is_a_classifier(tiny_policy_dir: Path, tmp_path: Path) -> None:
+    """`trl reward --use_peft` saves the adapter and the output layer; the model below is a language model without one."""
+    peft = pytest.importorskip("peft")
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_policy_dir, num_labels=1)
+    base.config.pad_token_id = 0
+    adapted = peft.get_peft_model(base, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], modules_to_save=["score"]))
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            if weight.requires_grad:
+                weight.normal_(std=0.3)
+    adapted.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_policy_dir).save_pretrained(tmp_path)
+    assert is_classifier(str(tmp_path))
+    model = ClassifierModel(str(tmp_path))
+    with torch.no_grad():
+        expected = adapted.eval()(torch.tensor([model._encode("Hi", "There.")])).logits.item()
+    assert model.score(["Hi"], ["There."]) == pytest.approx([expected], abs=1e-5)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    save_file({name: weight for name, weight in weights.items() if "score" not in name}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="the adapter could not be loaded"):
+        ClassifierModel(str(tmp_path))

@@ -145,3 +145,19 @@ def test_a_gradient_that_is_no_number_stops_the_run(
     with pytest.raises(UserError, match=r"gradient's norm became nan at step 1\. Lower --learning_rate"):
         new_trainer(config).train()
     assert not list(Path(config.output_dir).glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("how", ["gone", "cut"])
+@pytest.mark.parametrize("name", ["training.pt", "rng_state_0.pth", "trainer_state.json"])
+def test_a_checkpoint_that_is_not_whole_is_not_resumed(
+    new_config: NewConfig, new_trainer: NewTrainer, tmp_path: Path, name: str, how: str
+) -> None:
+    config = new_config(max_steps=1)
+    new_trainer(config).train()
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    whole = (checkpoint / name).read_bytes()
+    (checkpoint / name).unlink()
+    if how == "cut":
+        (checkpoint / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=f"holds no {name}, so the run" if how == "gone" else r"cannot be resumed \("):
+        new_trainer(config).train(str(checkpoint))

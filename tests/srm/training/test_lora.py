@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from srm.errors import UserError
 from srm.modeling import SentenceRewardConfig, SentenceRewardModel
@@ -95,3 +96,38 @@ def test_named_modules_are_the_only_ones_adapted(new_model):
 def test_unknown_modules_are_named(new_model):
     with pytest.raises(UserError, match=r"no linear layer called 'query'. It has down_proj, gate_proj, k_proj"):
         add_adapters(new_model(), arguments(lora_target_modules=["query"]))
+
+
+@pytest.fixture
+def adapter(new_model, rows, make_trainer, tmp_path):
+    make_trainer(add_adapters(new_model(), arguments()), rows, max_steps=1).save_model()
+    return tmp_path / "run"
+
+
+def first_lora(name: str) -> bool:
+    return name.endswith("layers.0.mlp.down_proj.lora_A.weight")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda saved: {n: w for n, w in saved.items() if not first_lora(n)}, r"1 weights missing \(.*down_proj.lora_A.weight"),
+        (lambda saved: {n: w for n, w in saved.items() if "head" not in n}, r"the adapter could not be loaded"),
+        (lambda saved: {**saved, "base_model.model.backbone.x.lora_A.weight": torch.ones(2)}, r"1 weights without a place in the model"),
+        (lambda saved: {n: w[:1] if first_lora(n) else w for n, w in saved.items()}, r"the adapter could not be loaded"),
+        (lambda saved: {n: w * torch.nan if first_lora(n) else w for n, w in saved.items()}, r"is not the one in the file, or is NaN"),
+    ],
+)
+def test_an_adapter_that_is_not_whole_is_one_line(adapter, change, said):
+    save_file(change(load_file(adapter / "adapter_model.safetensors")), adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=said):
+        SentenceRewardModel.from_pretrained(adapter)
+
+
+def test_an_adapter_loads_through_automodel(adapter):
+    loaded = AutoModel.from_pretrained(adapter, dtype=torch.bfloat16)
+    assert isinstance(loaded, SentenceRewardModel)
+    assert (loaded.backbone.dtype, loaded.head.value.weight.dtype) == (torch.bfloat16, torch.float32)
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"the adapter could not be loaded \(SafetensorError"):
+        AutoModel.from_pretrained(adapter)

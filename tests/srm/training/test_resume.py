@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -169,7 +171,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(new_model, rows, make_trainer, tm
 def test_another_models_checkpoint_is_refused(new_model, rows, make_trainer, tmp_path):
     make_trainer(new_model(), rows, **SETTINGS).train()
     other = make_trainer(new_model(pooling="mean"), rows, **SETTINGS)
-    with pytest.raises(UserError, match=r"the checkpoint does not fit the model: it lacks .* Resume with the model settings"):
+    with pytest.raises(UserError, match=r"4 without a place in the model \(head.key.bias, .* Resume with the model settings"):
         other.train(resume_from_checkpoint=True)
 
 
@@ -182,3 +184,68 @@ def test_checkpoints_go_to_the_hub_from_where_they_end_up(new_model, rows, make_
     monkeypatch.setattr(Trainer, "_finish_current_push", lambda self: None)
     make_trainer(new_model(), rows, push_to_hub=True, max_steps=2, **SETTINGS).train()
     assert pushed == [("checkpoint-2", True)]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_backbone_dir, pairs_file, tmp_path_factory):
+    """What a run leaves after two of four steps."""
+    from srm.data import encode_comparisons, read_comparisons
+    from srm.modeling import SentenceRewardModel
+    from srm.training import RewardConfig, SentenceRewardTrainer
+
+    run = tmp_path_factory.mktemp("run")
+    model = SentenceRewardModel.from_backbone(tiny_backbone_dir, attention_size=8)
+    rows = encode_comparisons(read_comparisons(str(pairs_file)), model.encoder, max_length=200, progress=False)[0]
+    config = RewardConfig(output_dir=str(run), use_cpu=True, disable_tqdm=True, save_steps=2, max_steps=2)
+    SentenceRewardTrainer(model, config, rows).train()
+    return run / "checkpoint-2"
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors"])
+@pytest.mark.parametrize("how", [Path.unlink, cut], ids=["gone", "cut"])
+def test_a_checkpoint_that_is_not_whole_is_not_resumed(new_model, rows, make_trainer, checkpoint, tmp_path, name, how):
+    """Trainer would go on with a new optimizer, schedule or random state, and say nothing."""
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint-2"))
+    how(copy / name)
+    trainer = make_trainer(new_model(), rows, max_steps=4)
+    said = rf"^{re.escape(str(copy))}: (holds no {name}, |cannot be resumed \(|no model could be loaded)"
+    with pytest.raises(UserError, match=said) as error:
+        trainer.train(resume_from_checkpoint=str(copy))
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "deepseek_v3"])
+def test_experts_are_resumed_bit_for_bit(tiny_tokenizer_dir, rows, make_trainer, tmp_path, kind):
+    """Files hold them one by one, the model in one tensor. The best checkpoint is loaded at the end, too."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    from srm.modeling import SentenceRewardModel
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 2, "num_experts_per_tok": 2, "vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": None}
+    routed = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+    latent = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    own = {"qwen3_moe": {"num_experts": 4, "head_dim": 8}, "mixtral": {"num_local_experts": 4}, "deepseek_v3": routed | latent}
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.for_model(kind, **sizes, **own[kind])).save_pretrained(tmp_path / "backbone")
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2, "eval_strategy": "steps", "eval_steps": 2}
+
+    def trainer(name: str, **more):
+        torch.manual_seed(0)
+        model = SentenceRewardModel.from_backbone(tmp_path / "backbone", attention_size=8)
+        return make_trainer(model, rows, eval_dataset=rows[:4], output_dir=str(tmp_path / name), **settings, **more)
+
+    whole = trainer("whole", load_best_model_at_end=True, metric_for_best_model="eval_loss")
+    whole.train()
+    resumed = trainer("resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert "experts.1." in "".join(load_file(tmp_path / "whole" / "checkpoint-4" / "model.safetensors"))
+    assert same_weights(tmp_path / "whole" / "checkpoint-4", tmp_path / "resumed" / "checkpoint-4")
+    best = SentenceRewardModel.from_pretrained(whole.state.best_model_checkpoint).state_dict()
+    assert all(torch.equal(weight, best[name]) for name, weight in whole.model.state_dict().items())

@@ -1,0 +1,77 @@
+"""The reward head in files: always float32, and in memory exactly what the file holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
+
+from srm.errors import UserError
+
+__all__ = ["check_head", "in_float32"]
+
+_HEAD = "head."
+
+
+def in_float32(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state_dict` of a reward model with its head in float32."""
+    return {name: weight.float() if name.startswith(_HEAD) else weight for name, weight in state_dict.items()}
+
+
+def check_head(head: nn.Module, path: str, **hub_arguments: Any) -> None:
+    """Compare the head that was loaded with the files, bit for bit after the cast to its dtype.
+
+    A head that was initialised again gives rewards of zero, or of noise, and no other sign.
+
+    Args:
+        head: of the model that was loaded.
+        path: where from, a folder or a hub name.
+        **hub_arguments: where on the hub.
+
+    Raises:
+        UserError: they differ, or a weight is NaN or infinite.
+    """
+    if is_deepspeed_zero3_enabled() or (is_fsdp_enabled() and int(os.environ.get("LOCAL_RANK", 0))):
+        # This process holds a part of the weights, or waits for the first one to send them.
+        return
+    for name, saved in _saved_head(path, hub_arguments).items():
+        weight = head.get_parameter(name).detach().cpu()
+        if not bool(weight.isfinite().all()):
+            raise UserError(f"{path}: {_HEAD}{name} holds NaN or infinity, so no reward would be a number. Load another checkpoint.")
+        if not torch.equal(weight, saved.to(weight.dtype)):
+            raise UserError(
+                f"{path}: the head in memory is not the one in the file ({_HEAD}{name} differs), so its rewards would mean nothing. "
+                "Please report it with the versions of transformers and torch."
+            )
+
+
+def _saved_head(path: str, hub_arguments: dict[str, Any]) -> dict[str, Tensor]:
+    """The head's weights by their names in the head, from whichever files transformers reads."""
+
+    def find(name: str) -> str | None:
+        return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub_arguments)
+
+    for whole, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+        if file := find(whole):
+            return _read(file)
+        if file := find(index):
+            with open(file, encoding="utf-8") as opened:
+                shards = {shard for key, shard in json.load(opened)["weight_map"].items() if key.startswith(_HEAD)}
+            return {name: weight for shard in sorted(shards) for name, weight in _read(str(find(shard))).items()}
+    return {}
+
+
+def _read(file: str) -> dict[str, Tensor]:
+    if file.endswith(".safetensors"):
+        from safetensors import safe_open
+
+        with safe_open(file, framework="pt") as opened:
+            return {key.removeprefix(_HEAD): opened.get_tensor(key) for key in opened.keys() if key.startswith(_HEAD)}  # noqa: SIM118
+    weights = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    return {key.removeprefix(_HEAD): weight for key, weight in weights.items() if key.startswith(_HEAD)}
