@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import deepspeed
 
 from srm.errors import UserError
 from srm.extras import name_the_extra
@@ -28,6 +29,7 @@ __all__ = [
     "load_whole",
     "one_line",
     "read_config",
+    "unsharded",
 ]
 
 _COPY_AGAIN = "Weights and config.json must be whole and of one model: copy or download the folder again."
@@ -148,6 +150,22 @@ def one_line(path: str, what: str, way_out: str) -> Iterator[None]:
                 "Where you trust it, srm-train takes --trust_remote_code and from_pretrained takes trust_remote_code=True."
             ) from error
         raise UserError(f"{path}: {what} ({_first_line(error)}). {way_out}") from error
+
+
+@contextmanager
+def unsharded() -> Iterator[None]:
+    """Build models whole in every process, also where settings for DeepSpeed's ZeRO-3 are active.
+
+    transformers would share the weights out while it reads them, in steps that all processes take together. But packing is proved, and
+    the head compared with its file, on a whole model, and one process may load before the others. DeepSpeed shards it when training begins.
+    """
+    # transformers has a way to set and to forget the settings, and none to ask for them.
+    active = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = active
 
 
 @contextmanager

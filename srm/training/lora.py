@@ -11,6 +11,7 @@ from torch import nn
 from srm.errors import UserError
 from srm.extras import name_the_extra
 from srm.modeling import SentenceRewardModel
+from srm.modeling.loading import unsharded
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["add_adapters"]
 
 
+@unsharded()
 def add_adapters(model: SentenceRewardModel, arguments: ModelArguments) -> PeftModel:
     """`model` with LoRA adapters on linear layers of its backbone; only they, the head and a new boundary token's row are trained.
 

@@ -18,7 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from srm.data import EncodedComparison, PairCollator
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
-from srm.training.accelerate_setup import compile_backbone, keep_rewards_in_float32
+from srm.training.accelerate_setup import compile_backbone, float32_weights, keep_rewards_in_float32, settle_deepspeed
 from srm.training.arguments import RewardConfig
 from srm.training.credit_watch import CreditWatch
 from srm.training.loss_check import LossGuard
@@ -86,6 +86,7 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
             optimizers=optimizers,
         )
         keep_rewards_in_float32(self.accelerator)
+        settle_deepspeed(self.accelerator, args.max_grad_norm)
         self.compiled_with = compile_backbone(
             self.accelerator, self.reward_model.backbone, backend=args.torch_compile_backend, mode=args.torch_compile_mode
         )
@@ -311,6 +312,10 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         self._window_start += time.perf_counter() - started
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.is_deepspeed_enabled:
+            # `state_dict` has the head as rounded as the rest, on the process that saves.
+            head = float32_weights((name, weight) for name, weight in self.model.named_parameters() if not _is_backbone(name))
+            state_dict = state_dict and {**state_dict, **head}
         super()._save(output_dir, state_dict)
         if self.model is not self.reward_model and self.args.should_save and hasattr(self.model, "peft_config"):
             # peft saves the adapter alone; our config says what model it belongs to.
