@@ -245,10 +245,17 @@ def _text_rows(prompts: Sequence[Prompt], responses: Sequence[str] | Sequence[Se
     if len({isinstance(entry, str) for entry in responses}) > 1:
         raise ValueError("Client.score: `responses` mixes strings and lists; use one form for all.")
     return [
-        {"prompt": prompt, "response": response}
+        {"prompt": prompt, "response": response, **_settings_of(prompt)}
         for prompt, answers in zip(prompts, responses, strict=True)
         for response in ([answers] if isinstance(answers, str) else answers)
     ]
+
+
+def _settings_of(prompt: Prompt) -> dict[str, Any]:
+    """What a `srm.data.Conversation` gives to the chat template; the client runs where that cannot be imported."""
+    settings = dict(getattr(prompt, "settings", {}))
+    tools = settings.pop("tools", None)
+    return {**({"tools": tools} if tools else {}), **({"chat_template_kwargs": settings} if settings else {})}
 
 
 def _texts_of(
@@ -280,6 +287,7 @@ def _tokens_of(rewards: list[dict[str, Any]], response_ids: Sequence[Sequence[in
 
     ends = [[sentence["end"] - 1 for sentence in row["sentences"]] for row in rewards]
     counts = [0, *(1 + len(row) for row in ends)]
+    opening = [row["sentences"][0]["start"] if row["sentences"] else 0 for row in rewards]
     return ScoredTokens(
         reward=torch.tensor([row["reward"] for row in rewards]),
         sentence_reward=torch.tensor([r for row in rewards for r in (row["prompt_reward"], *_each(row, "reward"))]),
@@ -289,6 +297,7 @@ def _tokens_of(rewards: list[dict[str, Any]], response_ids: Sequence[Sequence[in
         # The text of a response ends with its last sentence.
         lengths=torch.tensor([row[-1] + 1 if row else 0 for row in ends], dtype=torch.int64),
         width=max(map(len, response_ids), default=0),
+        opening=torch.tensor(opening) if any(opening) else None,
     )
 
 

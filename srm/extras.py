@@ -20,6 +20,7 @@ EXTRAS = {
     "numpy": "srm",
     "pyarrow": "srm",
     "rich": "srm",
+    "safetensors": "srm",
     "tokenizers": "srm",
     "transformers": "srm",
     "yaml": "srm",

@@ -91,8 +91,18 @@ def demo(settings: DemoSettings, console: Console) -> GeneratedResult:
     """Generate pairs, train, measure before and after on held-out pairs, show one, and save model and report.
 
     Raises:
-        UserError: a model that cannot be loaded, or an output folder that holds something else.
+        UserError: a model that cannot be loaded, or an output folder that holds something else or that another run writes into.
     """
+    from srm.runs.lock import hold
+    from srm.runs.places import check_folder
+
+    models = {"--model_name_or_path": settings.model_name_or_path}
+    check_folder("--output_dir", settings.output_dir, data={}, models=models, whole=True)
+    with hold(settings.output_dir):
+        return _demo(settings, console)
+
+
+def _demo(settings: DemoSettings, console: Console) -> GeneratedResult:
     folder = _claim(settings)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     started = time.perf_counter()
@@ -126,12 +136,11 @@ def demo(settings: DemoSettings, console: Console) -> GeneratedResult:
 
 
 def _claim(settings: DemoSettings) -> Path:
+    from srm.runs.lock import lock_file
+
     folder = settings.output_dir
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"--output_dir {folder} is a file. Name a folder.") from error
-    if any(folder.iterdir()) and not (folder / _MARKER).is_file():
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(path != lock_file(folder) for path in folder.iterdir()) and not (folder / _MARKER).is_file():
         raise UserError(f"--output_dir {folder} is not empty and was not written by the demo. Name another folder, or empty this one.")
     (folder / _MARKER).write_text(json.dumps({"settings": _plain(settings)}, indent=2) + "\n", encoding="utf-8")
     return folder
@@ -222,7 +231,9 @@ def _train(model: SentenceRewardModel, config: RewardConfig, folder: Path, conso
 
     # Through the same reader as a user's own file.
     comparisons = read_comparisons(str(folder / "train.jsonl"))
-    rows, _ = encode_comparisons(comparisons, model.encoder, max_length=config.max_length, progress=False)
+    rows, _ = encode_comparisons(
+        comparisons, model.encoder, max_length=config.max_length, positions=model.config.max_positions, progress=False
+    )
     with ProgressBar(console) as bar:
         trainer = SentenceRewardTrainer(model, config, train_dataset=rows, callbacks=[bar])
         trainer.remove_callback(PrinterCallback)

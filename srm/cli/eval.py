@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+# Says that the results in a folder are ours, so that the next run may replace them.
+_RECORD = "srm_eval.json"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `srm-eval`."""
@@ -69,14 +72,53 @@ def _evaluate(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
     from rich.console import Console
 
+    from srm.runs.lock import hold
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("runs as one process. Score with several by srm-score, or start one srm-eval a model, each with its --output_dir.")
+    names = _short_names(arguments.model)
+    outputs = {name: arguments.output_dir / "scores" / f"{_file_name(name)}.jsonl" for name in names}
+    files = _check_places(arguments, outputs)
+    with hold(arguments.output_dir):
+        _claim(arguments, files)
+        _evaluate_suite(names, outputs, arguments, Console(stderr=True))
+
+
+def _check_places(arguments: argparse.Namespace, outputs: Mapping[str, Path]) -> list[Path]:
+    """The files that will be written, none of which may be one that is read."""
+    from srm.runs.places import check_files, check_folder
+    from srm.scoring.file import meta_path
+
+    folder = arguments.output_dir
+    pages = [folder / f"{_file_name(name)}.html" for name in outputs] if arguments.html else []
+    results = [folder / name for name in ("responses.jsonl", "results.json", "results.csv", "results.png")]
+    files = [*results, *pages, *outputs.values(), *map(meta_path, outputs.values())]
+    read = {"data": {"--suite": arguments.suite}, "models": {f"--model {name}": name for name in arguments.model}}
+    check_folder("--output_dir", folder, **read, whole=False)
+    check_files({f"--output_dir: {path.relative_to(folder)}": path for path in [*files, folder / _RECORD]}, **read)
+    return files
+
+
+def _claim(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
+    """Leave a record in the folder, which says that these files are ours, and so may be written anew."""
+    from srm.runs.folders import write_whole
+
+    record = arguments.output_dir / _RECORD
+    foreign = [path for path in files if path.exists()]
+    if foreign and not record.exists() and not arguments.overwrite:
+        raise UserError(f"{foreign[0]}: exists and was not written by srm-eval. Choose another --output_dir, or pass --overwrite.")
+    write_whole(record, json.dumps({"suite": arguments.suite, "models": arguments.model}, indent=2) + "\n")
+
+
+def _file_name(name: str) -> str:
+    return name.replace("/", "--")
+
+
+def _evaluate_suite(names: Mapping[str, str], outputs: Mapping[str, Path], arguments: argparse.Namespace, console: Console) -> None:
     from srm.evaluation.score_suite import write_responses
     from srm.evaluation.spans import has_spans, read_spans
     from srm.evaluation.suites import HUB_SUITES, read_suite
 
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("runs as one process. Score with several by srm-score, or start one srm-eval a model, each with its --output_dir.")
-    console = Console(stderr=True)
-    names = _short_names(arguments.model)
     reading = {"split": arguments.split, "max_rows": arguments.max_pairs, "skip_bad_rows": arguments.skip_bad_rows}
     suite: Suite | None = None
     spans: list[SpanRow] = []
@@ -91,9 +133,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     if arguments.overwrite:
         responses.unlink(missing_ok=True)
     total = write_responses(rows, responses)
-    outputs = {}
     for name, model in names.items():
-        outputs[name] = arguments.output_dir / "scores" / f"{name.replace('/', '--')}.jsonl"
         _score(model, name, responses, outputs[name], total, arguments, console)
     if suite is not None:
         _report_suite(suite, outputs, arguments, console)
@@ -129,23 +169,26 @@ def _score(model_name: str, name: str, responses: Path, output: Path, total: int
     from rich.progress import Progress
 
     from srm.evaluation.score_suite import score_responses
-    from srm.scoring.file import RowSettings
+    from srm.scoring.file import RowSettings, check_output
 
-    model = _load(model_name, arguments)
+    digest = hashlib.sha256(responses.read_bytes()).hexdigest()
+    identity = model_identity(model_name, f"sha256:{digest}", arguments)
     settings = RowSettings(
         overlong=arguments.overlong,
         max_length=arguments.max_length,
         packing=arguments.packing,
         tokens_per_batch=arguments.tokens_per_batch,
     )
-    digest = hashlib.sha256(responses.read_bytes()).hexdigest()
+    if not arguments.overwrite:
+        check_output(output, identity | settings.decisive())
+    model = _load(model_name, arguments)
     with Progress(*progress_columns(f"Scoring {name}"), console=console) as progress:
         task = progress.add_task("", total=total)
         score_responses(
             model,
             responses,
             output,
-            identity=model_identity(model_name, f"sha256:{digest}", arguments),
+            identity=identity,
             settings=settings,
             overwrite=arguments.overwrite,
             on_scored=lambda count: progress.advance(task, count),
@@ -212,7 +255,10 @@ def _write(
 
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
     folder = arguments.output_dir
-    write_whole(folder / "results.json", json.dumps(_without_nan({**numbers, "settings": settings}), indent=2, ensure_ascii=False) + "\n")
+    write_whole(
+        folder / "results.json",
+        json.dumps(_without_nan({**numbers, "settings": settings}), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+    )
     write_whole(folder / "results.csv", table)
     if figure is not None:
         (folder / "results.png").write_bytes(figure)
@@ -243,7 +289,7 @@ def _write_page(
         )
     plots = [] if figure is None else [("Results", "The tables on this page hold the same numbers.", figure, "image/png")]
     title = f"{name} on {Path(arguments.suite).name}"
-    write_html(arguments.output_dir / f"{name.replace('/', '--')}.html", pairs, title=title, tables=tables, plots=plots)
+    write_html(arguments.output_dir / f"{_file_name(name)}.html", pairs, title=title, tables=tables, plots=plots)
 
 
 def _has_matplotlib(console: Console) -> bool:

@@ -37,13 +37,24 @@ def train(argv: Sequence[str]) -> None:
     config = parse_rl_config(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
+    from srm.rl.build import make_accelerator
+    from srm.runs.lock import hold_together
+    from srm.runs.places import check_folder
+
+    models = {"--model_name_or_path": config.model_name_or_path, "--reward_model_path": config.reward_model_path}
+    check_folder("--output_dir", config.output_dir, data={"--dataset_name": config.dataset_name}, models=models, whole=True)
+    accelerator = make_accelerator(config)
+    with hold_together(config.output_dir, writes=accelerator.is_main_process):
+        _train(config, accelerator)
+
+
+def _train(config: RLConfig, accelerator: Accelerator) -> None:
     from rich.console import Console
 
     from srm.cli.progress import StepBar
     from srm.memory import keep_freed_memory
-    from srm.rl.build import build_trainer, make_accelerator
+    from srm.rl.build import build_trainer
 
-    accelerator = make_accelerator(config)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     console = Console(quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)

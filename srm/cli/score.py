@@ -56,19 +56,28 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _score(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
     from rich.console import Console
+
+    from srm.runs.lock import hold
+
+    process, num_processes = _place()
+    _check_places(arguments)
+    # From before the first look at what is there until the last one.
+    with hold(arguments.output, rank=process, num_ranks=num_processes):
+        _score_input(arguments, process, num_processes, Console(stderr=True))
+
+
+def _score_input(arguments: argparse.Namespace, process: int, num_processes: int, console: Console) -> None:
+    from rich.console import Console
     from rich.progress import Progress
 
     from srm.data import read_responses
-    from srm.scoring.file import RowSettings, score_file
+    from srm.scoring.file import RowSettings, check_output, score_file
     from srm.scoring.parts import parts_folder, score_parts
 
-    console = Console(stderr=True)
-    process, num_processes = _place()
     # A first pass finds bad rows before hours are spent, and tells the progress bar how long it is.
     total = sum(1 for _ in read_responses(arguments.input, split=arguments.split, skip_bad_rows=arguments.skip_bad_rows))
     _check_views(arguments, total)
     _check_overwrite(arguments, num_processes)
-    model = load_model(arguments.model, arguments)
     settings = RowSettings(
         overlong=arguments.overlong,
         max_length=arguments.max_length,
@@ -76,6 +85,9 @@ def _score(argv: Sequence[str]) -> None:
         tokens_per_batch=arguments.tokens_per_batch,
     )
     identity = model_identity(arguments.model, arguments.input, arguments)
+    if not arguments.overwrite:
+        check_output(arguments.output, identity | settings.decisive())
+    model = load_model(arguments.model, arguments)
     common: dict[str, Any] = {
         "split": arguments.split,
         "identity": identity,
@@ -107,7 +119,23 @@ def _score(argv: Sequence[str]) -> None:
 
 def _place() -> tuple[int, int]:
     """Which process this is, and of how many, as accelerate launch and torchrun tell."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
+        raise UserError(
+            f"the environment says RANK={rank} of WORLD_SIZE={count}. Start it with accelerate launch or torchrun, or unset them."
+        )
+    return int(rank), int(count)
+
+
+def _check_places(arguments: argparse.Namespace) -> None:
+    from srm.runs.places import check_files
+    from srm.scoring.file import meta_path
+    from srm.views.page import is_page
+
+    written = {"--output": arguments.output, "--html": arguments.html, "the record beside --output": meta_path(arguments.output)}
+    check_files(written, data={"--input": arguments.input}, models={"--model": arguments.model})
+    if arguments.html and arguments.html.exists() and not is_page(arguments.html) and not arguments.overwrite:
+        raise UserError(f"--html {arguments.html}: exists and is no page of srm-score. Choose another, or pass --overwrite to replace it.")
 
 
 def _check_views(arguments: argparse.Namespace, total: int) -> None:

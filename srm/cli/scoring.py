@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,10 @@ if TYPE_CHECKING:
 
     from srm import SentenceRewardModel
 
-__all__ = ["add_scoring_options", "device_of", "load_model", "model_identity", "progress_columns", "weights_of"]
+__all__ = ["add_scoring_options", "device_of", "load_model", "model_identity", "progress_columns"]
 
-# What the scores depend on, apart from the model. Batch size, packing and device are left out: they only round differently.
-_DECISIVE = ("split", "max_length", "overlong", "dtype", "skip_bad_rows")
+# What the scores depend on, apart from the model and `RowSettings.decisive`. Device and batch size only round differently.
+_DECISIVE = ("split", "dtype", "skip_bad_rows")
 
 
 def add_scoring_options(parser: argparse.ArgumentParser) -> None:
@@ -64,18 +65,37 @@ def load_model(name: str, arguments: argparse.Namespace) -> SentenceRewardModel:
 
 
 def model_identity(name: str, source: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the scores of the model `name` on `source` depend on."""
+    """What the scores of the model `name` on `source` depend on. Ask before the model is loaded: what is hashed is what is loaded then."""
     model = Path(name)
-    return {
-        "model": str(model.resolve()) if model.is_dir() else name,
-        "weights": weights_of(model) if model.is_dir() else {},
-        "input": source,
-    } | {option: getattr(arguments, option) for option in _DECISIVE}
+    identity = {"model": str(model.resolve()) if model.is_dir() else name, "input": source}
+    return identity | _contents(name) | {option: getattr(arguments, option) for option in _DECISIVE}
 
 
-def weights_of(model: Path) -> dict[str, list[int]]:
-    """Size and time of each file of weights in the folder, to notice that another model took its place."""
-    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(model.glob("*.safetensors"))}
+def _contents(name: str, what: str = "model's") -> dict[str, str | None]:
+    """The files of a model, and of the one that an adapter belongs to; of a model on the hub, its commit."""
+    from transformers import PreTrainedConfig
+
+    from srm.modeling.alias import resolve_model_name
+    from srm.runs.model_files import hash_model_files
+
+    folder = Path(resolve_model_name(name))
+    if folder.is_dir():
+        contents: dict[str, str | None] = {f"{what} {file}": digest for file, digest in hash_model_files(folder).items()}
+        return contents | _contents_of_base(folder)
+    try:
+        return {f"{what} commit": PreTrainedConfig.get_config_dict(str(folder))[0].get("_commit_hash")}
+    except (OSError, ValueError):
+        # Whoever loads it says what is wrong.
+        return {}
+
+
+def _contents_of_base(folder: Path) -> dict[str, str | None]:
+    """Of the model that the adapter in `folder` belongs to, if there is an adapter."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return _contents(base, "base model's") if isinstance(base, str) and Path(base).resolve() != folder.resolve() else {}
 
 
 def progress_columns(title: str) -> tuple[ProgressColumn, ...]:

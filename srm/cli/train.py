@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from srm.data import EncodedComparison
     from srm.modeling import SentenceRewardModel
-    from srm.training import DataArguments, RewardConfig
+    from srm.training import DataArguments, ModelArguments, RewardConfig
 
 __all__ = ["main"]
 
@@ -36,10 +36,20 @@ def train(argv: Sequence[str]) -> None:
     Raises:
         UserError: settings, data or a run that the user has to mend.
     """
+    from srm.runs.lock import hold_together
+    from srm.runs.places import check_folder
     from srm.training.arguments import parse_arguments
 
     model_arguments, data_arguments, config = parse_arguments(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    data = {"--dataset_name": data_arguments.dataset_name, "--eval_dataset_name": data_arguments.eval_dataset_name}
+    models = {"--model_name_or_path": model_arguments.model_name_or_path, "--chat_template_path": model_arguments.chat_template_path}
+    check_folder("--output_dir", config.output_dir, data=data, models=models, whole=True)
+    with hold_together(config.output_dir, writes=config.should_save):
+        _train(model_arguments, data_arguments, config)
+
+
+def _train(model_arguments: ModelArguments, data_arguments: DataArguments, config: RewardConfig) -> None:
     say = print if config.process_index == 0 else lambda *_: None
     _warn_of_lone_process()
     checkpoint = _settle_output_dir(config)
@@ -78,6 +88,7 @@ def train(argv: Sequence[str]) -> None:
         eval_dataset=eval_rows,
         callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
     )
+    trainer.data_name = data_arguments.dataset_name
     compiled = f"; the backbone compiled with {trainer.compiled_with}" if trainer.compiled_with else ""
     say(_model_line(trainer.model) + compiled)
     say(_packing_line(config, reward_model_of(model), train_rows))
@@ -133,7 +144,6 @@ def _rows(data: DataArguments, config: RewardConfig, model: SentenceRewardModel,
     from transformers.trainer_utils import IntervalStrategy
 
     from srm.data import encode_comparisons, read_comparisons
-    from srm.training.build import positions_limit
 
     source = (evaluation and data.eval_dataset_name) or data.dataset_name
     assert source is not None
@@ -155,7 +165,8 @@ def _rows(data: DataArguments, config: RewardConfig, model: SentenceRewardModel,
     rows, report = encode_comparisons(
         comparisons,
         model.encoder,
-        max_length=positions_limit(model, config.max_length),
+        max_length=config.max_length,
+        positions=model.config.max_positions,
         overlong=config.overlong,
         progress=None if config.process_index == 0 and not config.disable_tqdm else False,
     )

@@ -6,12 +6,13 @@ from srm.data.encode import EncodedResponse, ResponseEncoder
 from srm.data.overlong import EncodedComparison, OverlongPolicy, OverlongReport
 from srm.data.read import read_comparisons, read_prompts, read_responses
 from srm.data.rows import parse_row
-from srm.data.schema import Comparison, Message, Prompt, Response, ResponseRow
+from srm.data.schema import Comparison, Conversation, Message, Prompt, Response, ResponseRow
 from srm.data.template import PLAIN_TEMPLATE
 
 __all__ = [
     "PLAIN_TEMPLATE",
     "Comparison",
+    "Conversation",
     "EncodedComparison",
     "EncodedResponse",
     "Message",

@@ -13,7 +13,7 @@ import numpy as np
 
 from srm.data.encode import ResponseEncoder
 from srm.data.messages import response_text
-from srm.data.overlong import EncodedComparison, OverlongPolicy, OverlongReport, shorten
+from srm.data.overlong import EncodedComparison, OverlongPolicy, OverlongReport, length_limit, shorten, way_out
 from srm.data.schema import Comparison, RowProblem
 from srm.errors import UserError
 from srm.packing import ResponseIds
@@ -30,6 +30,7 @@ def encode_comparisons(
     encoder: ResponseEncoder,
     *,
     max_length: int | None,
+    positions: int | None = None,
     overlong: OverlongPolicy = "drop",
     progress: bool | None = None,
 ) -> tuple[list[EncodedComparison], OverlongReport]:
@@ -39,6 +40,7 @@ def encode_comparisons(
         comparisons: from `read_comparisons`.
         encoder: the model's, `model.encoder`.
         max_length: limit on the tokens of prompt + response, for each response; None for no limit.
+        positions: what the model can read, `model.config.max_positions`; a higher `max_length` counts as this.
         overlong: what happens to a longer row: `drop`, `truncate_prompt`, `truncate_response` or `error`; see `overlong.shorten`.
         progress: draw a progress bar on stderr. None: where stderr is a terminal.
 
@@ -53,6 +55,7 @@ def encode_comparisons(
         raise ValueError(f"encode_comparisons: `overlong` must be one of {', '.join(get_args(OverlongPolicy))}, got {overlong!r}.")
     if max_length is not None and max_length < 2:
         raise ValueError(f"encode_comparisons: `max_length` must be at least 2 (a prompt token and a response token), got {max_length}.")
+    limit = length_limit(max_length, positions)
     kept: list[EncodedComparison] = []
     reasons: Counter[str] = Counter()
     longest = 0
@@ -62,14 +65,14 @@ def encode_comparisons(
             batch = memory.encode(comparisons[start : start + _BATCH])
             for row in batch:
                 longest = max(longest, row.longest)
-                result = shorten(row, max_length=max_length, policy=overlong, num_closing=len(encoder.boundary_ids))
+                result = shorten(row, max_length=max_length, positions=positions, policy=overlong, num_closing=len(encoder.boundary_ids))
                 reasons[result.reason] += 1
                 if result.row is not None:
                     kept.append(result.row)
             advance(len(batch))
     report = OverlongReport(
         policy=overlong,
-        max_length=max_length,
+        max_length=limit,
         rows=len(comparisons),
         overlong=len(comparisons) - reasons["fits"],
         dropped=reasons["dropped"],
@@ -78,7 +81,7 @@ def encode_comparisons(
         longest=longest,
     )
     if comparisons and not kept:
-        raise UserError(f"no row is left: {report}. Raise --max_length, or choose another --overlong.")
+        raise UserError(f"no row is left: {report}. {way_out(limit, positions, 'or choose another --overlong.')}")
     return kept, report
 
 
@@ -126,7 +129,9 @@ class _Memory:
             raise
         for text, response in zip(new, encoded, strict=True):
             # Without its text, which nobody asks for again.
-            self._responses[text] = ResponseIds(ids=_shared(response.ids), sentence_ends=_shared(response.sentence_ends))
+            self._responses[text] = ResponseIds(
+                ids=_shared(response.ids), sentence_ends=_shared(response.sentence_ends), opening=response.opening
+            )
 
 
 def _shared(array: IntArray) -> IntArray:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from typing_extensions import Self
 
-from srm.data.messages import response_text
+from srm.data.answers import AnswerTokens
+from srm.data.messages import check_prompt, response_text
 from srm.data.schema import Prompt, Response, RowProblem
 from srm.data.template import ChatFormat
 from srm.errors import UserError
 from srm.packing import ResponseIds
 from srm.packing.batch import IntArray
 from srm.segmentation import Segmenter, Span, TokenSegmenter, sentence_ends_from_offsets
+from srm.segmentation.tokens import opening_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +33,7 @@ class EncodedResponse(ResponseIds):
     Attributes:
         ids: int32 [tokens], with the boundary token after each sentence where there is one.
         sentence_ends: int32 [sentences], index into `ids` of each sentence's boundary.
+        opening: how many of the first ids belong to no sentence, with their boundary token where there is one.
         spans: the sentences' characters in `text`, one for each end.
         text: the response.
     """
@@ -51,23 +55,33 @@ class ResponseEncoder:
     """Turns prompts and responses into what the model reads, the same way in training and in scoring.
 
     A prompt goes through the tokenizer's chat template, up to where the answer begins. A response is tokenised by itself, as a policy that
-    continues the prompt produces it. No end-of-turn token follows: the last boundary is to be a token of the same kind as the others, or
-    what the head learns at the end of a response says nothing about the sentences before it (docs/decisions.md).
+    continues the prompt produces it. No end-of-turn token follows, and one that a response brings is left out: the last boundary is to be
+    a token of the same kind as the others, or what the head learns at the end of a response says nothing about the sentences before it
+    (docs/decisions.md).
 
     Args:
         tokenizer: a fast one.
         segmenter: from `srm.segmentation.make_segmenter`.
         boundary_token: None, or a special token of the tokenizer that is put after the prompt and after each sentence and is the boundary
             in place of the sentence's last token.
+        listed_ends: ids that the model's configuration names as end tokens, beside those of the tokenizer and its template.
 
     Raises:
         UserError: a slow tokenizer, a template that does not write responses as they are, or a boundary token that the tokenizer lacks.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, segmenter: Segmenter, *, boundary_token: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        segmenter: Segmenter,
+        *,
+        boundary_token: str | None = None,
+        listed_ends: Iterable[int] = (),
+    ) -> None:
         self.tokenizer = tokenizer
         self.segmenter = segmenter
         self.format = ChatFormat(tokenizer)
+        self.answers = AnswerTokens(tokenizer, self.format, listed_ends)
         self._token_segmenter: tuple[PreTrainedTokenizerBase, TokenSegmenter] | None = None
         self.boundary_ids = [] if boundary_token is None else [_token_id(tokenizer, boundary_token)]
 
@@ -81,9 +95,14 @@ class ResponseEncoder:
         """Tokens of `prompt`, at least one: its last one is the first boundary.
 
         Raises:
-            UserError: the chat template refuses the messages.
+            UserError: the prompt is empty, ends with the assistant's words, holds more than text, or the chat template refuses it.
         """
-        return self.encode_prompts([self.format.render(prompt)])[0]
+        return self.encode_prompts([self.render(prompt)])[0]
+
+    def render(self, prompt: Prompt) -> str:
+        """The text of `prompt` in any form that a file may hold, for `encode_prompts`. Raises as `encode_prompt`."""
+        with _as_user_error():
+            return self.format.render(check_prompt(prompt))
 
     def encode_prompts(self, rendered: list[str]) -> list[list[int]]:
         """Tokens of prompts that `format.render` has written, as a batch."""
@@ -108,45 +127,51 @@ class ResponseEncoder:
 
     def encode_responses(self, responses: Sequence[Response]) -> list[EncodedResponse]:
         """Tokens and sentences of `responses`, as a batch: several times faster than one by one. Raises as `encode_response`."""
-        try:
-            texts = [response_text(response, "response") for response in responses]
-        except RowProblem as problem:
-            raise UserError(f"{problem}. {problem.fix}.") from None
+        with _as_user_error():
+            texts = [self.answers.without_end(response_text(response, "response")) for response in responses]
+            for text in texts:
+                response_text(text, "response")
         if not texts:
             return []
-        lead = self.format.lead
-        batch = self.tokenizer(
-            [lead + text for text in texts],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        rows = zip(texts, batch["input_ids"], batch["offset_mapping"], self.segmenter.segment_batch(texts), strict=True)
-        return [self._encode(*row) for row in rows]
+        rows = zip(texts, self.answers.encode(texts), self.segmenter.segment_batch(texts), strict=True)
+        return [self._encode(text, ids, offsets, spans) for text, (ids, offsets), spans in rows]
 
     def _encode(self, text: str, ids: list[int], offsets: list[tuple[int, int]], spans: list[Span]) -> EncodedResponse:
-        if lead := len(self.format.lead):
-            offsets = [(max(start - lead, 0), max(end - lead, 0)) for start, end in offsets]
         if not ids:
             raise UserError(f"the tokenizer makes no token of the response {text[:40]!r}. Fix or delete the row.")
-        ends, spans = sentence_ends_from_offsets(spans, offsets, text=text)
-        marked, marks = self.with_boundaries(np.array(ids, dtype=np.int32), np.array(ends, dtype=np.int32))
-        return EncodedResponse(ids=marked, sentence_ends=marks, spans=spans, text=text)
+        opening = opening_tokens(spans, offsets, text)
+        ends, spans = sentence_ends_from_offsets(spans, offsets, text=text) if spans else ([], [])
+        # A token over the end of what is left out and the first sentence belongs to the former.
+        first = next((index for index, end in enumerate(ends) if end >= opening), len(ends))
+        marked, marks, opening = self.with_boundaries(np.array(ids, np.int32), np.array(ends[first:], np.int32), opening)
+        return EncodedResponse(ids=marked, sentence_ends=marks, opening=opening, spans=spans[first:], text=text)
 
-    def with_boundaries(self, ids: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:
-        """Put the boundary token behind each sentence. Without a boundary token, `ids` and `ends` come back as they are.
+    def with_boundaries(self, ids: IntArray, ends: IntArray, opening: int = 0) -> tuple[IntArray, IntArray, int]:
+        """Put the boundary token behind each sentence, and behind what opens the response and belongs to none.
+
+        Without a boundary token all come back as they are.
 
         Args:
             ids: int32 [tokens].
             ends: int32 [sentences], index of each sentence's last token.
+            opening: how many of the first ids belong to no sentence.
 
         Returns:
-            The ids with the boundary tokens, int32 [tokens + sentences], and where those are, int32 [sentences].
+            The ids with the boundary tokens, int32; where those of the sentences are, int32 [sentences]; and `opening` with its own.
         """
         if not self.boundary_ids:
-            return ids, ends
-        return np.insert(ids, ends + 1, self.boundary_ids[0]), (ends + np.arange(1, len(ends) + 1)).astype(np.int32)
+            return ids, ends, opening
+        own = int(opening > 0)
+        marked = np.insert(ids, [*([opening] * own), *(ends + 1)], self.boundary_ids[0])
+        return marked, (ends + np.arange(1 + own, len(ends) + 1 + own)).astype(np.int32), opening + own
+
+
+@contextmanager
+def _as_user_error() -> Iterator[None]:
+    try:
+        yield
+    except RowProblem as problem:
+        raise UserError(f"{problem}. {problem.fix}.") from None
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

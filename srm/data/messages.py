@@ -1,42 +1,82 @@
-"""Chat messages: what is accepted, and how whole conversations come apart into a prompt and its responses."""
+"""Prompts and responses in any of their forms: the one door through which files, the Python API, the server and the adapters take them."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
 from typing import Any
 
-from srm.data.schema import Message, Prompt, Response, RowProblem
+import numpy as np
 
-__all__ = ["ROLES", "check_messages", "check_prompt", "is_conversation", "response_text", "split_conversations", "split_strings"]
+from srm.data.schema import Conversation, Message, Prompt, RowProblem
+
+__all__ = ["MEDIA", "ROLES", "answerable", "check_is_text", "check_messages", "check_prompt", "is_message_list", "plain", "response_text"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_SETTING_ROLES = ("system", "developer")
-
-# "\n\nHuman: ...\n\nAssistant: ...", the form of Anthropic's helpful and harmless data.
-_TRANSCRIPT = re.compile(r"\s*Human:")
-_TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
-_TURN_ROLES = {"Human": "user", "Assistant": "assistant"}
+# What says something about a message and is no part of what it says. So do numbers.
+_METADATA = frozenset({"role", "content", "name", "id"})
+MEDIA = frozenset({"image", "images", "image_url", "video", "videos", "audio", "audios", "input_audio"})
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+# Messages that went through a CSV file or `str`: {'role': 'user', ...} in a list or alone.
+_MESSAGES_AS_TEXT = re.compile(r"""\s*(?:array\(\s*)?\[?\s*\{\s*(['"])(?:role|content|from|value)\1\s*:""")
+_SPEAKER = re.compile(r"""(['"])(?:role|from)\1\s*:\s*(['"])(?:system|developer|user|human|assistant|gpt|tool)\2""")
 
 
 def check_messages(value: Any, name: str) -> list[Message]:
-    """`value` as a list of messages with text content, or a `RowProblem` that names the column and the message."""
-    if not isinstance(value, (list, tuple)):
+    """`value` as a list of messages with text content, or a `RowProblem` that names the column and the message.
+
+    Args:
+        value: a list, tuple or array of messages. Null fields, which Arrow puts wherever only other rows have a value, are left out, deep
+            inside as well.
+        name: what a message calls the column.
+
+    Raises:
+        RowProblem: what is no list of messages, or holds more than text.
+    """
+    settings = value.settings if isinstance(value, Conversation) else {}
+    value = plain(value)
+    if not isinstance(value, list):
         raise RowProblem(f"`{name}` must be a string or a list of messages, got {_kind(value)}")
     if not value:
         raise RowProblem(f"`{name}` is an empty list")
-    return [_check_message(message, f"`{name}`: message {number}") for number, message in enumerate(value, start=1)]
+    messages = [_check_message(message, f"`{name}`: message {number}") for number, message in enumerate(value, start=1)]
+    return Conversation(messages, **settings) if settings else messages
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: arrays and tuples are lists, and objects have no null fields.
+
+    Args:
+        value: out of a file or a data set.
+    """
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items() if one is not None}
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _check_message(message: Any, name: str) -> Message:
     if not isinstance(message, dict):
         raise RowProblem(f'{name} must be an object {{"role": ..., "content": ...}}, got {_kind(message)}')
-    # Arrow fills the keys that only some messages have with null.
-    message = {key: value for key, value in message.items() if value is not None}
     if "role" not in message:
-        raise RowProblem(f"{name} has no `role` (found: {', '.join(message) or 'nothing'})")
+        raise RowProblem(f"{name} has no `role` (found: {', '.join(map(str, message)) or 'nothing'})")
     if message["role"] not in ROLES:
         raise RowProblem(f"{name} has the unknown role {message['role']!r}; known are {', '.join(ROLES)}")
+    if media := sorted(key for key in MEDIA if message.get(key)):
+        raise RowProblem(f"{name} has `{media[0]}`; only text can be scored")
+    if "function_call" in message:
+        # The older form of one call.
+        call = {"type": "function", "function": message["function_call"]}
+        message = {**{key: value for key, value in message.items() if key != "function_call"}, "tool_calls": [call]}
+    if not message.get("tool_calls", True):
+        message = {key: value for key, value in message.items() if key != "tool_calls"}
+    if not isinstance(message.get("tool_calls", []), list):
+        raise RowProblem(f"{name} has `tool_calls` that are no list, but {_kind(message['tool_calls'])}")
+    if message.keys() - {"role", "content"}:
+        _whole(json.dumps(message, ensure_ascii=False, default=str), name)
     return {**message, "content": _content(message, name)}
 
 
@@ -46,11 +86,18 @@ def _content(message: Message, name: str) -> str:
         return ""
     if isinstance(content, str):
         return _whole(content, name)
-    if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+    if isinstance(content, list) and all(_is_text(part) for part in content):
         return _whole("".join(part["text"] for part in content), name)
     if isinstance(content, list):
         raise RowProblem(f"{name} has content that is not text; only text can be scored")
     raise RowProblem(f"{name} must have a string `content`, got {_kind(content)}")
+
+
+def _is_text(part: Any) -> bool:
+    """Whether a part of a content is text and nothing else."""
+    return (
+        isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") in _TEXT_PARTS and not MEDIA & part.keys()
+    )
 
 
 def _whole(text: str, name: str) -> str:
@@ -63,17 +110,34 @@ def _whole(text: str, name: str) -> str:
 
 
 def check_prompt(value: Any) -> Prompt:
-    """A prompt as given by the column `prompt`: not empty, and not ending with the assistant's words."""
+    """A prompt as given by the column `prompt`: not empty, and not ending with the assistant's words.
+
+    Args:
+        value: text or messages.
+
+    Returns:
+        The text, or messages as templates take them.
+
+    Raises:
+        RowProblem: it is neither, or says nothing.
+    """
     if isinstance(value, str):
         if not value.strip():
             raise RowProblem("`prompt` is empty")
+        check_is_text(value, "prompt")
         return _whole(value, "`prompt`")
     if value is None:
         raise RowProblem("`prompt` is null")
-    return _answerable(check_messages(value, "prompt"), "`prompt`")
+    return answerable(check_messages(value, "prompt"), "`prompt`")
 
 
-def _answerable(messages: list[Message], name: str) -> list[Message]:
+def answerable(messages: list[Message], name: str) -> list[Message]:
+    """`messages`, which somebody else than the assistant ends, or a `RowProblem`.
+
+    Args:
+        messages: of a prompt.
+        name: what a message calls them.
+    """
     if messages[-1]["role"] == "assistant":
         raise RowProblem(f"{name} ends with an assistant message, and a response must answer someone else's")
     if not any(message["content"].strip() for message in messages):
@@ -82,7 +146,15 @@ def _answerable(messages: list[Message], name: str) -> list[Message]:
 
 
 def response_text(value: Any, name: str) -> str:
-    """The words of a response: a string, or a list of one assistant message."""
+    """The words of a response: a string, or a list of one assistant message.
+
+    Args:
+        value: the response.
+        name: what a message calls it.
+
+    Raises:
+        RowProblem: it is neither, is empty, or says more than its words: a call of a tool, a thought beside them, a picture.
+    """
     if isinstance(value, str):
         text = _whole(value, f"`{name}`")
     elif value is None:
@@ -94,94 +166,44 @@ def response_text(value: Any, name: str) -> str:
             raise RowProblem(
                 f"`{name}` must be one assistant message, got {len(messages)} ({roles})", "Move the messages before it into `prompt`"
             )
+        _check_words_only(messages[0], name)
         text = messages[0]["content"]
     if not text.strip():
         raise RowProblem(f"`{name}` is empty")
     return text
 
 
-def is_conversation(value: Response) -> bool:
-    """Whether a list holds more than the one assistant message that a response is."""
-    if not isinstance(value, list) or not value:
-        return False
-    return len(value) > 1 or (isinstance(value[0], dict) and value[0].get("role") != "assistant")
-
-
-def split_conversations(prompt: Any, values: Sequence[Any], names: Sequence[str]) -> tuple[Prompt, tuple[str, ...]]:
-    """Prompt and responses of whole conversations: the prompt is the messages that all of them begin with.
-
-    prompt: the row's `prompt` where it has one. It must agree with the conversations, or come before them.
-    """
-    if any(isinstance(value, str) for value in values):
-        raise RowProblem(f"{_listed(names)} must all be strings or all be whole conversations")
-    conversations = [check_messages(value, name) for value, name in zip(values, names, strict=True)]
-    # Each keeps at least its last message: the response.
-    length = min(len(conversation) for conversation in conversations) - 1
-    shared = 0
-    while shared < length and all(conversation[shared] == conversations[0][shared] for conversation in conversations):
-        shared += 1
-    for conversation, name in zip(conversations, names, strict=True):
-        if len(conversation) != shared + 1 or conversation[shared]["role"] != "assistant":
+def _check_words_only(message: Message, name: str) -> None:
+    for key, value in message.items():
+        if key not in _METADATA and value and not isinstance(value, (bool, int, float)):
             raise RowProblem(
-                f"{_listed(names)} differ before their last message (they share {shared}, `{name}` has {len(conversation)}); "
-                "a response must be one assistant message that ends its conversation"
+                f"`{name}` has `{key}` beside its content, and only the content of a response is scored",
+                f"Write `{key}` into the content as your chat template does, or delete it",
             )
-    start = _join_prompt(prompt, conversations[0][:shared], names)
-    return start, tuple(response_text(conversation[shared:], name) for conversation, name in zip(conversations, names, strict=True))
 
 
-def _join_prompt(prompt: Any, shared: list[Message], names: Sequence[str]) -> list[Message]:
-    if prompt is None:
-        if not shared:
-            raise RowProblem(f"there is no prompt: {_listed(names)} share no message", "Add a `prompt` column")
-        return _answerable(shared, f"what {_listed(names)} share")
-    given = check_prompt(prompt)
-    if isinstance(given, str):
-        agrees = any(message["content"].strip() == given.strip() for message in shared)
-    else:
-        agrees = shared[: len(given)] == given
-        if not agrees and _continues(given, shared):
-            shared, agrees = [*given, *shared], True
-    if not agrees:
-        raise RowProblem(f"`prompt` is not among the messages that {_listed(names)} share", "Drop the column `prompt`, or make them agree")
-    return _answerable(shared, f"what {_listed(names)} share")
+def is_message_list(value: Any) -> bool:
+    """Whether `value` is a list of messages, and not of several responses.
 
-
-def _continues(given: list[Message], shared: list[Message]) -> bool:
-    """Whether the conversations go on from the prompt instead of repeating it."""
-    if not shared or shared[0]["role"] in _SETTING_ROLES:
-        return False
-    return shared[0]["role"] == "assistant" or all(message["role"] in _SETTING_ROLES for message in given)
-
-
-def split_strings(chosen: str, rejected: str) -> tuple[Prompt, tuple[str, str]]:
-    """Prompt and responses of two strings without a `prompt` column.
-
-    Transcripts ("\\n\\nHuman: ...\\n\\nAssistant: ...") come apart into messages. Other strings share a prefix, which ends behind its
-    last white space, so that no word is cut in two, and which leaves both responses at least a word.
+    Args:
+        value: what may be a response.
     """
-    names = ("chosen", "rejected")
-    if _TRANSCRIPT.match(chosen) and _TRANSCRIPT.match(rejected):
-        prompt, (first, second) = split_conversations(None, [_turns(chosen), _turns(rejected)], names)
-        return prompt, (first, second)
-    chosen, rejected = chosen.rstrip(), rejected.rstrip()
-    length = 0
-    for a, b in zip(chosen, rejected, strict=False):
-        if a != b:
-            break
-        length += 1
-    while length and not chosen[length - 1].isspace():
-        length -= 1
-    return chosen[:length].rstrip(), (chosen[length:], rejected[length:])
+    return isinstance(value, (list, tuple, np.ndarray)) and len(value) > 0 and isinstance(value[0], dict)
 
 
-def _turns(transcript: str) -> list[Message]:
-    parts = _TURN.split(transcript)[1:]
-    return [{"role": _TURN_ROLES[speaker], "content": text.strip()} for speaker, text in zip(parts[::2], parts[1::2], strict=True)]
+def check_is_text(text: str, name: str) -> None:
+    """Raise `RowProblem` where `text` is a list of messages that somebody wrote as text, such as a cell of a CSV file.
 
+    Not asked of what a policy wrote, which may be anything.
 
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(f"`{name}`" for name in names) if len(names) < 4 else f"`{names[0]}` ... `{names[-1]}`"
+    Args:
+        text: of a prompt, or of a response in a file.
+        name: what a message calls it.
+    """
+    if (found := _MESSAGES_AS_TEXT.match(text)) and _SPEAKER.search(text, found.start()):
+        raise RowProblem(
+            f"`{name}` is messages written as text, not as JSON ({text.strip()[:40]!r})", "Write a list of messages as JSON (json.dumps)"
+        )
 
 
 def _kind(value: Any) -> str:

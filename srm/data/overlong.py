@@ -14,7 +14,7 @@ from srm.data.schema import Pair
 from srm.errors import UserError
 from srm.packing import PromptGroup, ResponseIds
 
-__all__ = ["EncodedComparison", "OverlongPolicy", "OverlongReport", "Shortened", "cut_group", "shorten"]
+__all__ = ["EncodedComparison", "OverlongPolicy", "OverlongReport", "Shortened", "cut_group", "length_limit", "shorten", "way_out"]
 
 OverlongPolicy = Literal["drop", "truncate_prompt", "truncate_response", "error"]
 Group = TypeVar("Group", bound=PromptGroup)
@@ -89,67 +89,92 @@ class Shortened:
     reason: Literal["fits", "dropped", "shortened", "indistinct"]
 
 
-def shorten(row: EncodedComparison, *, max_length: int | None, policy: OverlongPolicy, num_closing: int = 0) -> Shortened:
-    """`row` made to fit `max_length`, or dropped where the policy says so.
+def length_limit(max_length: int | None, positions: int | None) -> int | None:
+    """The longest prompt + response in tokens; None for no limit.
+
+    Args:
+        max_length: what the user asked for.
+        positions: what the model can read, which no wish raises.
+    """
+    limits = [limit for limit in (max_length, positions) if limit is not None]
+    return min(limits) if limits else None
+
+
+def way_out(limit: int | None, positions: int | None, otherwise: str) -> str:
+    """What a user can do about rows over `limit`: `otherwise`, and raise it, unless the model reads no more."""
+    if limit != positions:
+        return f"Raise --max_length, {otherwise}"
+    otherwise = otherwise.removeprefix("or ")
+    return otherwise[0].upper() + otherwise[1:]
+
+
+def shorten(
+    row: EncodedComparison, *, max_length: int | None, policy: OverlongPolicy, positions: int | None = None, num_closing: int = 0
+) -> Shortened:
+    """`row` made to fit, or dropped where the policy says so.
 
     Args: as `cut_group`, with the policy `drop` beside the others. Pairs that are equal once cut go.
 
     Raises:
         UserError: as `cut_group`.
     """
-    if max_length is None or row.longest <= max_length:
+    limit = length_limit(max_length, positions)
+    if limit is None or row.longest <= limit:
         return Shortened(row=row, reason="fits")
     if policy == "drop":
         return Shortened(row=None, reason="dropped")
-    cut = cut_group(row, max_length=max_length, policy=policy, num_closing=num_closing, where=row.where)
+    cut = cut_group(row, max_length=max_length, positions=positions, policy=policy, num_closing=num_closing, where=row.where)
     ids = [response.ids for response in cut.responses]
     pairs = tuple(pair for pair in cut.pairs if not np.array_equal(ids[pair[0]], ids[pair[1]]))
     return Shortened(row=replace(cut, pairs=pairs), reason="shortened") if pairs else Shortened(row=None, reason="indistinct")
 
 
-def cut_group(group: Group, *, max_length: int | None, policy: OverlongPolicy, num_closing: int, where: str) -> Group:
-    """`group` with its prompt and longest response at most `max_length` tokens.
+def cut_group(
+    group: Group, *, max_length: int | None, policy: OverlongPolicy, num_closing: int, where: str, positions: int | None = None
+) -> Group:
+    """`group` with its prompt and longest response at most as long as `max_length` and `positions` allow.
 
     Args:
-        max_length: None for no limit.
+        max_length: in tokens; None for no limit.
         policy: `truncate_prompt`: the prompt loses tokens at its start, bos and system message first, until the longest response fits.
             `truncate_response`: responses lose tokens at their end, like a policy that ran out of tokens; the cut sentence ends at the
             last token kept. `error`: `UserError`.
         num_closing: 1 if the last token of a response is a boundary token, which stays at the end of what is kept.
         where: what a message calls it.
+        positions: what the model can read; None for no limit.
 
     Raises:
         UserError: policy `error`; or no cut helps, because the part that is to stay whole fills the limit by itself.
     """
-    if max_length is None or group.longest <= max_length:
+    limit = length_limit(max_length, positions)
+    if limit is None or group.longest <= limit:
         return group
-    if policy == "truncate_prompt":
-        return _cut_prompt(group, max_length, where)
-    if policy == "truncate_response":
-        return _cut_responses(group, max_length, num_closing, where)
-    raise UserError(
-        f"{where}: prompt and response are {group.longest} tokens, max_length is {max_length}. Raise --max_length, or choose "
-        "with --overlong what happens to such rows."
-    )
-
-
-def _cut_prompt(group: Group, max_length: int, where: str) -> Group:
-    room = max_length - (group.longest - len(group.prompt_ids))
-    if room < 1:
+    bound = f"the model reads {limit}" if limit == positions else f"max_length is {limit}"
+    if policy == "error":
         raise UserError(
-            f"{where}: the response alone is {max_length - room} tokens and max_length is {max_length}, so no prompt could stay. "
-            "Raise --max_length, delete the row, or choose another --overlong."
+            f"{where}: prompt and response are {group.longest} tokens, {bound}. "
+            f"{way_out(limit, positions, 'or choose with --overlong what happens to such rows.')}"
         )
-    return replace(group, prompt_ids=group.prompt_ids[-room:])
+    is_prompt = policy == "truncate_prompt"
+    cut = _cut_prompt(group, limit) if is_prompt else _cut_responses(group, limit, num_closing)
+    if cut is None:
+        fixed, size = ("response", group.longest - len(group.prompt_ids)) if is_prompt else ("prompt", len(group.prompt_ids))
+        raise UserError(
+            f"{where}: the {fixed} alone is {size} tokens and {bound}, so no {'prompt' if is_prompt else 'response'} could stay. "
+            f"{way_out(limit, positions, 'delete the row, or choose another --overlong.')}"
+        )
+    return cut
 
 
-def _cut_responses(group: Group, max_length: int, num_closing: int, where: str) -> Group:
-    room = max_length - len(group.prompt_ids)
+def _cut_prompt(group: Group, limit: int) -> Group | None:
+    room = limit - (group.longest - len(group.prompt_ids))
+    return replace(group, prompt_ids=group.prompt_ids[-room:]) if room >= 1 else None
+
+
+def _cut_responses(group: Group, limit: int, num_closing: int) -> Group | None:
+    room = limit - len(group.prompt_ids)
     if room < 1 + num_closing:
-        raise UserError(
-            f"{where}: the prompt alone is {len(group.prompt_ids)} tokens and max_length is {max_length}, so no response could stay. "
-            "Raise --max_length, delete the row, or choose another --overlong."
-        )
+        return None
     return replace(group, responses=tuple(_cut_response(response, room, num_closing) for response in group.responses))
 
 
@@ -157,6 +182,11 @@ def _cut_response(response: ResponseIds, room: int, num_closing: int) -> Respons
     if len(response.ids) <= room:
         return response
     body = room - num_closing
+    if body <= response.opening:
+        # Cut inside what belongs to no sentence: none is left.
+        whole = response.ids[: response.opening]
+        closed = np.concatenate([response.ids[:body], response.ids[len(response.ids) - num_closing :]])
+        return response.cut(whole if len(whole) <= room else closed, response.sentence_ends[:0])
     ends = response.sentence_ends[response.sentence_ends < body]
     if len(ends) and ends[-1] == body - 1:
         return response.cut(response.ids[:body], ends)

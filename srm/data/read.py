@@ -9,6 +9,7 @@ from typing import TypeVar
 from srm.data.messages import check_prompt
 from srm.data.rows import parse_responses, parse_row
 from srm.data.schema import BadRow, Comparison, Prompt, RawRow, ResponseRow, RowProblem
+from srm.data.settings import with_settings
 from srm.data.sources import raw_rows
 from srm.errors import UserError
 
@@ -92,7 +93,7 @@ def _parse_prompt(row: RawRow) -> Prompt:
     if "prompt" not in row.fields:
         return _parse_comparison(row).prompt
     try:
-        return check_prompt(row.fields["prompt"])
+        return with_settings(check_prompt(row.fields["prompt"]), row.fields)
     except RowProblem as problem:
         raise BadRow(row.where, problem) from None
 

@@ -6,13 +6,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from srm.data.messages import check_prompt, is_conversation, response_text, split_conversations, split_strings
+from srm.data.conversations import is_conversation, split_conversations, split_strings
+from srm.data.messages import check_is_text, check_prompt, response_text
 from srm.data.schema import BadRow, Comparison, Pair, Prompt, RawRow, ResponseRow, RowProblem
+from srm.data.settings import SETTING_COLUMNS, with_settings
 
 __all__ = ["parse_responses", "parse_row"]
 
 _PAIR = ("chosen", "rejected")
-_USED = frozenset({"id", "prompt", "chosen", "rejected", "margin", "responses", "scores", "ranks"})
+_USED = frozenset({"id", "prompt", "chosen", "rejected", "margin", "responses", "scores", "ranks"}) | SETTING_COLUMNS
 _FORMS = "prompt + chosen + rejected, chosen + rejected that share their prompt, or prompt + responses"
 
 
@@ -68,7 +70,7 @@ def parse_responses(row: RawRow) -> Iterator[ResponseRow]:
             raise RowProblem(_missing(fields, f"prompt + response, {_FORMS}"))
     except RowProblem as problem:
         raise BadRow(row.where, problem) from None
-    extra = {name: value for name, value in fields.items() if name not in used}
+    extra = {name: value for name, value in fields.items() if name not in used | SETTING_COLUMNS}
     for label, response in zip(labels, responses, strict=True):
         name = row_id if label == "response" else f"{row_id}/{label}"
         yield ResponseRow(
@@ -96,9 +98,17 @@ def _row_id(fields: Mapping[str, Any], default: str) -> str:
 
 
 def _prompt_and_responses(fields: Mapping[str, Any], values: Sequence[Any], names: Sequence[str]) -> tuple[Prompt, tuple[str, ...]]:
+    prompt, responses = _split(fields, values, names)
+    return with_settings(prompt, fields), responses
+
+
+def _split(fields: Mapping[str, Any], values: Sequence[Any], names: Sequence[str]) -> tuple[Prompt, tuple[str, ...]]:
     if any(is_conversation(value) for value in values):
         return split_conversations(fields.get("prompt"), values, names)
     texts = tuple(response_text(value, name) for value, name in zip(values, names, strict=True))
+    for value, name in zip(values, names, strict=True):
+        if isinstance(value, str):
+            check_is_text(value, name)
     if "prompt" in fields:
         return check_prompt(fields["prompt"]), texts
     if tuple(names) == _PAIR and all(isinstance(value, str) for value in values):

@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from srm.errors import UserError
 
-__all__ = ["BadRow", "Comparison", "Granularity", "Message", "Pair", "Prompt", "RawRow", "Response", "ResponseRow", "RowProblem"]
+__all__ = [
+    "BadRow",
+    "Comparison",
+    "Conversation",
+    "Granularity",
+    "Message",
+    "Pair",
+    "Prompt",
+    "RawRow",
+    "Response",
+    "ResponseRow",
+    "RowProblem",
+]
 
 # {"role": ..., "content": ...}, with what else a chat template may read, such as `name` or `tool_calls`.
 Message = dict[str, Any]
-Prompt = str | list[Message]
+Prompt = str | list[Message]  # a `Conversation` among the lists
 # A list holds one assistant message.
 Response = str | list[Message]
 # What the loss is trained on: the rewards of sentences, the value at the last token, or the mean over the values of all tokens.
 Granularity = Literal["sentence", "response", "token"]
 # Index of the better response, of the worse one, and by how much the first should win (None: no margin).
 Pair = tuple[int, int, float | None]
+
+
+class Conversation(list[Message]):
+    """Messages, and what else the chat template is given, such as `tools` or `enable_thinking`.
+
+    Args:
+        messages: of the conversation.
+        **settings: keyword arguments of the template. `tools` is a list of JSON schemas.
+    """
+
+    def __init__(self, messages: Iterable[Message] = (), **settings: Any) -> None:
+        super().__init__(messages)
+        self.settings = settings
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other) and self.settings == getattr(other, "settings", {})
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None
 
 
 class RowProblem(ValueError):

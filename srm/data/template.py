@@ -1,18 +1,22 @@
-"""How a tokenizer's chat template writes a prompt."""
+"""How a tokenizer's chat template writes a prompt, up to where the answer begins."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from srm.data.schema import Message, Prompt
+from srm.data.schema import Conversation, Message, Prompt
+from srm.data.tool_calls import names_of, spell_out, texts_of, unwritten
 from srm.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["PLAIN_TEMPLATE", "ChatFormat"]
+
+logger = logging.getLogger(__name__)
 
 # For tokenizers without a template: "User:\n<text>\n\nAssistant:\n". The header ends with a line break, so that a response begins as a
 # policy would begin it, without a space in front.
@@ -25,13 +29,18 @@ PLAIN_TEMPLATE = (
 )
 # A word that no template rewrites, strips or writes itself.
 _PROBE = "Xylophone"
+# A template is a program of its own, and raises anything over messages that it was not written for.
+_TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 class ChatFormat:
-    """A tokenizer's chat template, or the plain one, taken apart.
+    """A tokenizer's chat template, or the plain one. What it cannot do is said once, in the log.
 
-    lead: white space that the template writes between the prompt and a response ("[/INST] Sure"), if the tokenizer makes it part of the
-        response's first word; else "".
+    head: what it writes before the answer to a short question in a whole conversation.
+    behind: what it writes behind that answer.
+    header: what it writes before an answer in a whole conversation and leaves out of its generation prompt. It ends each prompt here, as
+        in the conversation; an empty thought does not, because a policy that goes on from the generation prompt does not have it.
 
     Raises:
         UserError: the tokenizer is not a fast one, or its template cannot write a short conversation word for word.
@@ -46,39 +55,67 @@ class ChatFormat:
         self._tokenizer = tokenizer
         self._template = PLAIN_TEMPLATE if tokenizer.chat_template is None else None
         self._bos = self._own_bos() if self._template else []
+        self._said: set[str] = set()
+        self.header = ""
         question: list[Message] = [{"role": "user", "content": "Hello"}]
-        prompt = self.render(question)
         whole = self._render([*question, {"role": "assistant", "content": _PROBE}], add_generation_prompt=False)
         if _PROBE not in whole:
             raise UserError(
                 f"{_name(tokenizer)}: its chat template does not write the assistant's words as they are, so its tokens cannot "
                 "be told from the template's. Set `tokenizer.chat_template` to one that does, or to None for the plain one."
             )
-        self.lead = self._find_lead(prompt, whole[: whole.rindex(_PROBE)])
+        self.head, _, self.behind = whole.rpartition(_PROBE)
+        self.header = self._find_header(self.render(question))
+        self.question = self.render(question)
 
     def render(self, prompt: Prompt) -> str:
         """The text of `prompt`, up to where the assistant's answer begins. A string is one user message.
 
+        Tools and settings of a `Conversation` go to the template. Calls of tools that the template leaves out are spelled out in the
+        messages.
+
+        Args:
+            prompt: text or chat messages, as `srm.data.messages.check_prompt` returns them.
+
         Raises:
-            UserError: the template refuses the conversation.
+            UserError: the template refuses the conversation, or does not write its tools.
         """
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return self._render(messages, add_generation_prompt=True)
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        settings = prompt.settings if isinstance(prompt, Conversation) else {}
+        text = self._render(messages, **settings)
+        if (tools := settings.get("tools")) and self._drops(messages, {**settings, "tools": None}, text, names_of(tools)):
+            raise UserError(
+                "the chat template does not write `tools`, so the model would not read which tools there are. Delete the column, or use "
+                "a tokenizer whose template writes them."
+            )
+        said = [part for message in messages for part in texts_of(message.get("tool_calls") or ())]
+        if said and self._drops([{**message, "tool_calls": None} for message in messages], settings, text, said):
+            self.say_once("leaves out calls of tools, so they are read as <tool_call> blocks of JSON in their messages")
+            text = self._render(spell_out(messages), **settings)
+        if any(unwritten([message[key]], text) for message in messages for key in _THOUGHTS if isinstance(message.get(key), str)):
+            self.say_once("leaves the thoughts of earlier answers out, so the model does not read them")
+        return text + self.header
 
     def prompt_ids(self, texts: list[str]) -> list[list[int]]:
         """Tokens of rendered prompts.
 
         A template writes the bos token itself, so none is added. With the plain template the tokenizer's own habit decides.
         """
-        batch = [[*self._bos, *ids] for ids in self._ids(texts)]
-        return [ids or self._ids_of_nothing() for ids in batch]
+        rows = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"] if texts else []
+        return [[*self._bos, *ids] or self._ids_of_nothing() for ids in rows]
 
-    def _render(self, messages: list[Message], *, add_generation_prompt: bool) -> str:
+    def say_once(self, what: str) -> None:
+        """Log what the template does, unless it has been said: "<tokenizer>: its chat template <what>"."""
+        if what not in self._said:
+            self._said.add(what)
+            logger.warning("%s: its chat template %s", _name(self._tokenizer), what)
+
+    def _render(self, messages: list[Message], *, add_generation_prompt: bool = True, **settings: Any) -> str:
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, chat_template=self._template, add_generation_prompt=add_generation_prompt, tokenize=False
+                messages, chat_template=self._template, add_generation_prompt=add_generation_prompt, tokenize=False, **settings
             )
-        except (TemplateError, ValueError) as error:
+        except _TEMPLATE_ERRORS as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
@@ -88,8 +125,31 @@ class ChatFormat:
         assert isinstance(text, str)
         return text
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        return self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"] if texts else []
+    def _drops(self, messages: list[Message], settings: dict[str, Any], text: str, parts: list[str]) -> bool:
+        """Whether `text` lacks one of `parts`, or is what the template writes without them: for `messages` with `settings`."""
+        if unwritten(parts, text):
+            return True
+        try:
+            return self._render([{k: v for k, v in message.items() if v is not None} for message in messages], **settings) == text
+        except UserError:
+            # It misses them, so it writes them.
+            return False
+
+    def _find_header(self, prompt: str) -> str:
+        header = self.head.removeprefix(prompt)
+        if not self.head.startswith(prompt):
+            self.say_once(
+                f"ends its generation prompt with {prompt[-40:]!r} and writes {self.head[-40:]!r} before an answer; the first is read"
+            )
+            return ""
+        if not header.strip():
+            return ""
+        if "think" in header:
+            self.say_once(f"writes {header!r} before an answer, but not in its generation prompt; it is left out")
+            return ""
+        self.say_once(f"writes {header!r} before an answer, but not in its generation prompt; it is put behind each prompt")
+        # A space at its end belongs to the answer's first word.
+        return header.rstrip(" ")
 
     def _own_bos(self) -> list[int]:
         """The bos token, if the tokenizer puts one before a text."""
@@ -103,14 +163,6 @@ class ChatFormat:
             if token is not None:
                 return [token]
         raise UserError("a prompt is empty, and the tokenizer has neither a bos nor an eos token to stand for it. Drop the row.")
-
-    def _find_lead(self, prompt: str, head: str) -> str:
-        lead = head[len(prompt) :]
-        if not head.startswith(prompt) or not lead.isspace():
-            return ""
-        whole, start, alone = self._ids([head + _PROBE, prompt, _PROBE])
-        # SentencePiece puts the space before a text by itself; byte-level tokenizers need to be given it.
-        return "" if start + alone == whole else lead
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -6,6 +6,7 @@ it holds the response as a single one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,13 +16,16 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from srm.data import OverlongPolicy, Prompt, ResponseRow
+from srm.data import Conversation, OverlongPolicy, Prompt, ResponseRow
+from srm.data.overlong import length_limit
 from srm.errors import UserError
 from srm.modeling.adapter import merge_adapter, read_adapter
+from srm.modeling.config import positions_of
 from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole, read_config
 from srm.packing import PromptGroup
 from srm.scoring.batching import split_passes
 from srm.scoring.file import RowSettings, check_resumed, write_scores
+from srm.scoring.guards import check_ids, not_finite
 from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.scoring.token_ids import NO_TEXT
 
@@ -101,14 +105,16 @@ class ClassifierModel:
             One number a response, in order.
 
         Raises:
-            UserError: a row that is too long, with `overlong="error"`.
+            UserError: a row that is too long, with `overlong="error"`, or has a token without an embedding or a reward that is no number.
         """
-        limit = max_length or getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        places = where or [f"score: row {index}" for index in range(len(prompts))]
+        positions = positions_of(self.model.config)
+        limit = length_limit(max_length, positions)
         ids = [self._encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         for index, row in enumerate(ids):
+            check_ids(self.model, places[index], row)
             if limit is not None and len(row) > limit:
-                place = where[index] if where else f"score: row {index}"
-                ids[index] = _shortened(row, limit, overlong, place)
+                ids[index] = _shortened(row, limit, overlong, places[index], "" if limit == positions else ", or raise --max_length")
         rewards = [0.0] * len(ids)
         # Like lengths together, the longest first, so that a batch that does not fit into memory shows at once.
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
@@ -117,12 +123,15 @@ class ClassifierModel:
         for parts in split_passes(rows, tokens_per_batch=tokens_per_batch, packing="none"):
             batch = list(islice(waiting, len(parts)))
             for index, reward in zip(batch, self._run([ids[index] for index in batch]), strict=True):
+                if not math.isfinite(reward):
+                    raise not_finite(self.model, places[index], reward)
                 rewards[index] = reward
         return rewards
 
     def _encode(self, prompt: Prompt, response: str) -> list[int]:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        text = self.tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False)
+        settings = prompt.settings if isinstance(prompt, Conversation) else {}
+        text = self.tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False, **settings)
         # The template writes the bos token itself.
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
@@ -198,12 +207,12 @@ def as_one_sentence(response: str, reward: float) -> ScoredResponse:
     return ScoredResponse(reward=reward, prompt_reward=0.0, sentences=(sentence,))
 
 
-def _shortened(ids: list[int], limit: int, overlong: OverlongPolicy, where: str) -> list[int]:
+def _shortened(ids: list[int], limit: int, overlong: OverlongPolicy, where: str, or_raise: str) -> list[int]:
     if overlong == "truncate_prompt":
         return ids[-limit:]
     if overlong == "truncate_response":
         return ids[:limit]
     raise UserError(
-        f"{where}: prompt and response are {len(ids)} tokens, the limit is {limit}. Pass --overlong truncate_prompt or truncate_response, "
-        "or raise --max_length."
+        f"{where}: prompt and response are {len(ids)} tokens, the limit is {limit}. Pass --overlong truncate_prompt or "
+        f"truncate_response{or_raise}."
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from srm.data import ResponseRow, read_responses
-from srm.scoring.file import read_scores
+from srm.scoring.file import read_scores_of
 
 __all__ = ["PairOutcome", "SubsetAccuracy", "accuracy_by_subset", "pair_outcomes", "scored_rows", "won"]
 
@@ -60,9 +60,12 @@ def scored_rows(
         output: what `srm-score` wrote from it.
         split: as in `srm.data.read_responses`.
         skip_bad_rows: as in `srm.data.read_responses`.
+
+    Raises:
+        UserError: the output does not hold exactly the input's responses.
     """
     rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows)
-    for _, responses in itertools.groupby(zip(rows, read_scores(output), strict=True), key=lambda both: both[0].row):
+    for _, responses in itertools.groupby(read_scores_of(output, rows), key=lambda both: both[0].row):
         yield list(responses)
 
 

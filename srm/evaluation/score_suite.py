@@ -7,16 +7,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from srm.data import read_responses
+from srm.data import ResponseRow, read_responses
+from srm.data.settings import columns_of
 from srm.errors import UserError
 from srm.evaluation.classifier import ClassifierModel, append_classifier_scores, as_one_sentence
 from srm.evaluation.suites import Suite, SuiteRow
 from srm.runs.folders import write_whole
-from srm.scoring.file import RowSettings, append_scores, prepare_output, read_scores
+from srm.runs.lock import hold
+from srm.scoring.file import RowSettings, append_scores, prepare_output, read_scores_of
 from srm.scoring.results import ScoredResponse
 
 if TYPE_CHECKING:
@@ -69,9 +72,8 @@ def write_responses(rows: Iterable[SuiteRow], path: Path) -> int:
         UserError: `path` holds something else, from a run with other rows.
     """
     lines = [
-        json.dumps({"id": f"{row.id}/{label}", "prompt": row.prompt, "response": text}, ensure_ascii=False)
-        for row in rows
-        for label, text in zip(row.labels, row.responses, strict=True)
+        json.dumps({"id": row.id, "prompt": row.prompt, "response": row.response, **columns_of(row.prompt)}, ensure_ascii=False)
+        for row in _response_rows(rows)
     ]
     text = "".join(line + "\n" for line in lines)
     if path.exists() and path.read_text(encoding="utf-8") != text:
@@ -104,12 +106,13 @@ def score_responses(
     Raises:
         UserError: as `srm.scoring.file.score_file`.
     """
-    num_resumed = prepare_output(output, identity, overwrite=overwrite)
-    rows = read_responses(str(source))
-    if isinstance(model, ClassifierModel):
-        append_classifier_scores(model, rows, output, num_resumed, settings, on_scored)
-    else:
-        append_scores(model, rows, output, num_resumed, settings, on_scored)
+    with hold(output):
+        num_resumed = prepare_output(output, identity | settings.decisive(), overwrite=overwrite)
+        rows = read_responses(str(source))
+        if isinstance(model, ClassifierModel):
+            append_classifier_scores(model, rows, output, num_resumed, settings, on_scored)
+        else:
+            append_scores(model, rows, output, num_resumed, settings, on_scored)
 
 
 def read_rewards(rows: Sequence[SuiteRow], output: Path) -> list[list[float]]:
@@ -118,9 +121,11 @@ def read_rewards(rows: Sequence[SuiteRow], output: Path) -> list[list[float]]:
     Args:
         rows: of a suite.
         output: from `score_responses`.
+
+    Raises:
+        UserError: the file does not hold the responses of these rows, once each and in order.
     """
-    scores = read_scores(output)
-    return [[next(scores)["reward"] for _ in row.responses] for row in rows]
+    return [[line["reward"] for line in lines] for lines in _lines(rows, output)]
 
 
 def read_scored(rows: Sequence[SuiteRow], output: Path) -> list[list[ScoredResponse]]:
@@ -129,6 +134,23 @@ def read_scored(rows: Sequence[SuiteRow], output: Path) -> list[list[ScoredRespo
     Args:
         rows: of a suite.
         output: from `score_responses`.
+
+    Raises:
+        UserError: as `read_rewards`.
     """
-    scores = read_scores(output)
-    return [[ScoredResponse.from_dict(next(scores)) for _ in row.responses] for row in rows]
+    return [[ScoredResponse.from_dict(line) for line in lines] for lines in _lines(rows, output)]
+
+
+def _response_rows(rows: Iterable[SuiteRow]) -> Iterator[ResponseRow]:
+    for number, row in enumerate(rows, 1):
+        where = f"row {number} of the suite"
+        for label, text in zip(row.labels, row.responses, strict=True):
+            yield ResponseRow(id=f"{row.id}/{label}", row_id=row.id, row=number, label=label, prompt=row.prompt, response=text, where=where)
+
+
+def _lines(rows: Sequence[SuiteRow], output: Path) -> list[list[dict[str, Any]]]:
+    scored = read_scores_of(output, _response_rows(rows))
+    lines = [[line for _, line in islice(scored, len(row.responses))] for row in rows]
+    # One line more would be an error too.
+    next(scored, None)
+    return lines

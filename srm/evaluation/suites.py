@@ -23,6 +23,7 @@ from srm.data.messages import check_prompt, response_text
 from srm.data.read import usable_rows
 from srm.data.rows import parse_responses
 from srm.data.schema import BadRow, Prompt, RawRow, RowProblem
+from srm.data.settings import with_settings
 from srm.data.sources import raw_rows
 from srm.errors import UserError
 from srm.evaluation.rewardbench import HUB_SUITES, REWARD_BENCH_SECTIONS
@@ -152,7 +153,7 @@ def _is_texts(value: Any) -> bool:
 def _parse_lists(row: RawRow) -> SuiteRow:
     fields = row.fields
     chosen, rejected = ([response_text(text, f"{side}[{i}]") for i, text in enumerate(fields[side])] for side in ("chosen", "rejected"))
-    prompt, name = check_prompt(fields.get("prompt")), str(fields.get("id") or row.id)
+    prompt, name = with_settings(check_prompt(fields.get("prompt")), fields), str(fields.get("id") or row.id)
     responses = tuple(chosen + rejected)
     if "num_correct" in fields:
         if fields["num_correct"] != len(chosen):

@@ -10,6 +10,7 @@ import numpy as np
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
 from srm.packing import PromptGroup
+from srm.scoring.guards import require_finite
 from srm.scoring.run import score_all
 from srm.scoring.token_ids import NO_TEXT
 
@@ -37,6 +38,7 @@ def answer_request(model: SentenceRewardModel, request: Mapping[str, Any], *, to
     """
     rows = encode_request(model, request)
     scored = score_all(model, rows, tokens_per_batch=tokens_per_batch, packing=None)
+    require_finite(model, [score for (score,) in scored], [f"request: query {index}" for index in range(len(rows))])
     return answer_rows(rows, [score.reward for (score,) in scored])
 
 
@@ -56,7 +58,10 @@ def encode_request(model: SentenceRewardModel, request: Mapping[str, Any]) -> li
     for index, (query, prompt) in enumerate(zip(queries, prompts, strict=True)):
         if not query.startswith(prompt):
             raise UserError(f"request: query {index} does not begin with its prompt. Send both with the same template.")
-    responses = [_without_end(model, query[len(prompt) :]) for query, prompt in zip(queries, prompts, strict=True)]
+    answers = model.encoder.answers
+    pairs = zip(queries, prompts, strict=True)
+    parted = [answers.split_header_text(prompt, query.removeprefix(prompt)) for query, prompt in pairs]
+    prompts, responses = [prompt for prompt, _ in parted], [answers.up_to_end(answer) for _, answer in parted]
     encoded = iter(model.encoder.encode_responses([response for response in responses if response.strip()]))
     distinct = list(dict.fromkeys(prompts))
     ids = dict(zip(distinct, (np.array(ids, dtype=np.int32) for ids in model.encoder.encode_prompts(distinct)), strict=True))
@@ -85,12 +90,3 @@ def _texts(request: Mapping[str, Any], name: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         raise UserError(f"request: `{name}` must be a list of strings, got {type(value).__name__}.")
     return value
-
-
-def _without_end(model: SentenceRewardModel, response: str) -> str:
-    """`response` up to its first eos or pad token."""
-    tokenizer = model.encoder.tokenizer
-    for token in {tokenizer.eos_token, tokenizer.pad_token}:
-        if token:
-            response = response.split(token, 1)[0]
-    return response

@@ -20,6 +20,7 @@ with name_the_extra("srm.integrations.trl"):
 
 from accelerate.utils import gather_object
 
+from srm.data.settings import with_columns
 from srm.rl import group_advantages
 from srm.scoring.token_ids import ScoredTokens
 
@@ -56,8 +57,10 @@ class SentenceRewardFunction:
     ) -> list[float]:
         """Rewards of the completions, in order. What the model said about their sentences stays in `last`.
 
-        Prompts, strings or messages, are read through the reward model's own chat template.
+        Prompts, strings or messages, are read through the reward model's own chat template, with the columns `tools` and
+        `chat_template_kwargs` where there are any.
         """
+        prompts = with_columns(prompts, columns)
         self.last = self.model.score_tokens(
             self._prompt_ids(prompts),
             completion_ids,
@@ -142,6 +145,7 @@ def _split(scored: ScoredTokens) -> list[dict[str, Any]]:
                 "sentence_reward": scored.sentence_reward[rows].tolist(),
                 "weight": scored.weight[rows].tolist(),
                 "ends": scored.ends[rows].tolist(),
+                "opening": 0 if scored.opening is None else int(scored.opening[index]),
             }
         )
     return parts
@@ -156,6 +160,7 @@ def _join(parts: list[dict[str, Any]]) -> ScoredTokens:
         cu_boundaries=torch.tensor([0, *accumulate(len(part["ends"]) for part in parts)]),
         lengths=torch.tensor([part["length"] for part in parts]),
         width=max(part["width"] for part in parts),
+        opening=torch.tensor([part["opening"] for part in parts]),
     )
 
 

@@ -72,7 +72,7 @@ class SentenceRewardManager:
             prompt_mask=mask[:, :width],
             response_lengths=mask[:, width:].sum(1),
             tokenizer=self.tokenizer,
-            prompts=None if raw is None else [prompt if isinstance(prompt, str) else list(prompt) for prompt in raw],
+            prompts=None if raw is None else list(raw),
             tokens_per_batch=self.tokens_per_batch,
         )
         rewards = token_level_rewards(scored, kind=self.kind)
@@ -107,8 +107,7 @@ def compute_score(
     if not extra_info or "prompt" not in extra_info:
         raise UserError("compute_score: `extra_info` must hold the prompt. Add a `prompt` to the `extra_info` of each row of the data.")
     loaded = _load(model) if isinstance(model, str) else model
-    prompt = extra_info["prompt"]
-    return loaded.score([prompt if isinstance(prompt, str) else list(prompt)], [[solution_str]])[0][0].reward  # type: ignore[index]
+    return loaded.score([extra_info["prompt"]], [[solution_str]])[0][0].reward  # type: ignore[index]
 
 
 def register(name: str = "srm") -> None:

@@ -21,7 +21,7 @@ _COPY_AGAIN = "The adapter must be whole: copy or download the folder again."
 _OF_AUTOMODEL = ("config", "adapter_kwargs", "output_loading_info", "_from_auto", "_from_pipeline")
 
 
-def load_adapter(cls: Any, path: Path, *, dtype: torch.dtype | str = torch.float32, **model_kwargs: Any) -> Any:
+def load_adapter(cls: Any, path: Path, *, dtype: torch.dtype | str | None = None, **model_kwargs: Any) -> Any:
     """The reward model whose LoRA adapter lies in `path`; `cls` is its class, which stands above this file.
 
     The folder holds the adapter with the head (`modules_to_save`), our `config.json` and the tokenizer. The backbone is loaded from
@@ -34,6 +34,8 @@ def load_adapter(cls: Any, path: Path, *, dtype: torch.dtype | str = torch.float
     if "head" not in (adapter.modules_to_save or []):
         way_out = "It has no sentences: srm-eval reads it" if adapter.task_type == "SEQ_CLS" else "Train one with srm-train"
         raise UserError(f"{path}: the adapter saves no reward head of ours (`modules_to_save` lacks 'head'). {way_out}.")
+    # Older releases of AutoModel write the dtype that was asked for into the configuration they pass.
+    dtype = dtype or getattr(model_kwargs.get("config"), "dtype", None) or torch.float32
     model_kwargs = {name: value for name, value in model_kwargs.items() if name not in _OF_AUTOMODEL}
     base = str(adapter.base_model_name_or_path)
     model = _load_base(cls, base, path, dtype=dtype, tokenizer=load_tokenizer(str(path)), model_kwargs=model_kwargs)

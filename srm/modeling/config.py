@@ -11,7 +11,7 @@ from srm.data.schema import Granularity
 from srm.packing import PackingMode
 from srm_kernels import Pooling
 
-__all__ = ["SentenceRewardConfig"]
+__all__ = ["SentenceRewardConfig", "positions_of"]
 
 # What `granularity` decides by itself, so that sum(weight * sentence_reward) is the response reward in each of the three.
 # response: differences telescope, r_0 + ... + r_n = v_n. token: boundaries at every response token, the mean of their values.
@@ -30,6 +30,19 @@ _OWN_FIELDS = (
     "segmenter",
     "packing",
 )
+
+
+def positions_of(config: PretrainedConfig) -> int | None:
+    """The longest sequence that a model's positions reach, in tokens; None where its configuration states none.
+
+    A sliding window is none: it bounds what a token sees, not where it stands.
+
+    Args:
+        config: of any transformers model; of several, the one that reads text counts.
+    """
+    text = config.get_text_config()
+    stated = (getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"))
+    return next((value for value in stated if isinstance(value, int) and value > 0), None)
 
 
 class SentenceRewardConfig(PretrainedConfig):
@@ -98,9 +111,13 @@ class SentenceRewardConfig(PretrainedConfig):
     @property
     def max_positions(self) -> int | None:
         """The longest sequence that the backbone's positions reach, in tokens; None where it states none."""
-        if self.backbone_config is None:
-            return None
-        return getattr(self.backbone_config.get_text_config(), "max_position_embeddings", None)
+        return None if self.backbone_config is None else positions_of(self.backbone_config)
+
+    @property
+    def end_token_ids(self) -> list[int]:
+        """The ids with which the backbone's configuration says that a turn ends."""
+        listed = None if self.backbone_config is None else getattr(self.backbone_config.get_text_config(), "eos_token_id", None)
+        return [token for token in (listed if isinstance(listed, (list, tuple)) else [listed]) if isinstance(token, int)]
 
     def own_fields(self) -> dict[str, Any]:
         """The fields that describe the reward model apart from its backbone: `from_backbone(name, **config.own_fields())`."""

@@ -20,8 +20,8 @@ _HEAD = "head."
 
 
 def in_float32(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state_dict` of a reward model with its head in float32."""
-    return {name: weight.float() if name.startswith(_HEAD) else weight for name, weight in state_dict.items()}
+    """`state_dict` of a reward model, or of peft's wrapper around one, with its head in float32."""
+    return {name: weight.float() if f".{_HEAD}" in f".{name}" else weight for name, weight in state_dict.items()}
 
 
 def check_head(head: nn.Module, path: str, **hub_arguments: Any) -> None:

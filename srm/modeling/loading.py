@@ -5,14 +5,17 @@ transformers fills weights that a file lacks with random ones and only warns; `l
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import deepspeed
+from transformers.utils import cached_file
 
 from srm.errors import UserError
 from srm.extras import name_the_extra
@@ -24,6 +27,7 @@ __all__ = [
     "check_is_reward_model",
     "check_tokenizer_fits",
     "hub_arguments",
+    "list_end_tokens",
     "load_backbone",
     "load_tokenizer",
     "load_whole",
@@ -32,6 +36,7 @@ __all__ = [
     "unsharded",
 ]
 
+_HEADS = {"lm_head", "embed_out", "score", "classifier", "v_head"}
 _COPY_AGAIN = "Weights and config.json must be whole and of one model: copy or download the folder again."
 
 
@@ -79,7 +84,8 @@ def load_tokenizer(path: str, **hub_arguments: Any) -> PreTrainedTokenizerBase:
 
 def load_backbone(path: str, **kwargs: Any) -> PreTrainedModel:
     """The plain decoder at `path`, all of its weights loaded, or a `UserError` that names what was tried."""
-    backbone, _ = load_whole(AutoModel.from_pretrained, path, extra_heads=True, **kwargs)
+    # An encoder's pooler reads the hidden states and changes none; that it is an encoder is found out later, and said then.
+    backbone, _ = load_whole(AutoModel.from_pretrained, path, extra_heads=True, new=("pooler",), **kwargs)
     if isinstance(backbone.config, SentenceRewardConfig):
         raise UserError(f"{path}: is a trained reward model already. Load it with `SentenceRewardModel.from_pretrained`.")
     return backbone
@@ -89,6 +95,25 @@ def read_config(path: str, way_out: str, **hub_arguments: Any) -> PretrainedConf
     """The configuration at `path`, or a `UserError` that ends with `way_out`."""
     with one_line(path, "no model could be loaded", way_out):
         return AutoConfig.from_pretrained(path, **{"trust_remote_code": False, **hub_arguments})
+
+
+def list_end_tokens(config: PretrainedConfig, path: str, **hub_arguments: Any) -> None:
+    """Put the end tokens of the generation config at `path` among those of `config`, with which they are saved."""
+    name = "generation_config.json"
+    file = cached_file(
+        path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, **hub_arguments
+    )
+    if file is None:
+        return
+    try:
+        listed = json.loads(Path(file).read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: {name} is not sound ({_first_line(error)}). Copy it again, or delete it.") from None
+    text = config.get_text_config()
+    own = getattr(text, "eos_token_id", None)
+    ids = [token for part in (own, listed) for token in (part if isinstance(part, (list, tuple)) else [part]) if token is not None]
+    if ids := list(dict.fromkeys(ids)):
+        text.eos_token_id = ids if len(ids) > 1 else ids[0]
 
 
 def check_is_reward_model(path: str, **hub_arguments: Any) -> None:
@@ -185,6 +210,9 @@ def _is_no_report(record: logging.LogRecord) -> bool:
 
 def _is_inside(key: str, model: nn.Module) -> bool:
     """Whether a weight of the file would lie in one of the model's own modules: a layer too many, or a part of another architecture."""
+    if _HEADS & set(key.split(".")):
+        # Of models that read images it may lie in the part that reads text.
+        return False
     prefix = getattr(model, "base_model_prefix", "") + "."
     children = {name for name, _ in model.named_children()}
     return key.split(".")[0] in children or key.removeprefix(prefix).split(".")[0] in children

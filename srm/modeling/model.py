@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, cached_file
 
-from srm.data import Prompt, ResponseEncoder
+from srm.data import Prompt, Response, ResponseEncoder
 from srm.errors import UserError
 from srm.modeling.adapter import load_adapter
 from srm.modeling.alias import resolve_model_name
@@ -29,6 +29,7 @@ from srm.modeling.loading import (
     check_is_reward_model,
     check_tokenizer_fits,
     hub_arguments,
+    list_end_tokens,
     load_backbone,
     load_tokenizer,
     load_whole,
@@ -135,6 +136,7 @@ class SentenceRewardModel(PreTrainedModel):
         tokenizer = tokenizer or load_tokenizer(path, **hub_arguments(model_kwargs))
         backbone = load_backbone(path, dtype=dtype, **(model_kwargs or {}))
         check_tokenizer_fits(path, tokenizer, backbone)
+        list_end_tokens(backbone.config, path, **hub_arguments(model_kwargs))
         boundary_token = config.get("boundary_token")
         if boundary_token is not None:
             add_boundary_token(boundary_token, tokenizer, backbone)
@@ -237,7 +239,7 @@ class SentenceRewardModel(PreTrainedModel):
     def score(
         self,
         prompts: Sequence[Prompt],
-        responses: Sequence[str] | Sequence[Sequence[str]],
+        responses: Sequence[Response] | Sequence[Sequence[Response]],
         *,
         tokens_per_batch: int = 8192,
         max_length: int | None = None,
@@ -248,9 +250,10 @@ class SentenceRewardModel(PreTrainedModel):
 
         Args:
             prompts: one a row, a string or a list of `{"role", "content"}` messages.
-            responses: for each prompt a response, or a list of responses; those share one pass over their prompt.
+            responses: for each prompt a response, text or a list of one assistant message, or a list of responses; those share one pass
+                over their prompt.
             tokens_per_batch: upper bound on the tokens of one forward pass; a single longer response still runs, alone.
-            max_length: longest prompt + response in tokens; the backbone's own limit where None.
+            max_length: longest prompt + response in tokens; never more than the backbone's own limit.
             packing: `shared`, `packed` or `none`; where None, see `packing_mode`.
             show_progress: draw a progress bar on stderr.
 
@@ -286,8 +289,9 @@ class SentenceRewardModel(PreTrainedModel):
     ) -> ScoredTokens:
         """Rewards on a policy's own token ids, which are never retokenised or changed.
 
-        A response's text ends before its first eos or pad id; ids from there on belong to no sentence. A response without text has the
-        prompt's share of the reward and no sentence. Equal prompts run once in a pass.
+        A response's text ends before its first end id (eos, pad, the chat template's, the backbone's configuration's); ids from there on
+        belong to no sentence. A response without text has the prompt's share of the reward and no sentence. Equal prompts run once in
+        a pass.
 
         Args:
             prompt_ids: the prompts as the policy read them: lists, or [B, P] with `prompt_mask`, padded on either side.
@@ -301,7 +305,7 @@ class SentenceRewardModel(PreTrainedModel):
             packing: `shared`, `packed` or `none`; where None, see `packing_mode`.
 
         Raises:
-            ValueError: shapes that do not match, an empty prompt, or more tokens than the reward model reads. IndexError: an unknown id.
+            ValueError: shapes that do not match, an empty prompt, more tokens than the reward model reads, or an id that it does not know.
         """
         return score_tokens(
             self,
@@ -322,7 +326,7 @@ class SentenceRewardModel(PreTrainedModel):
 
         Args:
             prompt: a string or a list of `{"role", "content"}` messages; it runs at once.
-            max_length: longest prompt + response in tokens; the backbone's own limit where None.
+            max_length: longest prompt + response in tokens; never more than the backbone's own limit.
 
         Raises:
             UserError: a prompt that is too long, or a backbone that is no causal decoder or has no cache of keys and values.
@@ -337,7 +341,12 @@ class SentenceRewardModel(PreTrainedModel):
                 f"{self.name_or_path or 'this model'}: no tokenizer was found beside the weights. "
                 "Set `model.tokenizer`, or save the tokenizer into the model's folder."
             )
-        return ResponseEncoder(self.tokenizer, make_segmenter(**self.config.segmenter), boundary_token=self.config.boundary_token)
+        return ResponseEncoder(
+            self.tokenizer,
+            make_segmenter(**self.config.segmenter),
+            boundary_token=self.config.boundary_token,
+            listed_ends=self.config.end_token_ids,
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()

@@ -27,10 +27,13 @@ class ResponseIds:
         ids: int [tokens], any sequence; kept as an int32 array. Empty for a response without text.
         sentence_ends: int [sentences], index into `ids` of the last token of each sentence, strictly increasing; the last one is
             `len(ids) - 1`.
+        opening: how many of the first ids belong to no sentence, such as those of a thinking block that is left out. Where there are any,
+            the first boundary is the last of them, and not the prompt's last token.
     """
 
     ids: IntArray
     sentence_ends: IntArray
+    opening: int = 0
 
     def __post_init__(self) -> None:
         _keep_as_arrays(self, "ids", "sentence_ends")
@@ -42,11 +45,12 @@ class ResponseIds:
             ids: int32 [tokens], the first of the ids.
             sentence_ends: int32 [sentences], one for each sentence that stays; the last one may lie before where it was.
         """
-        return replace(self, ids=ids, sentence_ends=sentence_ends)
+        return replace(self, ids=ids, sentence_ends=sentence_ends, opening=min(self.opening, len(ids)))
 
     def every_token(self) -> ResponseIds:
         """The ids with a boundary at each of them, as models of `granularity="token"` read a response."""
-        return ResponseIds(ids=self.ids, sentence_ends=np.arange(len(self.ids), dtype=np.int32))
+        ends = np.arange(self.opening, len(self.ids), dtype=np.int32)
+        return ResponseIds(ids=self.ids, sentence_ends=ends, opening=self.opening)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,7 +98,7 @@ class PackedBatch:
     Attributes:
         input_ids: int64 [1, T] packed, or [B, L] padded on the right.
         position_ids: the same shape; a response continues its prompt's positions.
-        boundaries: int64 [N], positions in the flattened `input_ids` (row-major): b_0 the last prompt token, then sentence ends.
+        boundaries: int64 [N], positions in the flattened `input_ids` (row-major): b_0 the last token before the sentences, then their ends.
         cu_boundaries: int32 [B + 1], offsets of the responses into `boundaries`.
         attention_mask: None packed, or bool [B, L].
         cu_seqlens: int32 [S + 1], the segments' offsets into the row; None when padded.

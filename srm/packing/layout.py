@@ -44,7 +44,8 @@ def pack(groups: Sequence[PromptGroup], *, mode: PackingMode = "shared", pad_tok
         layout, prompt_starts, response_starts = _shared(groups) if mode == "shared" else _packed(groups, lengths)
     boundaries: list[Any] = []
     for (group, response), prompt_start, response_start in zip(_responses(groups), prompt_starts, response_starts, strict=True):
-        boundaries += [[prompt_start + len(group.prompt_ids) - 1], response_start + response.sentence_ends]
+        first = response_start + response.opening if response.opening else prompt_start + len(group.prompt_ids)
+        boundaries += [[first - 1], response_start + response.sentence_ends]
     counts = [1 + len(response.sentence_ends) for _, response in _responses(groups)]
     return PackedBatch(
         **layout,
@@ -70,10 +71,11 @@ def _validate(groups: Sequence[PromptGroup]) -> None:
         for r, response in enumerate(group.responses):
             # In Python: a response has a dozen sentences, and a call of numpy costs more than all of them.
             ends = response.sentence_ends.tolist()
-            rising = all(a < b for a, b in zip([-1, *ends], ends, strict=False))
-            if not rising or (ends[-1] if ends else -1) != len(response.ids) - 1:
+            before = response.opening - 1
+            rising = all(a < b for a, b in zip([before, *ends], ends, strict=False))
+            if not rising or (ends[-1] if ends else before) != len(response.ids) - 1:
                 raise ValueError(
-                    f"pack: group {g}, response {r}: `sentence_ends` must rise strictly from 0 or more to the last token, "
+                    f"pack: group {g}, response {r}: `sentence_ends` must rise strictly from {response.opening} or more to the last token, "
                     f"{len(response.ids) - 1}, got {ends}."
                 )
 

@@ -68,7 +68,7 @@ def check_decoder(backbone: nn.Module) -> None:
         backbone: a transformers model, bare or wrapped by peft or torch.compile.
 
     Raises:
-        UserError: an encoder-decoder, or a model whose hidden states depend on later tokens.
+        UserError: an encoder-decoder, a model whose hidden states depend on later tokens, or one whose states are NaN or infinite.
         TypeError: no transformers model.
     """
     backbone = getattr(backbone, "_orig_mod", backbone)  # a compiled backbone would compile for the probe's shapes
@@ -79,6 +79,8 @@ def check_decoder(backbone: nn.Module) -> None:
     later = [(token + 1) % num_embeddings(model) for token in ids[_KEPT:]]
     with _undisturbed(backbone, model):
         first, second = (_run_padded(backbone, model, row)[:_KEPT] for row in (ids, ids[:_KEPT] + later))
+        if not first.isfinite().all():
+            raise _no_numbers(model)
         # Equal shapes give equal bits, except in mixtures of experts, whose matrix shapes depend on all tokens.
         if not torch.equal(first, second) and _sees_ahead(backbone, model, ids):
             moved = _distance(first, second)
@@ -95,7 +97,7 @@ def probe(backbone: nn.Module) -> None:
         backbone: a transformers model, bare or wrapped by peft or torch.compile.
 
     Raises:
-        UserError: it is no decoder, see `check_decoder`.
+        UserError: it is no decoder, see `check_decoder`, or its weights are NaN or infinite.
         UnsupportedBackboneError: it is one, and cannot run packed. The message says why, and the way out.
         TypeError: no transformers model.
     """
@@ -103,6 +105,15 @@ def probe(backbone: nn.Module) -> None:
     backbone = getattr(backbone, "_orig_mod", backbone)
     model = unwrap(backbone)
     _check_signature(model)
+    try:
+        _check_runs(backbone, model)
+    except UnsupportedBackboneError:
+        if _broken_weight(model):
+            raise _no_numbers(model) from None
+        raise
+
+
+def _check_runs(backbone: nn.Module, model: PreTrainedModel) -> None:
     with _undisturbed(backbone, model):
         _check_attention_calls(backbone, model)
         groups = _groups(model)
@@ -117,6 +128,16 @@ def _not_a_decoder(model: PreTrainedModel, reason: str) -> UserError:
         f"{type(model).__name__} cannot be the backbone of a reward model: {reason}, and a sentence's reward must not depend on what "
         "follows. Use a causal decoder."
     )
+
+
+def _broken_weight(model: PreTrainedModel) -> str | None:
+    return next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None)
+
+
+def _no_numbers(model: PreTrainedModel) -> UserError:
+    bad = _broken_weight(model)
+    cause = f"the weight {bad} is. Use another checkpoint" if bad else f"{model.dtype} overflows. Use another --dtype"
+    return UserError(f"the hidden states of {model.name_or_path or type(model).__name__} are NaN or infinite, because {cause}.")
 
 
 def _sees_ahead(backbone: nn.Module, model: PreTrainedModel, ids: list[int]) -> bool:

@@ -106,7 +106,8 @@ def group_advantages(
             where None.
 
     Returns:
-        fp32 [B, L]. A response without text has, at sentence level, no sentence to compare: its advantage is 0.
+        fp32 [B, L]. A response without text has no sentence. At sentence level it is compared by what its reward is above the prompt's part
+        in the rewards of the others, and feels that on all of its tokens in `mask`, of which the end token is one.
 
     Raises:
         ValueError: an unknown choice, or shapes that do not match.
@@ -127,15 +128,18 @@ def group_advantages(
         return torch.where(inside, _normalise(scored.reward, owner, scale)[:, None], 0)
     kept = scored.is_sentence
     response = scored.response_index[kept]
-    earned = _normalise(sentence_rewards(scored, kind)[kept], owner[response], scale)
-    ends = scored.ends[kept]
+    is_empty = scored.cu_boundaries.diff() == 1
+    pool = torch.cat([sentence_rewards(scored, kind)[kept], _without_text(scored, kind, owner, is_empty)])
+    normal = _normalise(pool, torch.cat([owner[response], owner[is_empty]]), scale)
+    earned, ends = normal[: response.numel()], scored.ends[kept]
     placed = earned.new_zeros(number * width).index_add_(0, response * width + ends, earned).view(number, width)
     if to_go:
         # What is placed at this token or behind it. Tokens behind the last sentence take its own advantage.
         summed = placed.flip(1).cumsum(1).flip(1)
     else:
         first = torch.cat([ends.new_zeros(1), ends[:-1] + 1])
-        first = torch.where(torch.cat([response.new_full((1,), -1), response[:-1]]) == response, first, 0)
+        opening = torch.zeros_like(response) if scored.opening is None else scored.opening[response]
+        first = torch.where(torch.cat([response.new_full((1,), -1), response[:-1]]) == response, first, opening)
         steps = earned.new_zeros(number, width + 1)
         steps.index_put_((response, first), earned, accumulate=True)
         steps.index_put_((response, ends + 1), -earned, accumulate=True)
@@ -143,7 +147,20 @@ def group_advantages(
     final = torch.cat([response[1:] != response[:-1], response.new_ones(1, dtype=torch.bool)])[: response.numel()]
     last, last_end = earned.new_zeros(number), ends.new_full((number,), -1)
     last[response[final]], last_end[response[final]] = earned[final], ends[final]
+    last[is_empty] = normal[response.numel() :]
     return torch.where(column > last_end[:, None], last[:, None], summed).where(inside, 0)
+
+
+def _without_text(scored: ScoredTokens, kind: RewardKind, owner: Tensor, is_empty: Tensor) -> Tensor:
+    """What responses without text earned: their reward, less the mean of the prompt's part in the group's responses with text.
+
+    No sentence earns the prompt's part, so the rewards of sentences lack it too.
+    """
+    part = (scored.weighted_reward if kind == "weighted" else scored.sentence_reward)[scored.cu_boundaries[:-1]]
+    # A group without any text has nothing to compare with but itself.
+    beside = torch.where(is_empty, 0.0, part), (~is_empty).to(part.dtype)
+    total, count = (part.new_zeros(int(owner.max()) + 1 if owner.numel() else 0).index_add(0, owner, one) for one in beside)
+    return (part - (total / count.clamp(min=1))[owner])[is_empty]
 
 
 def _normalise(value: Tensor, owner: Tensor, scale: bool) -> Tensor:

@@ -13,9 +13,11 @@ from srm.data.template import ChatFormat
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
 from srm.modeling.alias import raise_load_error, resolve_model_name
+from srm.modeling.config import positions_of
 from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole
 from srm.rl.arguments import RLConfig
 from srm.rl.trainer import RLTrainer
+from srm.scoring.guards import check_ids
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -68,6 +70,8 @@ def build_trainer(
         tokenizer = load_tokenizer(name)
         check_tokenizer_fits(name, tokenizer, policy)
         prompts = _encode_prompts(config, tokenizer, say)
+    for number, (_, ids) in enumerate(prompts, 1):
+        check_ids(policy, f"{config.dataset_name}: prompt {number} of those that are used", ids)
     _check_lengths(config, policy, reward_model, max(len(ids) for _, ids in prompts))
     say(
         f"{len(prompts):,} prompts; a step: {config.rollout_size // config.num_generations * accelerator.num_processes} of them, "
@@ -123,7 +127,7 @@ def _encode_prompts(config: RLConfig, tokenizer: PreTrainedTokenizerBase, say: C
 def _check_lengths(config: RLConfig, policy: PreTrainedModel, reward_model: SentenceRewardModel, longest: int) -> None:
     wanted = longest + config.max_completion_length
     limits = {
-        "the policy": getattr(policy.config.get_text_config(), "max_position_embeddings", None),
+        "the policy": positions_of(policy.config),
         "the reward model": reward_model.config.max_positions,
     }
     for who, limit in limits.items():

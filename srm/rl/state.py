@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,10 +61,19 @@ class RunFolder:
             write_whole(self.path / _SETTINGS, "# srm-rl --config THIS_FILE repeats the run.\n" + to_yaml(self._config))
 
     def write_log(self, log: dict[str, float]) -> None:
-        """Append a line."""
+        """Append a line.
+
+        Raises:
+            UserError: one of the numbers is none: the rewards or the losses are NaN or infinite.
+        """
+        for name, value in log.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{name} became {value} at step {log['step']}. Lower --learning_rate, then go on with --resume_from_checkpoint true."
+                )
         if self._accelerator.is_main_process:
             with writing("the log", self.path, _GO_ON), (self.path / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(log) + "\n")
+                file.write(json.dumps(log, allow_nan=False) + "\n")
 
     def save_checkpoint(self, step: int, policy: Policy, tokenizer: PreTrainedTokenizerBase, optimizer: Any, scheduler: Any) -> None:
         """Write `checkpoint-<step>`: a model that loads like any other, and what a resume needs beside it."""

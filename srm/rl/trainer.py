@@ -22,6 +22,8 @@ from srm.rl.losses import clipped_policy_loss, clipped_value_loss, reinforce_los
 from srm.rl.policy import Policy, Responses, TokenStats, generate
 from srm.rl.rollout import Rollout, make_rollout, reward_tokens
 from srm.rl.state import RunFolder
+from srm.runs.lock import hold_together
+from srm.segmentation import turn_end_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,8 +85,13 @@ class RLTrainer:
         """Run up to step `max_steps`, from `checkpoint` on where it is given, and save the policy.
 
         Raises:
-            UserError: gradients became NaN or infinite, or the disk is full. The last checkpoint stays good.
+            UserError: gradients became NaN or infinite, the disk is full (the last checkpoint stays good), or another run is writing
+                into the output directory.
         """
+        with hold_together(self.config.output_dir, writes=self.accelerator.is_main_process):
+            self._train(checkpoint)
+
+    def _train(self, checkpoint: str | None) -> None:
         set_seed(self.config.seed + self.accelerator.process_index)
         first = self.folder.restore(checkpoint, self.inner, self.optimizer, self.scheduler) if checkpoint else 0
         self.folder.start_log(first)
@@ -223,10 +230,10 @@ class RLTrainer:
 
 
 def _end_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every id that ends a response: the model's own, and the tokenizer's."""
+    """Every id that ends a response: the model's own, the tokenizer's and its template's."""
     config = getattr(policy, "generation_config", None)
     own = getattr(config, "eos_token_id", None)
-    ids = {*(own if isinstance(own, (list, tuple)) else [own]), tokenizer.eos_token_id} - {None}
+    ids = {*(own if isinstance(own, (list, tuple)) else [own]), *turn_end_ids(tokenizer)} - {None}
     if not ids:
         raise UserError(
             "the policy has no end token, neither in its generation config nor in its tokenizer, so no response could end. "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,8 +17,10 @@ from pathlib import Path
 from transformers.trainer_utils import get_last_checkpoint
 
 from srm.errors import UserError
+from srm.runs.lock import hold, lock_file
 
 __all__ = [
+    "checkpoints",
     "delete_run",
     "find_checkpoint",
     "publish_folder",
@@ -32,8 +35,10 @@ __all__ = [
 _STAGING = ".incomplete"
 _REPLACED = ".replaced"
 _PARTIAL = ".partial"
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 # Without these no loader takes the folder for a model, so they go last.
 _GATES = ("config.json", "adapter_config.json")
+_RECORDS = "srm_*.yaml"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
@@ -88,6 +93,11 @@ def publish_model(staged: Path, final: Path) -> None:
     staged.rmdir()
 
 
+def checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """The folders `checkpoint-N` of a run, in no order; other names are the user's own."""
+    return [path for path in Path(output_dir).glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+
+
 def rotate(output_dir: str | os.PathLike[str], limit: int | None, keep: Iterable[str | os.PathLike[str]]) -> None:
     """Delete the oldest checkpoints until `limit` are left.
 
@@ -100,11 +110,9 @@ def rotate(output_dir: str | os.PathLike[str], limit: int | None, keep: Iterable
         return
     spared = {Path(path).resolve() for path in keep}
     # By age, not by number: after a resume from an earlier checkpoint the numbers of an abandoned run may be higher.
-    checkpoints = sorted(
-        (path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir()), key=lambda path: path.stat().st_mtime_ns
-    )
-    excess = len(checkpoints) - limit
-    for checkpoint in checkpoints:
+    by_age = sorted(checkpoints(output_dir), key=lambda path: path.stat().st_mtime_ns)
+    excess = len(by_age) - limit
+    for checkpoint in by_age:
         if excess > 0 and checkpoint.resolve() not in spared:
             _discard(checkpoint)
             excess -= 1
@@ -137,26 +145,41 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def recover(output_dir: str | os.PathLike[str]) -> None:
-    """Undo what a killed run left half done: put a checkpoint back that was about to be replaced, drop unfinished writes."""
-    for partial in Path(output_dir).glob(f"*{_PARTIAL}"):
-        partial.unlink(missing_ok=True)
-    folder = staging(output_dir)
-    if not folder.is_dir():
-        return
-    for replaced in folder.glob(f"*{_REPLACED}"):
-        final = Path(output_dir) / replaced.name.removesuffix(_REPLACED)
-        if not final.exists():
-            replaced.rename(final)
-    shutil.rmtree(folder)
+    """Undo what a killed run left half done: put a checkpoint back that was about to be replaced, drop unfinished writes.
+
+    Args:
+        output_dir: the run's folder.
+
+    Raises:
+        UserError: a live run writes there, whose unfinished writes these are.
+    """
+    with hold(output_dir):
+        for partial in Path(output_dir).glob(f"*{_PARTIAL}"):
+            partial.unlink(missing_ok=True)
+        folder = staging(output_dir)
+        if not folder.is_dir():
+            return
+        for replaced in folder.glob(f"*{_REPLACED}"):
+            final = Path(output_dir) / replaced.name.removesuffix(_REPLACED)
+            if not final.exists():
+                replaced.rename(final)
+        shutil.rmtree(folder)
 
 
 def delete_run(output_dir: str | os.PathLike[str]) -> None:
-    """Delete the checkpoints of an earlier run, so that none of them can be resumed in place of the new run's."""
-    recover(output_dir)
-    for checkpoint in Path(output_dir).glob("checkpoint-*"):
-        if checkpoint.is_dir():
+    """Delete the checkpoints of an earlier run, so that none of them can be resumed in place of the new run's.
+
+    Args:
+        output_dir: the run's folder.
+
+    Raises:
+        UserError: as `recover`.
+    """
+    with hold(output_dir):
+        recover(output_dir)
+        for checkpoint in checkpoints(output_dir):
             _discard(checkpoint)
-    shutil.rmtree(staging(output_dir), ignore_errors=True)
+        shutil.rmtree(staging(output_dir), ignore_errors=True)
 
 
 def find_checkpoint(output_dir: str, resume: str | None, *, overwrite: bool) -> str | None:
@@ -169,7 +192,8 @@ def find_checkpoint(output_dir: str, resume: str | None, *, overwrite: bool) -> 
         overwrite: allow a folder that is not empty.
 
     Raises:
-        UserError: `output_dir` is not empty and neither `resume` nor `overwrite` says what to do with it; `resume` is no checkpoint.
+        UserError: `output_dir` is not empty and neither `resume` nor `overwrite` says what to do with it, or it holds a model or
+            checkpoints of something else; `resume` is no checkpoint.
     """
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
@@ -181,10 +205,18 @@ def find_checkpoint(output_dir: str, resume: str | None, *, overwrite: bool) -> 
                 "--resume_from_checkpoint goes on with the run in --output_dir, --overwrite_output_dir deletes it. Drop one of them."
             )
         last = _last_checkpoint(folder)
+        if last is None:
+            _refuse_foreign(folder)
         return last and _resumable(last)
     if wanted != "false":
-        return _resumable(str(resume))
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        checkpoint = _resumable(str(resume))
+        if Path(checkpoint).resolve().parent != folder.resolve():
+            _refuse_foreign(folder)
+        return checkpoint
+    if overwrite:
+        _refuse_foreign(folder)
+        return None
+    if folder.is_dir() and any(path != lock_file(folder) for path in folder.iterdir()):
         last = _last_checkpoint(folder)
         found = f"holds a run up to {Path(last).name}" if last else "is not empty"
         raise UserError(
@@ -192,6 +224,18 @@ def find_checkpoint(output_dir: str, resume: str | None, *, overwrite: bool) -> 
             "or give another folder."
         )
     return None
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise where a run would replace or delete what none of our commands wrote: each leaves its settings in its folder."""
+    if not folder.is_dir() or any(folder.glob(_RECORDS)):
+        return
+    found = [path for pattern in (*_GATES, *_WEIGHTS) for path in sorted(folder.glob(pattern))] + checkpoints(folder)
+    if found:
+        raise UserError(
+            f"--output_dir {folder} holds {found[0].name}, and no settings of a run that wrote it (srm_train.yaml or srm_rl.yaml). "
+            "Give another folder, or empty this one yourself."
+        )
 
 
 def _resumable(checkpoint: str) -> str:

@@ -1,17 +1,20 @@
 """Score a file of responses into a file of rewards: streamed, in order, and resumable after any interruption.
 
 The output is its own progress record: a line is a scored response, lines are in input order, and a batch is on disk before the next one
-runs. To resume is to drop a half-written last line, check that the ids agree with the input, and go on after the last one.
+runs. To resume is to drop a half-written last line, check that each line belongs to its row of the input, and go on after the last one. A
+line belongs to a row whose id, prompt and response it was scored for: it holds the id, and a digest of the other two.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +22,9 @@ from srm.data import OverlongPolicy, ResponseRow, read_responses
 from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup
 from srm.runs.folders import write_whole
+from srm.runs.lock import hold
+from srm.runs.places import check_files
+from srm.scoring.guards import require_finite
 from srm.scoring.protocol import RewardModel
 from srm.scoring.results import ScoredResponse
 from srm.scoring.run import score_groups
@@ -29,17 +35,25 @@ __all__ = [
     "ScoreFileSummary",
     "append_scores",
     "check_identity",
+    "check_output",
     "check_resumed",
     "drop_unfinished_line",
     "meta_path",
     "prepare_output",
+    "read_record",
     "read_scores",
+    "read_scores_of",
     "score_file",
     "write_scores",
 ]
 
 # A prompt group is run in one batch; more responses than this to one prompt are split.
 _LARGEST_GROUP = 64
+# What a line must have, and each of its sentences; and which of those are numbers.
+_LINE = {"id", "digest", "reward", "prompt_reward", "sentences"}
+_NUMBERS = ("start", "end", "reward", "weight", "weighted_reward")
+_SENTENCE = {"text", *_NUMBERS}
+_ANEW = "Choose another output, or pass --overwrite to score all anew."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +62,7 @@ class RowSettings:
 
     Attributes:
         overlong: what happens to a response that is too long with its prompt; see `srm.scoring.text.encode_groups`.
-        max_length: longest prompt + response in tokens; the backbone's own limit where None.
+        max_length: longest prompt + response in tokens; never more than the backbone's own limit.
         packing: `shared`, `packed` or `none` by name, or None; see `SentenceRewardModel.packing_mode`.
         tokens_per_batch: upper bound on the tokens of a pass, padding included.
     """
@@ -57,6 +71,10 @@ class RowSettings:
     max_length: int | None
     packing: PackingMode | None
     tokens_per_batch: int
+
+    def decisive(self) -> dict[str, Any]:
+        """Those that a score depends on; the others only round differently."""
+        return {"overlong": self.overlong, "max_length": self.max_length}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,18 +109,21 @@ def score_file(
         source: a file, a folder, or a name on the hub, as in `srm.data.read_responses`.
         output: the JSONL file; what it holds already is not scored again.
         split: as in `srm.data.read_responses`.
-        identity: what the scores depend on (model, input, limits), JSON; kept beside the output, and a resumed call must agree.
+        identity: what the scores depend on beside rows and settings (model, input), JSON; kept beside the output, and a resumed call
+            must agree.
         settings: how rows are scored.
         overwrite: begin anew where `output` exists.
         skip_bad_rows: as in `srm.data.read_responses`.
         on_scored: called with the number of responses just written, the resumed ones first.
 
     Raises:
-        UserError: `output` exists and belongs to other settings or other rows; a row that cannot be scored.
+        UserError: `output` exists and belongs to other settings or other rows, or another run is writing it; a row that cannot be scored.
     """
-    num_resumed = prepare_output(output, identity, overwrite=overwrite)
-    rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows)
-    num_scored = append_scores(model, rows, output, num_resumed, settings, on_scored)
+    check_files({"output": output}, data={"source": source}, models={})
+    with hold(output):
+        num_resumed = prepare_output(output, identity | settings.decisive(), overwrite=overwrite)
+        rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows)
+        num_scored = append_scores(model, rows, output, num_resumed, settings, on_scored)
     return ScoreFileSummary(num_scored=num_scored, num_resumed=num_resumed)
 
 
@@ -128,7 +149,7 @@ def append_scores(
         How many responses were scored.
 
     Raises:
-        UserError: the ids in `output` are not those of the rows; a row that cannot be scored.
+        UserError: `output` holds scores of other rows; a row that cannot be scored.
     """
     check_resumed(output, rows, num_resumed)
     on_scored(num_resumed)
@@ -148,6 +169,7 @@ def append_scores(
     with output.open("a", encoding="utf-8") as file:
         for scores in score_groups(model, encoded(), tokens_per_batch=settings.tokens_per_batch, packing=settings.packing):
             same_prompt, group = waiting.popleft()
+            require_finite(model, scores, (row.where for row in same_prompt))
             write_scores(file, zip(same_prompt, read_off_group(group, scores), strict=True))
             num_scored += len(same_prompt)
             on_scored(len(same_prompt))
@@ -160,10 +182,67 @@ def meta_path(output: Path) -> Path:
 
 
 def read_scores(output: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file that `score_file` wrote."""
-    with output.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+    """The lines of a file that `score_file` wrote.
+
+    Args:
+        output: the JSONL file.
+
+    Raises:
+        UserError: a line is not one that `score_file` writes.
+    """
+    with output.open("rb") as file:
+        for number, text in enumerate(file, 1):
+            try:
+                line = json.loads(text)
+                sound = _is_score(line)
+            except (ValueError, OverflowError, RecursionError):
+                sound = False
+            if not sound:
+                raise UserError(f"{output} line {number}: is not what srm-score writes, so the file was edited or cut. {_ANEW}")
+            yield line
+
+
+def read_scores_of(output: Path, rows: Iterable[ResponseRow]) -> Iterator[tuple[ResponseRow, dict[str, Any]]]:
+    """Each row with its line of a file that `score_file` wrote.
+
+    Args:
+        output: the JSONL file.
+        rows: all rows of the input.
+
+    Raises:
+        UserError: the file does not hold exactly these rows, once each and in order.
+    """
+    for number, (row, line) in enumerate(zip_longest(rows, read_scores(output)), 1):
+        if row is None:
+            raise UserError(f"{output}: holds more than the {number - 1} responses of the input. {_ANEW}")
+        if line is None:
+            raise UserError(f"{output}: ends after {number - 1} responses, and the input has more ({row.where}). Run the command again.")
+        _check_line(output, number, line, row)
+        yield row, line
+
+
+def _is_score(line: Any) -> bool:
+    sentences = line["sentences"] if isinstance(line, dict) and line.keys() >= _LINE else None
+    if not isinstance(sentences, list) or not all(isinstance(each, dict) and each.keys() == _SENTENCE for each in sentences):
+        return False
+    numbers = [line["reward"], line["prompt_reward"], *(each[name] for each in sentences for name in _NUMBERS)]
+    return all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
+
+
+def _check_line(output: Path, number: int, line: dict[str, Any], row: ResponseRow) -> None:
+    if line["id"] != row.id:
+        found = f"holds id {line['id']!r}, and the input has {row.id!r} there"
+    elif line["digest"] != _digest(row):
+        found = f"holds the score that {row.id!r} had with another prompt or response"
+    else:
+        return
+    raise UserError(f"{output} line {number}: {found} ({row.where}). The input has changed since. {_ANEW}")
+
+
+def _digest(row: ResponseRow) -> str:
+    """Of the prompt, with what its template is given beside the messages, and of the response, in whatever form the row has them."""
+    content = json.dumps([row.prompt, getattr(row.prompt, "settings", {}), row.response], sort_keys=True, default=repr)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def prepare_output(output: Path, identity: dict[str, Any], *, overwrite: bool) -> int:
@@ -171,7 +250,7 @@ def prepare_output(output: Path, identity: dict[str, Any], *, overwrite: bool) -
 
     Args:
         output: the JSONL file.
-        identity: as in `score_file`.
+        identity: all that the scores depend on.
         overwrite: delete what is there.
 
     Returns:
@@ -184,13 +263,45 @@ def prepare_output(output: Path, identity: dict[str, Any], *, overwrite: bool) -
     if overwrite:
         output.unlink(missing_ok=True)
         meta.unlink(missing_ok=True)
-    if output.exists() and not meta.exists():
-        raise UserError(f"{output}: exists and was not written by srm-score. Choose another --output, or pass --overwrite to replace it.")
-    if meta.exists():
-        check_identity(output, json.loads(meta.read_text()), identity)
-    else:
+    check_output(output, identity)
+    if not meta.exists():
         write_whole(meta, json.dumps(identity, indent=2) + "\n")
     return drop_unfinished_line(output) if output.exists() else 0
+
+
+def check_output(output: Path, identity: dict[str, Any]) -> None:
+    """Look whether `output` can be gone on with; commands ask before they load a model.
+
+    Args:
+        output: the JSONL file, which need not be there.
+        identity: as in `prepare_output`.
+
+    Raises:
+        UserError: `output` was written by something else, or with other settings.
+    """
+    meta = meta_path(output)
+    if meta.exists():
+        check_identity(output, read_record(meta), identity)
+    elif output.exists():
+        raise UserError(f"{output}: exists and was not written by srm-score. Choose another --output, or pass --overwrite to replace it.")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A JSON object that an earlier run left.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: is not what srm-score writes, so the file was edited or cut. {_ANEW}")
+    return record
 
 
 def check_identity(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -210,8 +321,10 @@ def check_identity(output: Path, before: dict[str, Any], now: dict[str, Any]) ->
         if before.get(key) != now.get(key)
     ]
     if changed:
+        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(
-            f"{output}: was begun with other settings ({'; '.join(changed)}). Use those, choose another --output, or pass --overwrite."
+            f"{output}: was begun with other settings ({'; '.join(changed[:3])}{more}). Use those, choose another --output, or pass "
+            "--overwrite."
         )
 
 
@@ -237,14 +350,18 @@ def check_resumed(output: Path, rows: Iterator[ResponseRow], num_resumed: int) -
         num_resumed: responses that `output` holds.
 
     Raises:
-        UserError: `output` holds other ids.
+        UserError: `output` holds other rows, or not so many; or the input has fewer.
     """
-    for number, (line, row) in enumerate(zip(read_scores(output) if num_resumed else (), islice(rows, num_resumed), strict=False), 1):
-        if line["id"] != row.id:
+    lines = islice(read_scores(output), num_resumed) if num_resumed else iter(())
+    for number in range(1, num_resumed + 1):
+        line, row = next(lines, None), next(rows, None)
+        if line is None:
+            raise UserError(f"{output}: holds {number - 1} responses in place of {num_resumed}, so it was edited or cut. {_ANEW}")
+        if row is None:
             raise UserError(
-                f"{output} line {number}: holds id {line['id']!r}, and the input has {row.id!r} there ({row.where}). "
-                "The input has changed since: choose another --output, or pass --overwrite."
+                f"{output}: holds {num_resumed} responses, and the input has only {number - 1} now. The input has changed since. {_ANEW}"
             )
+        _check_line(output, number, line, row)
 
 
 def _by_prompt(rows: Iterable[ResponseRow]) -> Iterator[list[ResponseRow]]:
@@ -264,8 +381,14 @@ def write_scores(file: IO[str], scored: Iterable[tuple[ResponseRow, ScoredRespon
     Args:
         file: open for writing.
         scored: each row with its scores.
+
+    Raises:
+        UserError: a score is NaN or infinite, which JSON does not know and no reader expects.
     """
     for row, response in scored:
-        file.write(json.dumps({"id": row.id, **response.to_dict()}, ensure_ascii=False) + "\n")
+        line = {"id": row.id, **response.to_dict(), "digest": _digest(row)}
+        if not _is_score(line):
+            raise UserError(f"{row.where}: a reward of {row.id!r} is NaN or infinite. Look at the model's weights, or use --dtype float32.")
+        file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     file.flush()
     os.fsync(file.fileno())

@@ -3,7 +3,7 @@
 The input's rows are cut into parts of equal size, and part `i` belongs to process `i` modulo their number. A part is a file of its own
 beside the output, written like a whole output (score_file.py) and renamed when it is done. Whoever finds all parts done joins them into
 the output, in order, and renames that into place. No process waits for another or talks to it, so one that is killed loses nothing that is
-on the disk: run the command again, with as many processes as are there.
+on the disk: run the command again, with as many processes as are there. Each holds the output under its rank, which keeps out other runs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 from srm.data import ResponseRow, read_responses
 from srm.errors import UserError
 from srm.runs.folders import write_whole
+from srm.runs.lock import hold
+from srm.runs.places import check_files
 from srm.scoring.file import (
     RowSettings,
     ScoreFileSummary,
@@ -28,6 +30,7 @@ from srm.scoring.file import (
     check_resumed,
     drop_unfinished_line,
     meta_path,
+    read_record,
 )
 from srm.scoring.protocol import RewardModel
 
@@ -100,44 +103,50 @@ def score_parts(
     Raises:
         UserError: as `score_file`.
     """
-    plan = _agree(output, identity, num_rows, num_processes)
-    num_scored = num_resumed = 0
-    if plan is not None:
+    identity = identity | settings.decisive()
+    check_files({"output": output}, data={"source": source}, models={})
+    with hold(output, rank=process, num_ranks=num_processes):
         rows = read_responses(source, split=split, skip_bad_rows=skip_bad_rows)
-        position = 0
+        plan, first = _agree(output, identity, num_rows, num_processes)
+        # What a run by one process has left.
+        check_resumed(output, rows, first)
+        if plan is None:
+            return ScoreFileSummary(num_scored=0, num_resumed=num_rows)
+        num_scored, position = 0, first
         for part in range(process, plan.num_parts, num_processes):
             start, stop = plan.rows_of(part)
             _skip(rows, start - position)
             position = stop
+            path = _part_path(output, part)
             try:
-                done, scored = _score_part(model, islice(rows, stop - start), stop - start, _part_path(output, part), settings, on_scored)
+                num_scored += _score_part(model, islice(rows, stop - start), stop - start, path, settings, on_scored)
             except FileNotFoundError:
                 if _num_lines(output) != num_rows:
                     raise
                 break  # another process has joined the parts of an earlier run
-            num_resumed, num_scored = num_resumed + done, num_scored + scored
         if not _join(output, plan, identity):
             return None
-    return ScoreFileSummary(num_scored=num_scored, num_resumed=num_rows - num_scored)
+        return ScoreFileSummary(num_scored=num_scored, num_resumed=num_rows - num_scored)
 
 
-def _agree(output: Path, identity: dict[str, Any], num_rows: int, num_processes: int) -> _Plan | None:
-    """The plan that is there, or a new one; None where `output` is whole. All processes write the same, so it does not matter who does."""
+def _agree(output: Path, identity: dict[str, Any], num_rows: int, num_processes: int) -> tuple[_Plan | None, int]:
+    """(the plan that is there, or a new one; None where `output` is whole. Rows that `output` holds).
+
+    All processes write the same plan, so it does not matter who does.
+    """
     folder = parts_folder(output)
     meta = meta_path(output)
     if meta.exists():
-        check_identity(output, json.loads(meta.read_text()), identity)
+        check_identity(output, read_record(meta), identity)
     elif output.exists():
         raise UserError(f"{output}: exists and was not written by srm-score. Choose another --output, or delete it.")
     first = _num_lines(output)
-    if first == num_rows:
+    if first >= num_rows:
         shutil.rmtree(folder, ignore_errors=True)
-        return None
+        return None, first
     path = folder / "plan.json"
     if path.exists():
-        found = json.loads(path.read_text())
-        check_identity(output, found["identity"], identity)
-        plan = _Plan(**found["plan"])
+        plan = _read_plan(output, path, identity)
     else:
         part_rows = min(max((num_rows - first) // (num_processes * _PARTS_PER_PROCESS), _FEWEST_ROWS), _MOST_ROWS)
         plan = _Plan(first=first, first_bytes=_whole_bytes(output), num_rows=num_rows, part_rows=part_rows)
@@ -147,6 +156,16 @@ def _agree(output: Path, identity: dict[str, Any], num_rows: int, num_processes:
             f"{output}: was begun on {plan.num_rows} responses, and the input has {num_rows} now. "
             f"Choose another --output, or delete {folder}."
         )
+    return plan, plan.first
+
+
+def _read_plan(output: Path, path: Path, identity: dict[str, Any]) -> _Plan:
+    found = read_record(path)
+    try:
+        before, plan = dict(found["identity"]), _Plan(**found["plan"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: was edited. Choose another --output, or delete {path.parent}.") from None
+    check_identity(output, before, identity)
     return plan
 
 
@@ -157,17 +176,17 @@ def _score_part(
     path: Path,
     settings: RowSettings,
     on_scored: Callable[[int], None],
-) -> tuple[int, int]:
-    """(rows that were there, rows scored now)."""
+) -> int:
+    """Rows that were scored now, and not there already."""
     if path.exists():
         check_resumed(path, rows, num_rows)
         on_scored(num_rows)
-        return num_rows, 0
+        return 0
     growing = path.with_suffix(".growing")
     num_resumed = drop_unfinished_line(growing) if growing.exists() else 0
     num_scored = append_scores(model, rows, growing, num_resumed, settings, on_scored)
     growing.replace(path)
-    return num_resumed, num_scored
+    return num_scored
 
 
 def _join(output: Path, plan: _Plan, identity: dict[str, Any]) -> bool:

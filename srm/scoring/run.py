@@ -5,6 +5,7 @@ Shape letters: `B` responses, `N` boundaries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -32,6 +33,11 @@ class ResponseScore:
     reward: float
     sentence_reward: list[float]
     weight: list[float]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all of its numbers are numbers."""
+        return all(map(math.isfinite, (self.reward, *self.sentence_reward, *self.weight)))
 
 
 def score_groups(
@@ -140,7 +146,7 @@ def sentence_score(model: RewardModel, response: ResponseIds, reward: float, val
         weight: fp32 [1 + boundaries] on the CPU.
     """
     if model.config.granularity == "token":
-        edges = torch.tensor([-2, -1, *response.sentence_ends.tolist()])
+        edges = torch.tensor([response.opening - 2, response.opening - 1, *response.sentence_ends.tolist()])
         lengths = edges.diff()
         segment = torch.repeat_interleave(lengths)
         value = value.new_zeros(len(lengths)).scatter_add(0, segment, value) / lengths

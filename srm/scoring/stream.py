@@ -15,8 +15,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from srm.data import EncodedResponse, Prompt
+from srm.data.overlong import length_limit
 from srm.errors import UserError
-from srm.packing.backbone import restore, unwrap
+from srm.scoring.cache_check import check_cache, run_cached
+from srm.scoring.guards import check_ids, require_finite
 from srm.scoring.protocol import RewardModel
 from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.scoring.run import sentence_score
@@ -41,7 +43,7 @@ class RewardStream:
     Args:
         model: the reward model, in eval mode.
         prompt: text or chat messages; it runs at once.
-        max_length: longest prompt + response in tokens; the backbone's own limit where None.
+        max_length: longest prompt + response in tokens; never more than the backbone's own limit.
 
     Attributes:
         text: what was fed.
@@ -56,21 +58,16 @@ class RewardStream:
     def __init__(self, model: RewardModel, prompt: Prompt, *, max_length: int | None = None) -> None:
         # Nothing runs packed here, but the backbone has to be a causal decoder.
         model.packing_mode("none")
-        if unwrap(model.backbone)._is_stateful:
-            raise UserError(
-                f"stream: {type(unwrap(model.backbone)).__name__} keeps a running state, which cannot be taken back when a token changes. "
-                "Score finished responses with `score`."
-            )
+        check_cache(model)
         self._model = model
         self._segmenter = model.encoder.segmenter.without_limits()
-        self._limit = model.config.max_positions if max_length is None else max_length
+        self._limit = length_limit(max_length, model.config.max_positions)
         self._prompt_length = 0
         self._ids: list[int] = []
         self._closed = False
         self.text = ""
         prompt_ids = model.encoder.encode_prompt(prompt)
         self._check_length(len(prompt_ids))
-        # Without the model's config, so that layers with a sliding window keep all tokens as well: those may have to be taken back.
         self._cache = DynamicCache()
         # Row 0 is the prompt's last token, row 1 + t the response's token t.
         self._hidden_TD = self._run(prompt_ids)[-1:]
@@ -183,27 +180,10 @@ class RewardStream:
             self._hidden_TD = torch.cat([self._hidden_TD, self._run(ids[same:])])
             self._ids = ids
 
-    @torch.no_grad()
     def _run(self, ids: list[int]) -> Tensor:
         """Hidden states [T, D] of `ids`, the next ones behind what is in the cache."""
-        model = self._model
-        # `score` may have switched the backbone to the packed attention, which knows no cache.
-        restore(model.backbone)
-        start = self._cache.get_seq_length()
-        input_ids = torch.tensor([ids], device=model.device)
-        position_ids = torch.arange(start, start + len(ids), device=model.device)[None]
-        was_training = model.training
-        model.eval()
-        try:
-            output = model.backbone(input_ids=input_ids, position_ids=position_ids, past_key_values=self._cache, use_cache=True)
-        finally:
-            model.train(was_training)
-        if self._cache.get_seq_length() != start + len(ids):
-            raise UserError(
-                f"stream: {type(unwrap(model.backbone)).__name__} does not keep its keys and values in the cache it is given. "
-                "Score finished responses with `score`."
-            )
-        return output.last_hidden_state[0]
+        check_ids(self._model.backbone, "stream", ids)
+        return run_cached(self._model, ids, self._cache)
 
     @torch.no_grad()
     def _score(self, response: EncodedResponse | None) -> ScoredResponse:
@@ -211,10 +191,11 @@ class RewardStream:
         read = NO_TEXT if response is None else response
         ends = (read.every_token() if self._model.config.granularity == "token" else read).sentence_ends
         device = self._hidden_TD.device
-        rows_N = torch.tensor([0, *(ends + 1).tolist()], device=device)
+        rows_N = torch.tensor([read.opening, *(ends + 1).tolist()], device=device)
         layout = SentenceLayout(rows_N, torch.tensor([0, rows_N.numel()], device=device))
         reward, rewards, weight, _ = (tensor.cpu() for tensor in self._model.head(self._hidden_TD, layout))
         score = sentence_score(self._model, read, float(reward), rewards, weight)
+        require_finite(self._model, [score], ["stream: the response" if response else "stream: the prompt"])
         if response is None:
             return ScoredResponse(reward=score.reward, prompt_reward=score.sentence_reward[0], sentences=())
         return read_off(response, score)

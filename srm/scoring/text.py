@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from itertools import islice
+from typing import Any, cast
 
 import numpy as np
 
-from srm.data import EncodedResponse, OverlongPolicy, Prompt
+from srm.data import EncodedResponse, OverlongPolicy, Prompt, Response
+from srm.data.messages import check_prompt, is_message_list, response_text
 from srm.data.overlong import cut_group
+from srm.data.schema import RowProblem
 from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup
 from srm.packing.batch import IntArray
+from srm.scoring.guards import check_ids, require_finite
 from srm.scoring.protocol import RewardModel
 from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.scoring.run import ResponseScore, score_all
@@ -22,7 +26,7 @@ __all__ = ["encode_groups", "read_off", "read_off_group", "score"]
 def score(
     model: RewardModel,
     prompts: Sequence[Prompt],
-    responses: Sequence[str] | Sequence[Sequence[str]],
+    responses: Sequence[Response] | Sequence[Sequence[Response]],
     *,
     tokens_per_batch: int,
     max_length: int | None,
@@ -36,14 +40,25 @@ def score(
         raise ValueError(
             f"score: `prompts` has {len(prompts)} entries and `responses` {len(responses)}; each prompt needs its response(s)."
         )
-    nested = [not isinstance(entry, str) for entry in responses]
+    nested = [isinstance(entry, (list, tuple, np.ndarray)) and not is_message_list(entry) for entry in responses]
     if any(nested) and not all(nested):
         raise ValueError(f"score: `responses` mixes strings and lists (entry {nested.index(not nested[0])}); use one form for all.")
     groups: list[PromptGroup] = []
-    texts = [[entry] if isinstance(entry, str) else list(entry) for entry in responses]
+    places: list[list[str]] = []
+    texts: list[list[Any]] = [list(entry) if is_nested else [entry] for entry, is_nested in zip(responses, nested, strict=True)]
     for row, (prompt, answers) in enumerate(zip(prompts, texts, strict=True)):
-        groups += encode_groups(model, prompt, answers, where=[f"score: row {row}"] * len(answers), max_length=max_length)
+        try:
+            checked = check_prompt(prompt)
+        except RowProblem as problem:
+            raise UserError(f"score: row {row}: {problem}. {problem.fix}.") from None
+        where = [f"score: row {row}" if len(answers) == 1 else f"score: row {row}, response {number}" for number in range(len(answers))]
+        encoded = encode_groups(model, checked, answers, where=where, max_length=max_length)
+        groups += encoded
+        named = iter(where)
+        places += [list(islice(named, len(group.responses))) for group in encoded]
     scored = score_all(model, groups, tokens_per_batch=tokens_per_batch, packing=packing, show_progress=show_progress)
+    for scores, place in zip(scored, places, strict=True):
+        require_finite(model, scores, place)
     flat = iter([one for group, scores in zip(groups, scored, strict=True) for one in read_off_group(group, scores)])
     result = [[next(flat) for _ in answers] for answers in texts]
     return result if any(nested) else [group[0] for group in result]
@@ -52,7 +67,7 @@ def score(
 def encode_groups(
     model: RewardModel,
     prompt: Prompt,
-    responses: Sequence[str],
+    responses: Sequence[Response],
     *,
     where: Sequence[str],
     max_length: int | None,
@@ -62,10 +77,10 @@ def encode_groups(
 
     Args:
         model: the reward model.
-        prompt: text or chat messages.
-        responses: the texts that answer it.
+        prompt: text or chat messages, as `srm.data.messages.check_prompt` returns them.
+        responses: what answers it, texts or messages.
         where: what a message calls each response.
-        max_length: longest prompt + response in tokens; the backbone's own limit where None.
+        max_length: longest prompt + response in tokens; never more than the backbone's own limit.
         overlong: `error`, `truncate_prompt` or `truncate_response`, as in `srm.data`. Sentences behind the cut get no reward. Each
             response is cut by itself: what it shares its prompt with must not change its score.
 
@@ -73,22 +88,31 @@ def encode_groups(
         Groups of `EncodedResponse`, the responses in order.
 
     Raises:
-        UserError: an empty response, one that no tokens come from, or one that is too long with its prompt.
+        UserError: an empty response, one that no tokens come from or that has tokens the model does not know, or one that is too long with
+            its prompt.
     """
-    for text, place in zip(responses, where, strict=True):
-        if not text.strip():
-            raise UserError(f"{place}: the response is empty. A reward needs at least one sentence: drop the row.")
-    prompt_ids = np.asarray(model.encoder.encode_prompt(prompt), dtype=np.int32)
-    limit = model.config.max_positions if max_length is None else max_length
+    texts = [_words(response, place) for response, place in zip(responses, where, strict=True)]
+    # Not `encode_prompt`: pairs of texts that share no word come with an empty prompt.
+    prompt_ids = np.asarray(model.encoder.encode_prompts([model.encoder.format.render(prompt)])[0], dtype=np.int32)
     num_closing = len(model.encoder.boundary_ids)
     cut: list[tuple[IntArray, list[EncodedResponse]]] = []
-    for whole, place in zip(model.encoder.encode_responses(list(responses)), where, strict=True):
+    for whole, place in zip(model.encoder.encode_responses(texts), where, strict=True):
         group = PromptGroup(prompt_ids=prompt_ids, responses=[whole])
-        group = cut_group(group, max_length=limit, policy=overlong, num_closing=num_closing, where=place)
+        group = cut_group(
+            group, max_length=max_length, positions=model.config.max_positions, policy=overlong, num_closing=num_closing, where=place
+        )
+        check_ids(model.backbone, place, group.prompt_ids, *(response.ids for response in group.responses))
         if not cut or len(cut[-1][0]) != len(group.prompt_ids):
             cut.append((group.prompt_ids, []))
         cut[-1][1].append(cast(EncodedResponse, group.responses[0]))
     return [PromptGroup(prompt_ids=ids, responses=encoded) for ids, encoded in cut]
+
+
+def _words(response: Response, where: str) -> str:
+    try:
+        return response_text(response, "response")
+    except RowProblem as problem:
+        raise UserError(f"{where}: {problem}. A reward needs the words of one answer: mend or drop the row.") from None
 
 
 def read_off_group(group: PromptGroup, scores: Sequence[ResponseScore]) -> list[ScoredResponse]:

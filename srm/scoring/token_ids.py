@@ -17,9 +17,11 @@ from srm.data import Prompt
 from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup, ResponseIds
 from srm.packing.batch import IntArray
+from srm.scoring.guards import check_ids, require_finite
 from srm.scoring.protocol import RewardModel
 from srm.scoring.run import score_all
-from srm.segmentation import ByteTable, content_lengths
+from srm.segmentation import content_lengths
+from srm.segmentation.tokens import opening_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +44,7 @@ class ScoredTokens:
         cu_boundaries: int64 [B + 1], offsets into the three.
         lengths: int64 [B], tokens of each response that are text: those before its first end token.
         width: `L`, the width of the padded responses.
+        opening: int64 [B], tokens of each response before its first sentence, which belong to none; None where no response has any.
     """
 
     reward: Tensor
@@ -51,6 +54,7 @@ class ScoredTokens:
     cu_boundaries: Tensor
     lengths: Tensor
     width: int
+    opening: Tensor | None = None
 
     @property
     def weighted_reward(self) -> Tensor:
@@ -70,8 +74,8 @@ class ScoredTokens:
     @property
     def spans(self) -> Tensor:
         """int64 [N, 2], tokens `start:end` of each sentence in its response; 0:0 at index 0."""
-        before = torch.cat([self.ends[:1], self.ends[:-1]])
-        start = torch.where(self.is_sentence, before + 1, 0)
+        before = self.ends if self.opening is None else torch.where(self.is_sentence, self.ends, self.opening[self.response_index] - 1)
+        start = torch.where(self.is_sentence, torch.cat([before[:1], before[:-1]]) + 1, 0)
         return torch.stack([start, self.ends + 1], dim=1)
 
     def to_padded(self, per_sentence: Tensor) -> Tensor:
@@ -88,9 +92,11 @@ class PolicyResponse(ResponseIds):
 
     Attributes:
         policy_ends: int32 [sentences], index into the policy's own ids of each sentence's last token.
+        policy_opening: how many of the policy's own ids stand before the first sentence and belong to none.
     """
 
     policy_ends: IntArray
+    policy_opening: int = 0
 
 
 def score_tokens(
@@ -110,10 +116,11 @@ def score_tokens(
     if policy is None:
         raise UserError("score_tokens: the model has no tokenizer, so the ids have no text. Set `model.tokenizer` or pass `tokenizer`.")
     padded, lengths = _responses(response_ids, response_lengths)
-    lengths = content_lengths(padded, _end_ids(policy), lengths)
+    is_own = tokenizer is None or tokenizer is model.tokenizer or _same_vocabulary(policy, model)
+    lengths = content_lengths(padded, _end_ids(model, policy, is_own=is_own), lengths)
     if len(prompt_ids) != padded.shape[0]:
         raise ValueError(f"score_tokens: {len(prompt_ids)} prompts and {padded.shape[0]} responses; each response needs its prompt.")
-    if tokenizer is None or tokenizer is model.tokenizer or _same_vocabulary(policy, model):
+    if is_own:
         groups = _own_groups(model, policy, _prompts(prompt_ids, prompt_mask), padded, lengths)
     elif prompts is None:
         raise ValueError(
@@ -123,8 +130,11 @@ def score_tokens(
     else:
         groups = _other_groups(model, policy, prompts, padded, lengths)
     _check_lengths(model, groups)
+    places = [f"score_tokens: prompt {index} and its response" for index in range(len(groups))]
     scores = [score for (score,) in score_all(model, groups, tokens_per_batch=tokens_per_batch, packing=packing)]
+    require_finite(model, scores, places)
     ends = [_policy_ends(group) for group in groups]
+    openings = [getattr(group.responses[0], "policy_opening", 0) for group in groups]
     device = padded.device
     return ScoredTokens(
         reward=torch.tensor([score.reward for score in scores], device=device),
@@ -134,6 +144,7 @@ def score_tokens(
         cu_boundaries=torch.tensor([0, *(1 + len(row) for row in ends)], device=device).cumsum(0),
         lengths=lengths,
         width=padded.shape[1],
+        opening=torch.tensor(openings, dtype=torch.int64, device=device) if any(openings) else None,
     )
 
 
@@ -143,18 +154,21 @@ def encode_ids(model: RewardModel, prompt_ids: Sequence[Sequence[int]], response
     Args:
         model: the reward model.
         prompt_ids: the ids of each prompt.
-        response_ids: the ids of each response; its text ends before the first eos or pad id.
+        response_ids: the ids of each response; its text ends before the first end or pad id.
 
     Returns:
         A group of one `PolicyResponse` for each response, in order.
     """
-    policy = model.encoder.tokenizer
     padded, lengths = _responses(response_ids, None)
-    return _own_groups(model, policy, _prompts(prompt_ids, None), padded, content_lengths(padded, _end_ids(policy), lengths))
+    lengths = content_lengths(padded, model.encoder.answers.end_ids, lengths)
+    return _own_groups(model, model.encoder.tokenizer, _prompts(prompt_ids, None), padded, lengths)
 
 
-def _end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    return frozenset(token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None)
+def _end_ids(model: RewardModel, policy: PreTrainedTokenizerBase, *, is_own: bool) -> frozenset[int]:
+    """The ids that end the policy's answers; `is_own`: they are ids of the reward model as well."""
+    if policy is model.tokenizer:
+        return model.encoder.answers.end_ids
+    return model.encoder.token_segmenter(policy).end_ids | (model.encoder.answers.end_ids if is_own else frozenset())
 
 
 def _same_vocabulary(policy: PreTrainedTokenizerBase, model: RewardModel) -> bool:
@@ -191,14 +205,31 @@ def _own_groups(
 ) -> list[PromptGroup]:
     """Responses of a policy with the reward model's vocabulary: its ids are what the model reads."""
     encoder = model.encoder
+    opened = [encoder.answers.split_header(*row) for row in zip(prompts, padded.tolist(), strict=True)] if encoder.format.header else []
+    skipped = [count for _, count in opened] or [0] * len(prompts)
+    if any(skipped):
+        prompts = [tuple(prompt) for prompt, _ in opened]
+        count = torch.tensor(skipped, device=padded.device)
+        padded = padded.gather(1, (torch.arange(padded.shape[1], device=padded.device) + count[:, None]).clamp(max=padded.shape[1] - 1))
+        lengths = (lengths - count).clamp(min=0)
     groups = []
-    all_ends = encoder.token_segmenter(policy).segment(padded, lengths).tolist()
-    rows = padded.to("cpu", torch.int32).numpy()
-    for prompt, ids, length, ends in zip(prompts, rows, lengths.tolist(), all_ends, strict=True):
-        text, policy_ends = ids[:length].copy(), np.asarray(ends, dtype=np.int32)
+    wide = padded.cpu().numpy()
+    for index, (prompt, length) in enumerate(zip(prompts, lengths.tolist(), strict=True)):
+        # Before they become int32, where a large id would turn into another.
+        check_ids(model.backbone, f"score_tokens: prompt {index} and its response", prompt, wide[index, :length])
+    found = encoder.token_segmenter(policy).segment(padded, lengths)
+    openings = found.opening.tolist()
+    rows = wide.astype(np.int32)
+    for prompt, ids, length, ends, opening, first in zip(prompts, rows, lengths.tolist(), found.tolist(), openings, skipped, strict=True):
         # The model may have been trained with a token of its own behind each sentence. The policy's ids are copied, not changed.
-        marked, marks = encoder.with_boundaries(text, policy_ends)
-        response = PolicyResponse(ids=marked, sentence_ends=marks, policy_ends=policy_ends)
+        marked, marks, marked_opening = encoder.with_boundaries(ids[:length].copy(), np.asarray(ends, dtype=np.int32), opening)
+        response = PolicyResponse(
+            ids=marked,
+            sentence_ends=marks,
+            opening=marked_opening,
+            policy_ends=np.asarray(ends, dtype=np.int32) + np.int32(first),
+            policy_opening=opening + first if opening else 0,
+        )
         groups.append(PromptGroup(prompt_ids=np.array([*prompt, *encoder.boundary_ids], dtype=np.int32), responses=[response]))
     return groups
 
@@ -207,7 +238,7 @@ def _other_groups(
     model: RewardModel, policy: PreTrainedTokenizerBase, prompts: Sequence[Prompt], padded: Tensor, lengths: Tensor
 ) -> list[PromptGroup]:
     """Responses of a policy with another vocabulary: its text in the model's tokens, sentences found on the policy's through characters."""
-    table = ByteTable.from_tokenizer(policy)
+    table = model.encoder.token_segmenter(policy).table
     groups = []
     for prompt, ids, length in zip(prompts, padded.cpu(), lengths.tolist(), strict=True):
         text, offsets = table.decode(ids[:length])
@@ -216,8 +247,15 @@ def _other_groups(
         if text.strip():
             encoded = model.encoder.encode_responses([text])[0]
             policy_ends = np.array([_token_at(offsets, text, start, end) for start, end in encoded.spans], dtype=np.int32)
-            response = PolicyResponse(ids=encoded.ids, sentence_ends=encoded.sentence_ends, policy_ends=policy_ends)
+            response = PolicyResponse(
+                ids=encoded.ids,
+                sentence_ends=encoded.sentence_ends,
+                opening=encoded.opening,
+                policy_ends=policy_ends,
+                policy_opening=opening_tokens(encoded.spans, offsets, text) if encoded.opening else 0,
+            )
         groups.append(PromptGroup(prompt_ids=np.array(model.encoder.encode_prompt(prompt), dtype=np.int32), responses=[response]))
+        check_ids(model.backbone, f"score_tokens: prompt {len(groups) - 1} and its response", groups[-1].prompt_ids, response.ids)
     return groups
 
 
@@ -238,7 +276,7 @@ def _check_lengths(model: RewardModel, groups: Sequence[PromptGroup]) -> None:
         if not len(group.prompt_ids):
             raise ValueError(f"score_tokens: prompt {index} is empty; its last token carries the first boundary.")
         if limit is not None and group.longest > limit:
-            raise ValueError(
+            raise UserError(
                 f"score_tokens: prompt {index} and its response have {group.longest} tokens, the reward model reads {limit}. "
                 "Generate shorter responses, or use a reward model with a longer context."
             )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srm.errors import UserError
+from srm.segmentation.thinking import TAG
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,7 +60,8 @@ class ByteTable:
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> ByteTable:
         """The table of a byte-level (GPT-2, Llama 3, Qwen, SmolLM) or byte-fallback (Llama 2, Mistral, Gemma) tokenizer.
 
-        Special tokens write nothing; other added tokens write their text.
+        Special tokens write nothing, but for the tags of a thinking block; other added tokens, runs of blanks among them, write what the
+        tokenizer's decoder makes of them.
 
         Raises:
             UserError: a slow tokenizer, or one whose tokens do not stand for bytes.
@@ -86,7 +88,7 @@ class ByteTable:
         for token, index in vocabulary.items():
             tokens[index] = to_bytes(token)
         for index, token in added.items():
-            tokens[index] = b"" if token.special else token.content.encode()
+            tokens[index] = b"" if token.special and not re.fullmatch(TAG, token.content) else to_bytes(token.content)
         return cls(tokens)
 
     def __len__(self) -> int:

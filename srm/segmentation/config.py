@@ -11,6 +11,7 @@ from srm.errors import UserError
 __all__ = ["SegmentationConfig", "Segmenter", "SegmenterName", "Span"]
 
 SegmenterName = Literal["punkt", "punkt_tab", "sat", "newline"]
+Thinking = Literal["scored", "left_out"]
 
 
 class Span(NamedTuple):
@@ -37,6 +38,8 @@ class Segmenter(Protocol):
     def segment(self, text: str) -> list[Span]:
         """Sentences of `text`, in order, covering it without gaps; `[]` only for `""`.
 
+        With `thinking="left_out"` they cover what is behind the thinking block that opens the text; `[]` where nothing is.
+
         White space after a sentence belongs to it; white space that opens the text belongs to the first sentence.
         """
         ...
@@ -62,6 +65,8 @@ class SegmentationConfig:
         abbreviations: words that end in a full stop without ending a sentence, beside the built-in ones (`punkt` only).
         language: the model that `punkt_tab` loads.
         sat_model: the model that `sat` loads, a name on the hub or a folder.
+        thinking: `left_out`: the thinking block that opens a response (`<think> ... </think>`) has no sentence, and what it changed in the
+            model's value is no sentence's reward; `scored`: it is cut like the rest.
     """
 
     name: SegmenterName = "punkt"
@@ -71,10 +76,13 @@ class SegmentationConfig:
     abbreviations: tuple[str, ...] = ()
     language: str = "english"
     sat_model: str = "sat-3l-sm"
+    thinking: Thinking = "scored"
 
     def __post_init__(self) -> None:
         if self.name not in get_args(SegmenterName):
             raise UserError(f"segmenter: unknown name {self.name!r}. Choose one of {', '.join(get_args(SegmenterName))}.")
+        if self.thinking not in get_args(Thinking):
+            raise UserError(f"segmenter: `thinking` must be one of {', '.join(get_args(Thinking))}, got {self.thinking!r}.")
         for field, least in (("min_chars", 0), ("max_chars", 8), ("max_code_chars", 8)):
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

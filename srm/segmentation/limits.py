@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
+from srm.segmentation.thinking import TAG
+
 __all__ = ["join_tiny", "split_long"]
 
 # Where a long sentence may be cut, best first.
@@ -18,8 +20,7 @@ _BLANK_LINE = re.compile(r"\n[ \t\r\f\v]*\n\s*")
 _PROSE_MARKS = (_CLAUSE, _SPACE)
 _CODE_MARKS = (_BLANK_LINE, _LINE_END, _SPACE)
 # Up to a letter or digit. The tags around a model's thoughts hold none.
-_TAG = r"</?think(?:ing)?>"
-_TO_LETTER = rf"(?:{_TAG}|(?!{_TAG})[\W_])*[^\W_]"
+_TO_LETTER = rf"(?:{TAG}|(?!{TAG})[\W_])*[^\W_]"
 _WORD = re.compile(_TO_LETTER)
 _CONTINUES = frozenset("\u200d\ufe0e\ufe0f")
 

@@ -19,6 +19,7 @@ from srm.segmentation.punkt_tab import load_punkt_tab
 from srm.segmentation.sat import load_sat
 from srm.segmentation.scripts import script_starts
 from srm.segmentation.structure import read_structure
+from srm.segmentation.thinking import behind_thinking
 
 __all__ = ["make_segmenter"]
 
@@ -73,6 +74,9 @@ class LineSegmenter:
 
     def segment(self, text: str) -> list[Span]:
         """See `Segmenter.segment`."""
+        return _behind_thoughts(text, self._segment, self.config)
+
+    def _segment(self, text: str) -> list[Span]:
         if not text:
             return []
         starts, position = [], 0
@@ -104,12 +108,21 @@ class StructuredSegmenter:
 
     def segment(self, text: str) -> list[Span]:
         """See `Segmenter.segment`."""
+        return _behind_thoughts(text, self._segment, self.config)
+
+    def _segment(self, text: str) -> list[Span]:
         if not text:
             return []
         structure = read_structure(text)
         inside = [*mend_numbering(text, self._splitter(text)), *script_starts(text)]
         starts = sorted({*structure.starts, *_outside(inside, structure.sealed)})
         return _spans(text, join_markers(text, starts), structure.code, self.config)
+
+
+def _behind_thoughts(text: str, segment: Callable[[str], list[Span]], config: SegmentationConfig) -> list[Span]:
+    """`segment` of `text`, or of what is behind its thinking block where that is left out."""
+    start = behind_thinking(text) if config.thinking == "left_out" else 0
+    return [Span(start + a, start + b) for a, b in segment(text[start:])] if start else segment(text)
 
 
 def _unlimited(config: SegmentationConfig) -> SegmentationConfig:

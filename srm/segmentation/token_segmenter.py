@@ -17,6 +17,7 @@ from torch import Tensor
 
 from srm.segmentation.byte_table import ByteTable
 from srm.segmentation.config import Segmenter
+from srm.segmentation.end_ids import end_ids as find_end_ids
 from srm.segmentation.segmenters import make_segmenter
 from srm.segmentation.tokens import first_tokens
 
@@ -38,11 +39,13 @@ class TokenSentences:
         ends: int64 [N], index into its response of each sentence's last token, rising strictly inside a response.
         cu_boundaries: int64 [B + 1], offsets into `ends`. A response without text has no sentence.
         lengths: int64 [B], tokens of each response that are text: up to the first end token, else all.
+        opening: int64 [B], tokens of each response before its first sentence: those of a thinking block that is left out, else 0.
     """
 
     ends: Tensor
     cu_boundaries: Tensor
     lengths: Tensor
+    opening: Tensor
 
     def tolist(self) -> list[list[int]]:
         """The ends, a list a response."""
@@ -56,7 +59,7 @@ class TokenSegmenter:
     Args:
         tokenizer: the policy's, or the `ByteTable` of its vocabulary.
         segmenter: from `make_segmenter`; `punkt` where None.
-        end_ids: ids that end a response: it and what follows are no text. The tokenizer's eos and pad id where None, none for a
+        end_ids: ids that end a response: it and what follows are no text. Those of `srm.segmentation.end_ids` where None, none for a
             `ByteTable`.
 
     Raises:
@@ -76,8 +79,7 @@ class TokenSegmenter:
             self.end_ids = frozenset(end_ids or ())
         else:
             self.table = ByteTable.from_tokenizer(tokenizer)
-            known = (tokenizer.eos_token_id, tokenizer.pad_token_id)
-            self.end_ids = frozenset(token for token in known if token is not None) if end_ids is None else frozenset(end_ids)
+            self.end_ids = find_end_ids(tokenizer) if end_ids is None else frozenset(end_ids)
 
     def segment(self, ids: Tensor, lengths: Tensor | None = None) -> TokenSentences:
         """Sentences of padded responses.
@@ -100,31 +102,37 @@ class TokenSegmenter:
             raise ValueError(f"TokenSegmenter.segment: `ids` must be integers [B, L], got {ids.dtype} {list(ids.shape)}.")
         host = ids.cpu()
         bound = torch.full(ids.shape[:1], ids.shape[1]) if lengths is None else lengths.cpu()
-        ends, counts, length = [torch.empty(0, dtype=torch.int64)], [torch.zeros(1, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
+        nothing = torch.empty(0, dtype=torch.int64)
+        ends, counts, length, opening = [nothing], [torch.zeros(1, dtype=torch.int64)], [nothing], [nothing]
         for rows, most in zip(host.split(_ROWS), bound.split(_ROWS), strict=True):
             length.append(content_lengths(rows, self.end_ids, most))
-            found, number = self._segment(rows.numpy(), length[-1].numpy())
+            found, number, before = self._segment(rows.numpy(), length[-1].numpy())
             ends.append(torch.from_numpy(found))
             counts.append(torch.from_numpy(number))
+            opening.append(torch.from_numpy(before))
         return TokenSentences(
             ends=torch.cat(ends).to(ids.device),
             cu_boundaries=torch.cat(counts).cumsum(0).to(ids.device),
             lengths=torch.cat(length).to(ids.device),
+            opening=torch.cat(opening).to(ids.device),
         )
 
-    def _segment(self, ids: NDArray[np.integer], length: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The last token of each sentence of `ids` [B, L], `length` [B] of them text, and the number [B] of sentences."""
+    def _segment(
+        self, ids: NDArray[np.integer], length: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The last token of each sentence of `ids` [B, L], `length` [B] of them text, and [B] sentences and tokens before them."""
         cu_tokens = np.concatenate([[0], np.cumsum(length)])
         written = self.table.write(ids[np.arange(ids.shape[1]) < length[:, None]], cu_tokens)
         sentence: list[int] = []
         counts: list[int] = []
         offsets = written.edge[cu_tokens[:-1]].tolist()
+        left_out: list[bool] = []
         for text, spans, offset in zip(written.escaped, self.segmenter.segment_batch(written.texts), offsets, strict=True):
-            if text.isascii():
-                sentence += [offset + span[0] for span in spans[1:]]
-            else:
-                sentence += [offset + start for start in _in_bytes(text, [span[0] for span in spans[1:]])]
-            counts.append(len(spans) - 1 if spans else 0)
+            # A block before the first sentence ends like a sentence, and is taken off below.
+            left_out.append(spans[0][0] > 0 if spans else text != "")
+            starts = [span[0] for span in (spans if spans and left_out[-1] else spans[1:])]
+            sentence += [offset + start for start in (starts if text.isascii() else _in_bytes(text, starts))]
+            counts.append(len(starts))
         edge = written.edge
         token = first_tokens(edge[:-1], edge[1:], np.array(sentence, dtype=np.int64), written.raw)
         response = np.repeat(np.arange(len(counts)), counts)
@@ -134,8 +142,13 @@ class TokenSegmenter:
         is_end[token[token > cu_tokens[response]] - 1] = True
         is_end[cu_tokens[1:][length > 0] - 1] = True
         ends = np.flatnonzero(is_end)
-        number = np.diff(np.searchsorted(ends, cu_tokens))
-        return ends - np.repeat(cu_tokens[:-1], number), number
+        first = np.searchsorted(ends, cu_tokens)
+        number = np.diff(first)
+        ends -= np.repeat(cu_tokens[:-1], number)
+        has_block = np.array(left_out, dtype=np.bool_) & (number > 0)
+        opening = np.zeros(len(number), dtype=np.int64)
+        opening[has_block] = ends[first[:-1][has_block]] + 1
+        return np.delete(ends, first[:-1][has_block]), number - has_block, opening
 
 
 def _in_bytes(text: str, positions: list[int]) -> Iterator[int]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from srm.segmentation.config import Span
 
-__all__ = ["SentenceTokens", "first_tokens", "sentence_ends_from_offsets"]
+__all__ = ["SentenceTokens", "first_tokens", "opening_tokens", "sentence_ends_from_offsets"]
 
 # White space outside ASCII.
 _WIDE = "".join(chr(point) for point in range(0x80, 0x3001) if chr(point).isspace())
@@ -67,13 +67,33 @@ def sentence_ends_from_offsets(spans: Sequence[Span], offsets: Sequence[tuple[in
             "Pass spans and offsets of the same text."
         )
     sentence = np.array([span.start for span in spans[1:]], dtype=np.int64)
-    units = None if text is None else _WIDE_SPACE.sub(" ", text).encode("ascii", "replace")
-    token = first_tokens(start, end, sentence, units)
+    token = first_tokens(start, end, sentence, None if text is None else _units(text))
     inner = (token > 0) & (token < len(offsets))
     opening, at = np.unique(token[inner], return_index=True)
     stops = [*sentence[inner][at].tolist(), spans[-1].end]
     ends = [*(opening - 1).tolist(), len(offsets) - 1]
     return SentenceTokens(ends, [Span(*edge) for edge in zip([spans[0].start, *stops], stops, strict=False)])
+
+
+def opening_tokens(spans: Sequence[Span], offsets: Sequence[tuple[int, int]], text: str) -> int:
+    """How many tokens stand before the first sentence, by the rule of `sentence_ends_from_offsets`: those of a block that is left out.
+
+    Args:
+        spans: the sentences. Without any, all tokens are before them.
+        offsets: as in `sentence_ends_from_offsets`.
+        text: what they point into.
+    """
+    if not spans:
+        return len(offsets)
+    if not spans[0].start or not offsets:
+        return 0
+    start, end = np.array(offsets, dtype=np.int64).T
+    return int(first_tokens(start, end, np.array([spans[0].start], dtype=np.int64), _units(text))[0])
+
+
+def _units(text: str) -> bytes:
+    """`text` as `first_tokens` reads characters."""
+    return _WIDE_SPACE.sub(" ", text).encode("ascii", "replace")
 
 
 def _wide_space_before(raw: bytes, position: int) -> int:

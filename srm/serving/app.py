@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -148,7 +147,7 @@ def _check_count(count: int, field: str, settings: ServerSettings) -> None:
 def _finite(scores: list[ResponseScore]) -> list[ResponseScore]:
     """`scores`, unless there is one that JSON has no word for."""
     for score in scores:
-        if not math.isfinite(score.reward):
+        if not score.is_finite:
             raise ScoringFailed(f"the model's reward is {score.reward}; its weights or its dtype are at fault")
     return scores
 

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 
 from srm.data import EncodedResponse
-from srm.data.messages import check_messages, response_text
+from srm.data.messages import check_prompt, response_text
 from srm.data.schema import RowProblem
+from srm.data.settings import with_settings
 from srm.errors import UserError
 from srm.integrations.openrlhf import encode_request
 from srm.modeling import SentenceRewardModel
 from srm.packing import PromptGroup
+from srm.packing.backbone import num_embeddings
+from srm.scoring.guards import check_ids
 from srm.scoring.run import ResponseScore
 from srm.scoring.text import read_off
 from srm.scoring.token_ids import PolicyResponse, encode_ids
@@ -43,6 +46,7 @@ def encode_rows(model: SentenceRewardModel, rows: Sequence[TextRow | IdsRow], *,
     in_order = [encoded[index] for index in range(len(rows))]
     for index, one in enumerate(in_order):
         _check_length(model, one, ("rows", index), max_length)
+        _check_ids(model, one, ("rows", index))
     return in_order
 
 
@@ -54,6 +58,7 @@ def encode_openrlhf(model: SentenceRewardModel, request: Mapping[str, Any], *, m
         raise BadField(("query",), str(error)) from None
     for index, row in enumerate(rows):
         _check_length(model, row, ("query", index), max_length)
+        _check_ids(model, row, ("query", index))
     return rows
 
 
@@ -67,7 +72,9 @@ def reward_of(row: PromptGroup, score: ResponseScore) -> dict[str, Any]:
     ends = (response.policy_ends + 1).tolist()
     sentences = [
         {"start": start, "end": end, "reward": reward, "weight": weight, "weighted_reward": weight * reward}
-        for (start, end), reward, weight in zip(pairwise([0, *ends]), score.sentence_reward[1:], score.weight[1:], strict=True)
+        for (start, end), reward, weight in zip(
+            pairwise([response.policy_opening, *ends]), score.sentence_reward[1:], score.weight[1:], strict=True
+        )
     ]
     return {"reward": score.reward, "prompt_reward": score.sentence_reward[0], "sentences": sentences} | prompt
 
@@ -90,8 +97,8 @@ def _encode_texts(model: SentenceRewardModel, rows: Sequence[tuple[int, TextRow]
 
 def _render(model: SentenceRewardModel, row: TextRow, index: int) -> str:
     try:
-        prompt = row.prompt if isinstance(row.prompt, str) else check_messages(row.prompt, "prompt")
-        return model.encoder.format.render(prompt)
+        prompt = check_prompt(row.prompt)
+        return model.encoder.format.render(with_settings(prompt, {"tools": row.tools, "chat_template_kwargs": row.chat_template_kwargs}))
     except (RowProblem, UserError) as problem:
         raise BadField(("rows", index, "prompt"), str(problem)) from None
 
@@ -99,14 +106,21 @@ def _render(model: SentenceRewardModel, row: TextRow, index: int) -> str:
 def _encode_ids(model: SentenceRewardModel, rows: Sequence[tuple[int, IdsRow]]) -> dict[int, PromptGroup]:
     if not rows:
         return {}
-    # A backbone may have more rows of embeddings than there are tokens.
-    size = len(model.encoder.tokenizer)
+    # A backbone may have more rows of embeddings than there are tokens, or fewer.
+    size = min(len(model.encoder.tokenizer), num_embeddings(model.backbone))
     for index, row in rows:
         for name, ids in (("prompt_ids", row.prompt_ids), ("response_ids", row.response_ids)):
             if ids and max(ids) >= size:
                 raise BadField(("rows", index, name), f"the id {max(ids)} is unknown: the reward model has {size} ids.")
     encoded = encode_ids(model, [row.prompt_ids for _, row in rows], [row.response_ids for _, row in rows])
     return {index: group for (index, _), group in zip(rows, encoded, strict=True)}
+
+
+def _check_ids(model: SentenceRewardModel, row: PromptGroup, field: tuple[str | int, ...]) -> None:
+    try:
+        check_ids(model.backbone, "row", row.prompt_ids, row.responses[0].ids)
+    except UserError as error:
+        raise BadField(field, str(error)) from None
 
 
 def _check_length(model: SentenceRewardModel, row: PromptGroup, field: tuple[str | int, ...], max_length: int | None) -> None:

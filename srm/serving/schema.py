@@ -29,6 +29,8 @@ class TextRow(BaseModel):
 
     prompt: Text | list[dict[str, Any]] = Field(description="a string, or a list of messages with `role` and `content`")
     response: Text = Field(description="what answers the prompt; not empty")
+    tools: list[dict[str, Any]] | None = Field(None, description="JSON schemas of tools, for the chat template")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="what else the chat template is given, such as enable_thinking")
 
 
 class IdsRow(BaseModel):

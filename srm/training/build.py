@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from srm.training.arguments import ModelArguments, RewardConfig
 
-__all__ = ["build_model", "positions_limit"]
+__all__ = ["build_model"]
 
 
 def build_model(arguments: ModelArguments, config: RewardConfig) -> SentenceRewardModel | PeftModel:
@@ -33,12 +33,6 @@ def build_model(arguments: ModelArguments, config: RewardConfig) -> SentenceRewa
         _set_chat_template(model, arguments.chat_template_path)
     model.packing_mode(config.packing)
     return add_adapters(model, arguments) if arguments.use_peft else model
-
-
-def positions_limit(model: SentenceRewardModel, max_length: int | None) -> int | None:
-    """`max_length`, lowered to what the backbone's positions reach; None where neither sets a limit."""
-    limits = [limit for limit in (max_length, model.config.max_positions) if limit is not None]
-    return min(limits) if limits else None
 
 
 def _set_chat_template(model: SentenceRewardModel, path: str) -> None:

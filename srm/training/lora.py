@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from srm.errors import UserError
 from srm.extras import name_the_extra
 from srm.modeling import SentenceRewardModel
+from srm.modeling.head_file import in_float32
 from srm.modeling.loading import unsharded
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
     from srm.training.arguments import ModelArguments
 
@@ -26,7 +29,7 @@ def add_adapters(model: SentenceRewardModel, arguments: ModelArguments) -> PeftM
     """`model` with LoRA adapters on linear layers of its backbone; only they, the head and a new boundary token's row are trained.
 
     Raises:
-        UserError: peft is not installed, or `lora_target_modules` names no linear layer of the backbone.
+        UserError: peft is not installed, or `lora_target_modules` names no linear layer of the part of the backbone that reads text.
     """
     with name_the_extra("--use_peft"):
         from peft import LoraConfig, get_peft_model
@@ -45,22 +48,41 @@ def add_adapters(model: SentenceRewardModel, arguments: ModelArguments) -> PeftM
             trainable_token_indices=_new_token_rows(model),
         ),
     )
-    # peft would ask the hub at every save whether the vocabulary has grown; a new token's row is saved by itself.
-    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]  # meant
+    adapted.save_pretrained = partial(_save, adapted.save_pretrained)  # type: ignore[method-assign]  # meant
     return adapted
+
+
+def _save(save_pretrained: Callable[..., None], *args: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:
+    """peft's own saving, with the head in float32 where a trainer that computes in 16 bits hands over the weights."""
+    state_dict = None if state_dict is None else in_float32(state_dict)
+    # It would ask the hub at every save whether the vocabulary has grown; a new token's row is saved by itself.
+    save_pretrained(*args, state_dict=state_dict, save_embedding_layers=False, **kwargs)
 
 
 def _target_pattern(model: SentenceRewardModel, wanted: list[str] | None) -> str:
     """A regular expression for the backbone's linear layers called `wanted`, or for all of them.
 
-    peft would match the names anywhere, and the head has linear layers of its own.
+    peft would match the names anywhere: the head has linear layers of its own, and so has a vision tower, which never runs on text.
     """
-    linear = sorted({name.rsplit(".", 1)[-1] for name, module in model.backbone.named_modules() if _is_linear(module)})
+    decoder = _reads_text(model.backbone)
+    (prefix,) = (name for name, module in model.named_modules() if module is decoder)
+    linear = _linear_layers(decoder)
     names = linear if wanted in (None, ["all-linear"]) else wanted
     unknown = [name for name in names if name not in linear]
     if unknown:
-        raise UserError(f"--lora_target_modules: the backbone has no linear layer called {unknown[0]!r}. It has {', '.join(linear)}.")
-    return rf"backbone\.(.*\.)?({'|'.join(re.escape(name) for name in names)})"
+        what = "the backbone" if decoder is model.backbone else f"the part of the backbone that reads text ({prefix})"
+        raise UserError(f"--lora_target_modules: {what} has no linear layer called {unknown[0]!r}. It has {', '.join(linear)}.")
+    return rf"{re.escape(prefix)}\.(.*\.)?({'|'.join(re.escape(name) for name in names)})"
+
+
+def _reads_text(backbone: PreTrainedModel) -> nn.Module:
+    """The backbone itself, or the part of it that reads text where it reads images or sound, too."""
+    decoder = backbone.get_decoder() if backbone.config.get_text_config() is not backbone.config else backbone
+    return decoder if any(module is decoder for module in backbone.modules()) else backbone
+
+
+def _linear_layers(decoder: nn.Module) -> list[str]:
+    return sorted({name.rsplit(".", 1)[-1] for name, module in decoder.named_modules() if _is_linear(module)})
 
 
 def _new_token_rows(model: SentenceRewardModel) -> dict[str, list[int]] | None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from srm.errors import UserError
 
-__all__ = ["LossGuard"]
+__all__ = ["LossGuard", "require_finite_logs"]
+
+_SELF_HELP = "Lower --learning_rate or --max_grad_norm, look for extreme margins in the data, or use --bf16 instead of --fp16"
 
 
 class LossGuard:
@@ -50,7 +54,21 @@ class LossGuard:
         _require_finite(value.item(), step)
 
 
+def require_finite_logs(logs: Mapping[str, float], where: str) -> None:
+    """Refuse metrics that are NaN or infinite.
+
+    Args:
+        logs: by name.
+        where: what the message calls the place.
+
+    Raises:
+        UserError: one of them is.
+    """
+    for name, value in logs.items():
+        if not math.isfinite(value):
+            raise UserError(f"{where}: {name} became {value}. {_SELF_HELP}")
+
+
 def _require_finite(loss: float, step: int) -> None:
     if loss - loss != 0:
-        self_help = "Lower --learning_rate or --max_grad_norm, look for extreme margins in the data, or use --bf16 instead of --fp16"
-        raise UserError(f"the loss became {loss} at step {step}. {self_help}")
+        raise UserError(f"the loss became {loss} at step {step}. {_SELF_HELP}")

@@ -47,5 +47,7 @@ def _fingerprint(rows: Sequence[EncodedComparison]) -> dict[str, Any]:
         for ids in (row.prompt_ids, *(part for response in row.responses for part in (response.ids, response.sentence_ends))):
             # The length first, so that tokens cannot move from one response to the next unnoticed.
             digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+        if openings := [response.opening for response in row.responses if response.opening]:
+            digest.update(repr(openings).encode())
         digest.update(repr(row.pairs).encode())
     return {"rows": len(rows), "tokens": sum(row.num_tokens for row in rows), "sha256": digest.hexdigest()}

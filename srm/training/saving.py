@@ -16,10 +16,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from transformers.utils import logging as transformers_logging
 
 from srm.errors import UserError
+from srm.modeling import SentenceRewardModel
 from srm.modeling.adapter import check_adapter
 from srm.modeling.loading import one_line
 from srm.runs.folders import publish_folder, publish_model, recover, rotate, staging, writing
+from srm.runs.lock import hold_together
 from srm.training.arguments import RewardConfig
+from srm.training.card import model_card
 
 __all__ = ["AtomicSavingTrainer"]
 
@@ -36,6 +39,9 @@ class AtomicSavingTrainer(Trainer):
 
     args: RewardConfig
     model: nn.Module
+    reward_model: SentenceRewardModel
+    # What the model card calls the training data.
+    data_name: str | None = None
     # Where a checkpoint is being written, in place of the output directory.
     _staged_run: Path | None = None
     _push_later: str | None = None
@@ -44,15 +50,17 @@ class AtomicSavingTrainer(Trainer):
         """As `transformers.Trainer.train`, after cleaning up what a killed run may have left half done.
 
         Raises:
-            UserError: the checkpoint to resume from lacks a part of where the run stood, which Trainer would begin anew without a word.
+            UserError: another run is writing into the output directory, or the checkpoint to resume from lacks a part of where the run
+                stood, which Trainer would begin anew without a word.
         """
-        if self.args.should_save:
-            recover(self.args.output_dir)
-        self.accelerator.wait_for_everyone()
-        last = get_last_checkpoint(str(self.args.output_dir)) if resume_from_checkpoint is True else resume_from_checkpoint
-        if last:
-            self._check_whole(Path(last))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with hold_together(self.args.output_dir, writes=self.args.should_save):
+            if self.args.should_save:
+                recover(self.args.output_dir)
+            self.accelerator.wait_for_everyone()
+            last = get_last_checkpoint(str(self.args.output_dir)) if resume_from_checkpoint is True else resume_from_checkpoint
+            if last:
+                self._check_whole(Path(last))
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _check_whole(self, checkpoint: Path) -> None:
         one_process = self.args.world_size == 1
@@ -79,7 +87,7 @@ class AtomicSavingTrainer(Trainer):
         """Save the model into `output_dir`, from which `SentenceRewardModel.from_pretrained` loads it.
 
         Raises:
-            UserError: the disk is full, or the weights are not finite.
+            UserError: the disk is full, the weights are not finite, or another run is writing there.
         """
         if self._staged_run is not None:
             super().save_model(output_dir, _internal_call)
@@ -89,18 +97,29 @@ class AtomicSavingTrainer(Trainer):
             # Sharded weights are for resuming; nobody else could load them.
             self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         final = Path(output_dir or self.args.output_dir)
+        with hold_together(final, writes=self.args.should_save):
+            self._save_whole(final)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_whole(self, final: Path) -> None:
         staged = staging(final) / "model"
         self._clear(staged)
         with writing("the model", final, _GO_ON), _no_bar():
             super().save_model(str(staged), _internal_call=True)
+            if self.args.should_save:
+                (staged / "README.md").write_text(model_card(self), encoding="utf-8")
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with writing("the model", final, _GO_ON):
                 publish_model(staged, final)
             shutil.rmtree(staging(final))
         self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer's, which the hub gets; ours whatever is asked for."""
+        if self.is_world_process_zero():
+            (Path(self.args.output_dir) / "README.md").write_text(model_card(self), encoding="utf-8")
 
     def check_finite(self) -> None:
         """Raise UserError where a trained weight is NaN or infinite: such a model must never replace a good one."""

@@ -18,10 +18,11 @@ from transformers.trainer_utils import EvalLoopOutput
 from srm.data import EncodedComparison, PairCollator
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
+from srm.scoring.guards import check_ids
 from srm.training.accelerate_setup import compile_backbone, float32_weights, keep_rewards_in_float32, settle_deepspeed
 from srm.training.arguments import RewardConfig
 from srm.training.credit_watch import CreditWatch
-from srm.training.loss_check import LossGuard
+from srm.training.loss_check import LossGuard, require_finite_logs
 from srm.training.losses import reward_loss
 from srm.training.metrics import RewardMetrics
 from srm.training.sampling import GlobalBatchSampler, RowDataset
@@ -113,6 +114,7 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         rows = cast(Rows, self.train_dataset)
         if not rows:
             raise UserError("there is no row to train on.")
+        self._check_ids(rows)
         self.train_sampler = GlobalBatchSampler(
             rows,
             packing=self.args.packing,
@@ -143,6 +145,7 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         """Batches of this process of `test_dataset`, in its order."""
         if not test_dataset:
             raise UserError("there is no row to evaluate on.")
+        self._check_ids(test_dataset)
         sampler = GlobalBatchSampler(
             test_dataset,
             packing=self.args.packing,
@@ -152,6 +155,10 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
             order="sequential",
         )
         return self._loader(test_dataset, sampler)
+
+    def _check_ids(self, rows: Rows) -> None:
+        for row in rows:
+            check_ids(self.reward_model.backbone, row.where, row.prompt_ids, *(response.ids for response in row.responses))
 
     def _loader(self, rows: Rows, sampler: GlobalBatchSampler) -> DataLoader:
         args = self.args
@@ -254,6 +261,7 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         if "loss" in logs:
             self._guard.settle()
             metrics = self._train_metrics.read(self.accelerator, time.perf_counter() - self._window_start)
+            require_finite_logs(metrics, f"step {self.state.global_step}")
             # The warning is about what the attention does.
             if self.is_world_process_zero() and self._train_metrics.has_attention:
                 self._credit.add(*self._train_metrics.last_correct, self.state.global_step)
@@ -275,6 +283,7 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         started = time.perf_counter()
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         metrics = self._eval_metrics.read(self.accelerator)
+        require_finite_logs(metrics, f"evaluation at step {self.state.global_step}")
         assert output.metrics is not None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         self._window_start += time.perf_counter() - started

@@ -22,7 +22,7 @@ from srm.data.schema import Prompt
 from srm.runs.folders import write_whole
 from srm.views.scored import Scored, Sentence
 
-__all__ = ["Plot", "ReportPair", "Table", "write_html"]
+__all__ = ["Plot", "ReportPair", "Table", "is_page", "write_html"]
 
 # (title, column names, rows); cells are text or numbers.
 Table = tuple[str, Sequence[str], Sequence[Sequence[Any]]]
@@ -91,6 +91,13 @@ def write_html(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, page)
+
+
+def is_page(path: Path) -> bool:
+    """Whether `path` is a page that `write_html` wrote, and not something else of the user's."""
+    head = _HERE.joinpath("report.html").read_bytes().split(b"$")[0]
+    with path.open("rb") as file:
+        return file.read(len(head)) == head
 
 
 def _pair(pair: ReportPair) -> dict[str, Any]:

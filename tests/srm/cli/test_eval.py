@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,53 @@ def test_another_suite_needs_another_folder(sentence: Path, tmp_path: Path, caps
     assert "holds other rows, of another suite or --max_pairs" in capsys.readouterr().err
     assert main([*command, other, "--overwrite"]) == 0
     assert results(out)["rows"] == 5
+
+
+@pytest.mark.usefixtures("no_figure")
+@pytest.mark.parametrize("kind", ["sentence", "classifier"])
+def test_a_model_that_changed_in_place_is_noticed(
+    request: pytest.FixtureRequest, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(request.getfixturevalue(kind), model)
+    command = ["--model", str(model), "--suite", write(tmp_path / "s.jsonl", pairs(3)), "--output_dir", str(out), "--draws", "5"]
+    assert main(command) == 0
+    weights = model / "model.safetensors"
+    before, content = weights.stat(), bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    # Neither size nor time tells.
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert main(command) == 1
+    assert "was begun with other settings (model's model.safetensors was '" in capsys.readouterr().err
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    assert main(command) == 0, "a file that was only copied or touched is the same"
+    (model / "chat_template.jinja").write_text((model / "chat_template.jinja").read_text() + " ")
+    assert main(command) == 1
+    assert "model's chat_template.jinja was '" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+
+
+@pytest.mark.usefixtures("no_figure")
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda lines: [*lines, lines[-1]], "holds 7 responses, and the input has only 6 now"),
+        (lambda lines: [*lines[:2], lines[1], *lines[3:]], "line 3: holds id 'pair-0/rejected', and the input has 'pair-1/chosen' there"),
+        (lambda lines: [lines[0].replace("}", ""), *lines[1:]], "line 1: is not what srm-score writes, so the file was edited or cut"),
+    ],
+)
+def test_scores_of_other_rows_give_no_result(
+    sentence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], edit: Callable[[list[str]], list[str]], message: str
+) -> None:
+    out = tmp_path / "out"
+    command = ["--model", str(sentence), "--suite", write(tmp_path / "s.jsonl", pairs(3)), "--output_dir", str(out), "--draws", "5"]
+    assert main(command) == 0
+    scores = out / "scores" / "sentence.jsonl"
+    scores.write_text("".join(edit(scores.read_text().splitlines(keepends=True))))
+    assert main(command) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_marked_errors(sentence: Path, build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,6 +83,30 @@ def test_html(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert len(plain) == 3
 
 
+def test_a_page_of_ours_is_written_anew_and_a_page_of_others_only_on_request(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    run(model_dir, tmp_path, "--html", str(page))
+    run(model_dir, tmp_path, "--html", str(page))
+    page.write_text("<!doctype html>\n<html>mine</html>")
+    command = ["--model", str(model_dir), "--input", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "scores.jsonl")]
+    assert score.main([*command, "--html", str(page)]) == 1
+    assert "page.html: exists and is no page of srm-score" in capsys.readouterr().err
+    run(model_dir, tmp_path, "--html", str(page), "--overwrite")
+    assert "It is right." in page.read_text()
+
+
+def test_a_record_that_does_not_fit_is_refused_before_the_model_is_loaded(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(model_dir, tmp_path)
+    monkeypatch.setattr(score, "load_model", lambda *_: pytest.fail("loaded"))
+    command = ["--model", str(model_dir), "--input", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "scores.jsonl")]
+    assert score.main([*command, "--max_length", "100"]) == 1
+    assert "was begun with other settings (max_length was None, is 100)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -136,4 +136,4 @@ def test_any_answer_is_covered(any_encoder: ResponseEncoder, parts: list[str], t
     assert len(response.spans) == len(response.sentence_ends)
     # Every token is there once: the sentences' tokens spell the text.
     written = encoder.tokenizer.decode(response.ids, clean_up_tokenization_spaces=False).replace("<END>", "")
-    assert written == encoder.format.lead + text
+    assert written == encoder.answers.lead + text

@@ -9,6 +9,7 @@ def test_public_names() -> None:
     assert srm.data.__all__ == [
         "PLAIN_TEMPLATE",
         "Comparison",
+        "Conversation",
         "EncodedComparison",
         "EncodedResponse",
         "Message",

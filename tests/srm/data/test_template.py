@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from srm.data.answers import AnswerTokens
 from srm.data.template import ChatFormat
 from srm.errors import UserError
 
@@ -66,7 +67,7 @@ def test_never_two_bos(template: str, adds_bos: bool, num_bos: int, make_tokeniz
 def test_the_space_before_an_answer(template: str, byte_level: bool, lead: str, make_tokenizer: Make) -> None:
     """SentencePiece writes the template's space before a text by itself, byte-level tokenizers do not."""
     tokenizer = make_tokenizer(template, byte_level=byte_level)
-    assert ChatFormat(tokenizer).lead == lead
+    assert AnswerTokens(tokenizer, ChatFormat(tokenizer)).lead == lead
 
 
 def test_an_empty_prompt_has_a_token(make_tokenizer: Make) -> None:

@@ -11,9 +11,10 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from srm import SentenceRewardModel
+from srm.data import Conversation, read_responses
 from srm.evaluation.classifier import ClassifierModel
 from srm.evaluation.compare import evaluate_suite
-from srm.evaluation.score_suite import baseline_rewards, score_suite
+from srm.evaluation.score_suite import baseline_rewards, score_suite, write_responses
 from srm.evaluation.suites import Suite, SuiteRow
 
 WORDS = ["It was warm there.", "Bread needs flour.", "No, it is wrong!", "Is this right?", "The cat sat on the mat.", "Water and salt."]
@@ -75,3 +76,12 @@ def test_baselines() -> None:
     assert baseline_rewards(rows, "shorter") == [[-length for length in row] for row in lengths]
     with pytest.raises(ValueError, match="longer is the name of a baseline"):
         evaluate_suite(rows, {"longer": lengths})
+
+
+def test_tools_of_a_suite_are_scored(tmp_path: Path) -> None:
+    """Rows go through a file on their way to the model."""
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    prompt = Conversation([{"role": "user", "content": "Is it warm?"}], tools=tools, enable_thinking=False)
+    row = SuiteRow(id="1", prompt=prompt, responses=("Yes.", "No."), num_correct=1, section="all", subset="all", unit="1")
+    assert write_responses([row], tmp_path / "rows.jsonl") == 2
+    assert [read.prompt for read in read_responses(str(tmp_path / "rows.jsonl"))] == [prompt, prompt]

@@ -62,7 +62,7 @@ def _write_tiny_gguf(path: Path, hidden: int = 32, intermediate: int = 64) -> No
     import gguf
     from tokenizers.pre_tokenizers import ByteLevel
 
-    words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet()), "ab"]
+    words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet()), "ab", "aba"]
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(hidden)
@@ -77,7 +77,7 @@ def _write_tiny_gguf(path: Path, hidden: int = 32, intermediate: int = 64) -> No
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(words)
     writer.add_token_types([3, 3, 3] + [1] * (len(words) - 3))
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "ab a"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 import torch
 
@@ -46,8 +49,9 @@ def test_gae_is_the_recursion_on_each_row() -> None:
 def test_sentences_of_a_group_are_compared(scored: ScoredTokens) -> None:
     group = torch.tensor([7, 7, 7, 3])
     got = group_advantages(scored, group, kind="sentence")
-    value = torch.tensor([1.0, 3.0, -2.0])
-    first, second, third = ((value - value.mean()) / value.std()).tolist()
+    # The response without text earned nothing beside the prompt's part, which is 9 in all of them.
+    value = torch.tensor([1.0, 3.0, -2.0, 0.0])
+    first, second, third, _ = ((value - value.mean()) / value.std()).tolist()
     both = first + second
     # Alone in its group, the last response is neither better nor worse.
     want = [[both, both, second, second, 0], [0] * 5, [third, 0, 0, 0, 0], [0] * 5]
@@ -55,7 +59,7 @@ def test_sentences_of_a_group_are_compared(scored: ScoredTokens) -> None:
     own = group_advantages(scored, group, kind="sentence", to_go=False)
     torch.testing.assert_close(own[0], torch.tensor([first, first, second, second, 0]))
     plain = group_advantages(scored, group, kind="sentence", to_go=False, scale=False)
-    torch.testing.assert_close(plain[2, 0], torch.tensor(-2 - 2 / 3))
+    torch.testing.assert_close(plain[2, 0], torch.tensor(-2 - 2 / 4))
 
 
 def test_the_end_token_counts_to_the_last_sentence(scored: ScoredTokens) -> None:
@@ -64,7 +68,44 @@ def test_the_end_token_counts_to_the_last_sentence(scored: ScoredTokens) -> None
     assert got[0, 4] == got[0, 3] != 0
     assert got[2, 1] == got[2, 0] != 0
     assert got[2, 2] == 0
-    assert got[1].abs().sum() == 0
+    # The response without text is its end token alone.
+    value = torch.tensor([1.0, 3.0, -2.0, 4.0, 0.0])
+    assert got[1, 0].item() == pytest.approx(float((0 - value.mean()) / value.std()), abs=1e-5)
+    assert got[1, 1:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("kind", ["weighted", "sentence"])
+def test_an_answer_without_text_feels_its_reward(kind: Literal["weighted", "sentence"]) -> None:
+    """Three policies end at once, at a reward of -3, and one writes a sentence that lifts it to 2."""
+    scored = ScoredTokens(
+        reward=torch.tensor([-3.0, -3.0, -3.0, 2.0]),
+        sentence_reward=torch.tensor([-3.0, -3.0, -3.0, -3.0, 5.0]),
+        weight=torch.ones(5),
+        ends=torch.tensor([-1, -1, -1, -1, 1]),
+        cu_boundaries=torch.tensor([0, 1, 2, 3, 5]),
+        lengths=torch.tensor([0, 0, 0, 2]),
+        width=3,
+    )
+    mask = torch.tensor([[1, 0, 0]] * 3 + [[1, 1, 1]])
+    got = group_advantages(scored, torch.zeros(4, dtype=torch.int64), kind=kind, mask=mask)
+    torch.testing.assert_close(got, torch.tensor([[-0.5, 0, 0]] * 3 + [[1.5] * 3]))
+    torch.testing.assert_close(got, group_advantages(scored, torch.zeros(4, dtype=torch.int64), level="response", mask=mask))
+    # Ending at once is better than a sentence that lowers the reward.
+    worse = replace(scored, reward=torch.tensor([-3.0, -3.0, -3.0, -8.0]), sentence_reward=torch.tensor([-3.0, -3.0, -3.0, -3.0, -5.0]))
+    torch.testing.assert_close(group_advantages(worse, torch.zeros(4, dtype=torch.int64), kind=kind, mask=mask), -got)
+
+
+def test_answers_without_text_alone_have_no_advantage() -> None:
+    nothing = ScoredTokens(
+        reward=torch.full((2,), -3.0),
+        sentence_reward=torch.full((2,), -3.0),
+        weight=torch.ones(2),
+        ends=torch.full((2,), -1),
+        cu_boundaries=torch.arange(3),
+        lengths=torch.zeros(2, dtype=torch.int64),
+        width=1,
+    )
+    assert group_advantages(nothing, torch.zeros(2, dtype=torch.int64), mask=torch.ones(2, 1)).tolist() == [[0], [0]]
 
 
 def test_response_level(scored: ScoredTokens) -> None:
@@ -75,11 +116,9 @@ def test_response_level(scored: ScoredTokens) -> None:
 
 
 def test_equal_rewards_have_no_advantage(scored: ScoredTokens) -> None:
-    from dataclasses import replace
-
     flat = replace(scored, sentence_reward=torch.full((8,), 0.1), reward=torch.full((4,), 0.1))
     for level in ("sentence", "response"):
-        assert group_advantages(flat, torch.zeros(4, dtype=torch.int64), level=level).abs().max() == 0
+        assert group_advantages(flat, torch.tensor([0, 1, 0, 0]), level=level).abs().max() == 0
 
 
 def test_errors(scored: ScoredTokens) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from srm.runs.folders import (
     write_whole,
     writing,
 )
+from srm.runs.lock import hold
 
 
 def make(folder: Path, **files: str) -> Path:
@@ -225,6 +227,7 @@ def test_output_directories(tmp_path):
     checkpoint(run, 10)
     with pytest.raises(UserError, match="holds a run up to checkpoint-10"):
         find_checkpoint(str(run), None, overwrite=False)
+    (run / "srm_train.yaml").write_text("")
     assert find_checkpoint(str(run), None, overwrite=True) is None
     assert find_checkpoint(str(run), "True", overwrite=False) == str(run / "checkpoint-10")
     assert find_checkpoint(str(run), str(run / "checkpoint-5"), overwrite=False) == str(run / "checkpoint-5")
@@ -243,14 +246,63 @@ def test_output_directories(tmp_path):
         find_checkpoint(str(run / "notes"), None, overwrite=False)
 
 
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json", "model.safetensors", "checkpoint-7"])
+def test_what_no_run_of_ours_wrote_is_not_overwritten(tmp_path, name):
+    run, other = tmp_path / "run", tmp_path / "other"
+    checkpoint(other, 5)
+    if name == "checkpoint-7":
+        checkpoint(run, 7)
+    else:
+        make(run, **{name.replace(".", "__"): "mine"})
+    message = f"holds {name}, and no settings of a run that wrote it"
+    for resume, overwrite in ((None, True), (str(other / "checkpoint-5"), False), *([("true", False)] if name != "checkpoint-7" else [])):
+        with pytest.raises(UserError, match=message):
+            find_checkpoint(str(run), resume, overwrite=overwrite)
+    (run / "srm_rl.yaml").write_text("")
+    assert find_checkpoint(str(run), None, overwrite=True) is None
+    assert find_checkpoint(str(run), str(other / "checkpoint-5"), overwrite=False) == str(other / "checkpoint-5")
+
+
+def test_a_lock_does_not_fill_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path)
+    with hold(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [f".{tmp_path.name}.lock"]
+        assert find_checkpoint(str(tmp_path), None, overwrite=False) is None
+
+
+def test_a_live_run_s_unfinished_writes_are_left_alone(tmp_path):
+    run = tmp_path / "run"
+    staged = make(staging(run) / "checkpoint-3", weights="3")
+    context = multiprocessing.get_context("fork")
+    ready, stop = context.Event(), context.Event()
+
+    def live() -> None:
+        with hold(run):
+            ready.set()
+            stop.wait(60)
+
+    process = context.Process(target=live, daemon=True)
+    process.start()
+    assert ready.wait(10)
+    for undo in (recover, delete_run):
+        with pytest.raises(UserError, match=f"another run is writing there \\(process {process.pid} on"):
+            undo(run)
+    assert (staged / "weights").read_text() == "3"
+    stop.set()
+    process.join()
+    recover(run)
+    assert not staging(run).exists()
+
+
 def test_overwriting_deletes_checkpoints_and_nothing_else(tmp_path):
     checkpoint(tmp_path, 5)
+    (tmp_path / "checkpoint-mine").mkdir()
     # A death left this one without its name.
     make(staging(tmp_path) / "checkpoint-3.replaced", weights="3")
     for name in ("notes", "checkpoint-notes"):
         (tmp_path / name).write_text("mine")
     delete_run(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-notes", "notes"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-mine", "checkpoint-notes", "notes"]
     delete_run(tmp_path)
 
 

@@ -88,7 +88,7 @@ def test_everything_may_come_from_the_file(config):
         (["--center_rewards_coefficient", "-1"], "must not be negative"),
         (["--sentence_reward_l2", "-1"], "must not be negative"),
         (["--mean_value_coefficient", "-1"], "must not be negative"),
-        (["--train_sampling_strategy", "batch_rebalance"], "must be random, sequential or group_by_length"),
+        (["--train_sampling_strategy", "batch_rebalance"], "random.+sequential.+group_by_length"),
         (["--early_stopping_patience", "2"], "needs --load_best_model_at_end"),
         (["--segmenter_config", "{oops"], "--segmenter_config must be a JSON object"),
         (["--accelerator_config", '{"split_batches": true}'], "split_batches"),

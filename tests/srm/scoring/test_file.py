@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,7 +14,9 @@ import pytest
 from srm import SentenceRewardModel, UserError
 from srm.cli.score import main
 from srm.data import ResponseRow
-from srm.scoring.file import RowSettings, append_scores, meta_path, read_scores, score_file
+from srm.evaluation.classifier import as_one_sentence
+from srm.evaluation.pairs import scored_rows
+from srm.scoring.file import RowSettings, append_scores, meta_path, read_scores, score_file, write_scores
 
 IDENTITY = {"model": "m"}
 SETTINGS = RowSettings(overlong="error", max_length=None, packing="shared", tokens_per_batch=64)
@@ -124,12 +128,109 @@ def test_other_settings_or_rows_are_refused(model: SentenceRewardModel, tmp_path
         score(model, source, output)
 
 
+def test_a_changed_row_is_refused(model: SentenceRewardModel, tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", 4), tmp_path / "out.jsonl"
+    score(model, source, output)
+    rows, whole = source.read_text(), output.read_bytes()
+    for old, new in (("Answer 2 is", "Answer 2 was"), ("Question 0?", "Question zero?")):
+        source.write_text(rows.replace(old, new))
+        with pytest.raises(UserError, match=r"holds the score that 'row-\d' had with another prompt or response \(.*in.jsonl line \d\)"):
+            score(model, source, output)
+    # Messages are compared as such, not as the text of a template.
+    source.write_text(rows.replace('"Question 0?"', '[{"role": "user", "content": "Question 0?"}]'))
+    with pytest.raises(UserError, match="had with another prompt or response"):
+        score(model, source, output)
+    source.write_text("".join(rows.splitlines(keepends=True)[:3]))
+    with pytest.raises(UserError, match=r"holds 4 responses, and the input has only 3 now\. The input has changed since\."):
+        score(model, source, output)
+    assert output.read_bytes() == whole, "a refusal changes nothing"
+    # Rows that came at the end are scored.
+    write_rows(source, 6)
+    assert score(model, source, output).num_scored == 2
+    assert [line["id"] for line in read_scores(output)] == [f"row-{i}" for i in range(6)]
+
+
+def test_other_limits_are_other_settings(model: SentenceRewardModel, tmp_path: Path) -> None:
+    """Also where the caller's identity does not say so."""
+    source, output = write_rows(tmp_path / "in.jsonl", 2), tmp_path / "out.jsonl"
+    score(model, source, output)
+    with pytest.raises(UserError, match=r"begun with other settings \(max_length was None, is 150\)"):
+        score(model, source, output, replace(SETTINGS, max_length=150))
+    assert score(model, source, output, replace(SETTINGS, tokens_per_batch=8, packing="none")).num_resumed == 2
+
+
+BROKEN = {
+    "cut": lambda line: line[: len(line) // 2] + "\n",
+    "empty": lambda line: "\n",
+    "no object": lambda line: "[1]\n",
+    "no digest": lambda line: json.dumps({**json.loads(line), "digest": None}).replace('"digest": null', '"x": 1') + "\n",
+    "no number": lambda line: re.sub(r'"reward": [-\d.e]+', '"reward": "high"', line),
+    "NaN": lambda line: re.sub(r'"reward": [-\d.e]+', '"reward": NaN', line),
+    "too large": lambda line: re.sub(r'"reward": [-\d.e]+', f'"reward": {10**400}', line),
+    "too many digits": lambda line: re.sub(r'"reward": [-\d.e]+', f'"reward": {"9" * 5000}', line),
+    "deep": lambda line: "[" * 100_000 + "\n",
+    "sentences": lambda line: json.dumps({**json.loads(line), "sentences": [{"text": "a"}]}) + "\n",
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_an_edited_line_is_one_line(model: SentenceRewardModel, tmp_path: Path, how: str) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    score(model, source, output)
+    lines = output.read_text().splitlines(keepends=True)
+    output.write_text(lines[0] + BROKEN[how](lines[1]) + lines[2])
+    with pytest.raises(UserError, match=r"out.jsonl line 2: is not what srm-score writes"):
+        score(model, source, output)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"a"', "\xff", "[" * 100_000])
+def test_an_edited_record_is_one_line(model: SentenceRewardModel, tmp_path: Path, text: str) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", 1), tmp_path / "out.jsonl"
+    score(model, source, output)
+    meta_path(output).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"meta.json: is not what srm-score writes, so the file was edited or cut"):
+        score(model, source, output)
+
+
+@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["reward", "sentence"])
+def test_a_score_that_is_no_number_is_never_written(tmp_path: Path, reward: float, where: str) -> None:
+    row = ResponseRow(id="a", row_id="a", row=1, label="response", prompt="Hi", response="Yes.", where="in.jsonl line 1")
+    good = as_one_sentence("Yes.", 1.0)
+    sentence = replace(good.sentences[0], reward=reward)
+    bad = replace(good, reward=reward) if where == "reward" else replace(good, sentences=(sentence,))
+    output = tmp_path / "out.jsonl"
+    with output.open("w") as file, pytest.raises(UserError, match=r"in.jsonl line 1: a reward of 'a' is NaN or infinite"):
+        write_scores(file, [(row, good), (row, bad)])
+    assert [line["reward"] for line in read_scores(output)] == [1.0]
+
+
+def test_readers_check_ids_and_counts(model: SentenceRewardModel, tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    score(model, source, output)
+    lines = output.read_text().splitlines(keepends=True)
+
+    def read() -> list[str]:
+        return [row.id for group in scored_rows(str(source), output) for row, _ in group]
+
+    assert read() == ["row-0", "row-1", "row-2"]
+    for found, message in (
+        (lines[:2], "ends after 2 responses, and the input has more"),
+        ([*lines, lines[2]], "holds more than the 3 responses"),
+        ([lines[0], lines[0], lines[1], lines[2]], "line 2: holds id 'row-0', and the input has 'row-1' there"),
+        ([lines[1], lines[0], lines[2]], "line 1: holds id 'row-1'"),
+    ):
+        output.write_text("".join(found))
+        with pytest.raises(UserError, match=message):
+            read()
+
+
 def test_overwriting_begins_with_new_settings(model: SentenceRewardModel, tmp_path: Path) -> None:
     source, output = write_rows(tmp_path / "in.jsonl", 2), tmp_path / "new" / "folder" / "out.jsonl"
     # Also where there is nothing to overwrite.
     assert score(model, source, output, overwrite=True).num_scored == 2
     assert score(model, source, output, overwrite=True, identity={"model": "n"}).num_scored == 2
-    assert json.loads(meta_path(output).read_text()) == {"model": "n"}
+    assert json.loads(meta_path(output).read_text()) == {"model": "n", **SETTINGS.decisive()}
     # A setting that one of the two does not know is another setting.
     for other, message in (({"model": "n", "limit": 3}, "limit was None, is 3"), ({}, "model was 'n', is None")):
         with pytest.raises(UserError, match=message):

@@ -55,7 +55,7 @@ def assert_same(output: Path, whole: list[dict]) -> None:
     assert [row["id"] for row in found] == [row["id"] for row in whole]
     assert [row["reward"] for row in found] == pytest.approx([row["reward"] for row in whole], abs=1e-5)
     assert not parts_folder(output).exists()
-    assert json.loads(meta_path(output).read_text()) == IDENTITY
+    assert json.loads(meta_path(output).read_text()) == {**IDENTITY, **SETTINGS.decisive()}
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
@@ -153,6 +153,47 @@ def test_other_settings_or_rows_are_refused(model: SentenceRewardModel, source: 
     (tmp_path / "other.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="was not written by srm-score"):
         share(model, source, tmp_path / "other.jsonl", 0, 2)
+
+
+def test_a_changed_row_is_noticed_wherever_its_score_is(model: SentenceRewardModel, source: Path, tmp_path: Path) -> None:
+    output, rows = tmp_path / "out.jsonl", source.read_text()
+
+    def change(row: int) -> None:
+        source.write_text(rows.replace(f"Answer {row} is", f"Answer {row} was"))
+
+    def stop(count: int) -> None:
+        if count:
+            raise KeyboardInterrupt
+
+    # Scored by one process, by an earlier group, and in a whole output.
+    with pytest.raises(KeyboardInterrupt):
+        score_file(model, str(source), output, identity=IDENTITY, settings=SETTINGS, on_scored=stop)
+    change(0)
+    with pytest.raises(UserError, match="holds the score that 'row-0' had with another prompt or response"):
+        share(model, source, output, 1, 2)
+    source.write_text(rows)
+    assert share(model, source, output, 1, 2) is None
+    change(NUM_ROWS - 1)
+    with pytest.raises(UserError, match=f"holds the score that 'row-{NUM_ROWS - 1}' had with another"):
+        share(model, source, output, 1, 2)
+    source.write_text(rows)
+    assert share(model, source, output, 0, 2) is not None
+    for row in (0, NUM_ROWS - 1):
+        change(row)
+        with pytest.raises(UserError, match=f"holds the score that 'row-{row}' had with another prompt or response"):
+            share(model, source, output, 0, 2)
+    source.write_text("".join(rows.splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match=r"holds 50 responses, and the input has only 49 now"):
+        share(model, source, output, 0, 2, num_rows=49)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"identity": [], "plan": 3}', '{"identity": {}, "plan": {"first": 1}}'])
+def test_an_edited_plan_is_one_line(model: SentenceRewardModel, source: Path, tmp_path: Path, text: str) -> None:
+    output = tmp_path / "out.jsonl"
+    parts_folder(output).mkdir()
+    (parts_folder(output) / "plan.json").write_text(text)
+    with pytest.raises(UserError, match=r"plan.json: (was|is not what srm-score writes, so the file was) edited"):
+        share(model, source, output, 0, 2)
 
 
 def test_a_whole_output_is_kept_to_its_settings(model: SentenceRewardModel, source: Path, whole: list[dict], tmp_path: Path) -> None:

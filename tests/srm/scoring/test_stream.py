@@ -152,7 +152,7 @@ def test_tokens_that_change_leave_the_cache(model: SentenceRewardModel) -> None:
 
 
 def test_each_token_runs_once(model: SentenceRewardModel) -> None:
-    model.packing_mode("none")  # proved before, so that the proof's passes are not counted
+    model.stream(PROMPT)  # what is proved once is proved before, so that its passes are not counted
     lengths: list[int] = []
     model.backbone.register_forward_pre_hook(lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
     stream = model.stream(PROMPT)
@@ -235,7 +235,28 @@ def test_backbones_that_cannot_stream(tiny_tokenizer_dir: Path, tmp_path: Path, 
     stateful = SentenceRewardModel.from_backbone(save_backbone("mamba", tmp_path, tiny_tokenizer_dir))
     with pytest.raises(UserError, match="MambaModel keeps a running state"):
         stateful.stream(PROMPT)
+    layers = {"lfm2": ["conv", "full_attention"], "minimax": ["full_attention", "linear_attention"]}
+    for kind, said in (("lfm2", "Lfm2Model does not run on a cache"), ("minimax", "MiniMaxModel does not run on a cache")):
+        backbone = save_backbone(kind, tmp_path / kind, tiny_tokenizer_dir, layer_types=layers[kind])
+        hybrid = SentenceRewardModel.from_backbone(backbone)
+        assert hybrid.score([PROMPT], ["Yes."])[0].sentences
+        with pytest.raises(UserError, match=said):
+            hybrid.stream(PROMPT)
     plain = model.backbone.forward
     model.backbone.forward = lambda **kwargs: plain(**kwargs | {"past_key_values": None, "use_cache": False})  # type: ignore[method-assign]
     with pytest.raises(UserError, match="does not keep its keys and values"):
         model.stream(PROMPT)
+
+
+def test_a_layer_that_mixes_tokens_beside_the_cache_is_found(model: SentenceRewardModel) -> None:
+    """A convolution whose last inputs are in no cache: the keys and values are all there, and the states are wrong."""
+
+    def convolve(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return output + torch.nn.functional.pad(output, (0, 0, 1, 0))[:, :-1]
+
+    hook = model.backbone.layers[0].mlp.register_forward_hook(convolve)
+    assert model.score([PROMPT], ["Yes."], packing="none")[0].sentences
+    with pytest.raises(UserError, match="LlamaModel goes on from its cache with other states"):
+        model.stream(PROMPT)
+    hook.remove()
+    assert model.stream(PROMPT).prompt_reward

@@ -201,8 +201,10 @@ def test_errors(model: SentenceRewardModel) -> None:
         model.score_tokens(prompt_ids, [response_ids[0] * 30])
     with pytest.raises(ValueError, match="`prompt_mask` must have the shape"):
         model.score_tokens(torch.tensor(prompt_ids), response_ids, prompt_mask=torch.ones(1, 1))
-    with pytest.raises(IndexError, match="outside the vocabulary"):
-        model.score_tokens(prompt_ids, [[10**6]])
+    for unknown in (10**6, -1, 2**32 + 5):
+        for prompt, response in ((prompt_ids, [[unknown]]), ([[unknown]], response_ids)):
+            with pytest.raises(ValueError, match=rf"prompt 0 and its response: the token id {unknown} has no embedding, the model knows 0"):
+                model.score_tokens(prompt, response)
     for ids, found in ((torch.ones(1, 2), r"torch.float32 \[1, 2\]"), (torch.ones(2, dtype=torch.int64), r"torch.int64 \[2\]")):
         with pytest.raises(ValueError, match=rf"`response_ids` must be integers \[B, L\] or lists, got {found}"):
             model.score_tokens(prompt_ids, ids)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from srm.errors import UserError
 from srm.segmentation import ByteTable, Segmenter, Span, TokenSegmenter, content_lengths, make_segmenter, sentence_ends_from_offsets
@@ -276,3 +277,54 @@ def test_real_responses_are_cut_as_in_text(shared_data: Path, tokenizer: PreTrai
     for text, spans, offsets, ends in zip(texts, punkt.segment_batch(texts), batch["offset_mapping"], found, strict=True):
         assert spans == punkt.segment(text)
         assert ends == sentence_ends_from_offsets(spans, offsets, text=text).ends
+
+
+def _trained(kind: str) -> Tokenizer:
+    """Byte-level as GPT-NeoX and Phi, or words marked as SentencePiece marks them, decoded as in Gemma or as in older Llamas."""
+    made = Tokenizer(models.BPE() if kind == "bytes" else models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    if kind == "bytes":
+        made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    elif kind == "replaced":
+        made.normalizer = normalizers.Replace(" ", "▁")
+        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    else:
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+        made.decoder = decoders.Metaspace(prepend_scheme="never")
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "bytes" else list("Yes. No\nItw")
+    made.train_from_iterator(
+        ["Yes. No. It is.\n"] * 3, trainers.BpeTrainer(special_tokens=["<unk>"], initial_alphabet=alphabet, show_progress=False)
+    )
+    return made
+
+
+FLAGS: list[dict[str, bool]] = [
+    {},
+    {"normalized": True},
+    {"normalized": False},
+    {"lstrip": True},
+    {"rstrip": True},
+    {"lstrip": True, "rstrip": True},
+]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "replaced", "metaspace"])
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+@pytest.mark.parametrize("content", ["  ", "    ", "\t\t", "\n\n", "▁▁", "▁▁▁▁", "ĠĠ", "Ċ", "<x>", "é"])
+def test_added_tokens_decode_as_in_the_tokenizer(kind: str, flags: dict[str, bool], content: str) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_trained(kind), unk_token="<unk>")
+    tokenizer.add_tokens([AddedToken(content, **flags)])
+    before, behind = tokenizer(["Yes.", "No."], add_special_tokens=False)["input_ids"]
+    ids = [*before, tokenizer.convert_tokens_to_ids(content), *behind]
+    text, offsets = ByteTable.from_tokenizer(tokenizer).decode(ids)
+    assert text == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    assert offsets[len(before)][0] == 4
+    assert offsets[-1][1] == len(text)
+
+
+@pytest.mark.parametrize(("kind", "content"), [("bytes", "   "), ("replaced", "▁▁▁"), ("metaspace", "▁▁▁")])
+def test_blanks_that_are_one_token_part_sentences(kind: str, content: str) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_trained(kind), unk_token="<unk>")
+    tokenizer.add_tokens([AddedToken(content)])
+    before, behind = tokenizer(["Yes.", "It is."], add_special_tokens=False)["input_ids"]
+    ids = [*before, tokenizer.convert_tokens_to_ids(content), *behind]
+    assert TokenSegmenter(tokenizer).segment(torch.tensor([ids])).tolist() == [[len(before), len(ids) - 1]]

@@ -18,6 +18,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from srm import AsyncClient, Client, SentenceRewardModel
+from srm.data import Conversation
 from srm.serving import ServerSettings, create_app
 
 PROMPTS = ["Why is bread salty?", "Where does the cat sit?", [{"role": "user", "content": "Is it warm?"}]]
@@ -286,3 +287,14 @@ def test_settings_are_checked(model: SentenceRewardModel):
     for bad in ({"max_queue": 0}, {"tokens_per_batch": -1}, {"max_length": 0}, {"max_body_mb": 0}, {"max_wait_ms": -1}, {"token": ""}):
         with pytest.raises(UserError):
             create_app(model, ServerSettings(**bad))
+
+
+def test_tools_and_settings_of_the_template_come_along(serve: Callable[..., str], model: SentenceRewardModel):
+    """The tiny template writes no tools, which is said rather than left out in silence."""
+    with Client(serve()) as client:
+        user = [{"role": "user", "content": "Is it warm?"}]
+        got = client.score([Conversation(user, enable_thinking=False)], ["It is."])
+        assert got[0].reward == pytest.approx(model.score([user], ["It is."])[0].reward, abs=1e-5)
+        tool = {"type": "function", "function": {"name": "weather"}}
+        with pytest.raises(Exception, match="the chat template does not write `tools`"):
+            client.score([Conversation(user, tools=[tool])], ["It is."])

@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2Model
 
+from srm.data import Comparison, encode_comparisons
 from srm.errors import UserError
 from srm.training import ModelArguments, RewardConfig
-from srm.training.build import build_model, positions_limit
+from srm.training.build import build_model
 
 
 def build(path, packing="shared", **settings):
@@ -52,7 +53,15 @@ def test_positions_limit_the_length(tiny_tokenizer_dir, tiny_backbone_dir, tmp_p
     GPT2Model(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model = build(tmp_path)
-    assert [positions_limit(model, length) for length in (None, 32, 1024)] == [64, 32, 64]
+    assert model.config.max_positions == 64
+    comparison = Comparison(id="0", prompt="Hi", responses=("Yes. " * 60, "No. " * 60), pairs=((0, 1, 0.0),), where="here")
+    for asked, limit in ((None, 64), (32, 32), (1024, 64)):
+        rows, report = encode_comparisons([comparison], model.encoder, max_length=asked, positions=64, overlong="truncate_response")
+        assert (rows[0].longest, report.max_length) == (limit, limit)
+    for policy in ("drop", "error"):
+        with pytest.raises(UserError) as raised:
+            encode_comparisons([comparison], model.encoder, max_length=1024, positions=64, overlong=policy)
+        assert "Raise --max_length" not in str(raised.value)
 
 
 def test_another_chat_template_is_used_and_saved(tiny_backbone_dir, tmp_path):

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration
 
 from srm.errors import UserError
 from srm.modeling import SentenceRewardConfig, SentenceRewardModel
@@ -104,6 +104,13 @@ def adapter(new_model, rows, make_trainer, tmp_path):
     return tmp_path / "run"
 
 
+def test_the_head_beside_an_adapter_is_saved_in_float32(new_model, tmp_path):
+    model = add_adapters(new_model(), arguments())
+    model.save_pretrained(tmp_path, state_dict={name: weight.bfloat16() for name, weight in model.state_dict().items()})
+    dtypes = {("head" in name, weight.dtype) for name, weight in load_file(tmp_path / "adapter_model.safetensors").items()}
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+
+
 def first_lora(name: str) -> bool:
     return name.endswith("layers.0.mlp.down_proj.lora_A.weight")
 
@@ -131,3 +138,31 @@ def test_an_adapter_loads_through_automodel(adapter):
     (adapter / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"the adapter could not be loaded \(SafetensorError"):
         AutoModel.from_pretrained(adapter)
+
+
+@pytest.fixture(scope="module")
+def reads_images(tiny_tokenizer_dir, tmp_path_factory):
+    """A model with a vision tower, whose attention has the same names as the language model's."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "model_type": "llama", "vocab_size": len(tokenizer)}
+    vision = {**sizes, "model_type": "clip_vision_model", "image_size": 28, "patch_size": 14}
+    path = tmp_path_factory.mktemp("reads_images")
+    LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=vision, image_token_index=3)).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("targets", [None, ["q_proj", "v_proj"]])
+def test_a_vision_tower_gets_no_adapters(reads_images, targets):
+    model = add_adapters(SentenceRewardModel.from_backbone(reads_images), arguments(lora_target_modules=targets))
+    assert any("vision_tower" in name and "q_proj" in name for name, _ in model.named_modules())
+    adapted = [name for name, _ in model.named_parameters() if ".lora_" in name]
+    assert adapted
+    assert all(".backbone.language_model." in name for name in adapted)
+
+
+def test_a_layer_of_the_vision_tower_alone_is_no_target(reads_images):
+    said = r"the part of the backbone that reads text \(backbone.language_model\) has no linear layer called 'fc1'. It has down_proj"
+    with pytest.raises(UserError, match=said):
+        add_adapters(SentenceRewardModel.from_backbone(reads_images), arguments(lora_target_modules=["q_proj", "fc1"]))

@@ -86,8 +86,10 @@ def test_every_mode_is_one_response_at_a_time(new_model: Callable[..., SentenceR
 
 def test_scores_of_the_same_shapes_agree(new_model: Callable[..., SentenceRewardModel]) -> None:
     model = new_model(awake=True)
-    prompts = [prompt for prompt, _, _ in SHAPES.values()]
-    groups = [[chosen, rejected] for _, chosen, rejected in SHAPES.values()]
+    # `score` refuses an empty prompt, as files do.
+    shapes = [shape for shape in SHAPES.values() if shape[0]]
+    prompts = [prompt for prompt, _, _ in shapes]
+    groups = [[chosen, rejected] for _, chosen, rejected in shapes]
     expected = [[model.score([prompt], [text])[0].reward for text in group] for prompt, group in zip(prompts, groups, strict=True)]
     for mode in ("shared", "packed", "none"):
         scored = model.score(prompts, groups, packing=mode)
