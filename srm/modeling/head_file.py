@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
+from transformers.integrations import is_fsdp_enabled
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
 
 from srm.errors import UserError
@@ -37,8 +37,8 @@ def check_head(head: nn.Module, path: str, **hub_arguments: Any) -> None:
     Raises:
         UserError: they differ, or a weight is NaN or infinite.
     """
-    if is_deepspeed_zero3_enabled() or (is_fsdp_enabled() and int(os.environ.get("LOCAL_RANK", 0))):
-        # This process holds a part of the weights, or waits for the first one to send them.
+    if is_fsdp_enabled() and int(os.environ.get("LOCAL_RANK", 0)):
+        # This process waits for the first one to send the weights.
         return
     for name, saved in _saved_head(path, hub_arguments).items():
         weight = head.get_parameter(name).detach().cpu()

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import deepspeed
 from transformers.utils import cached_file
 
 from srm.errors import UserError
@@ -32,6 +33,7 @@ __all__ = [
     "load_whole",
     "one_line",
     "read_config",
+    "unsharded",
 ]
 
 _HEADS = {"lm_head", "embed_out", "score", "classifier", "v_head"}
@@ -173,6 +175,22 @@ def one_line(path: str, what: str, way_out: str) -> Iterator[None]:
                 "Where you trust it, srm-train takes --trust_remote_code and from_pretrained takes trust_remote_code=True."
             ) from error
         raise UserError(f"{path}: {what} ({_first_line(error)}). {way_out}") from error
+
+
+@contextmanager
+def unsharded() -> Iterator[None]:
+    """Build models whole in every process, also where settings for DeepSpeed's ZeRO-3 are active.
+
+    transformers would share the weights out while it reads them, in steps that all processes take together. But packing is proved, and
+    the head compared with its file, on a whole model, and one process may load before the others. DeepSpeed shards it when training begins.
+    """
+    # transformers has a way to set and to forget the settings, and none to ask for them.
+    active = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = active
 
 
 @contextmanager

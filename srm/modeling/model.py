@@ -33,6 +33,7 @@ from srm.modeling.loading import (
     load_backbone,
     load_tokenizer,
     load_whole,
+    unsharded,
 )
 from srm.packing import PackedBatch, PackingMode, UnsupportedBackboneError, check_decoder, probe, run_backbone
 from srm.scoring.results import ScoredResponse
@@ -104,6 +105,7 @@ class SentenceRewardModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
+    @unsharded()
     def from_backbone(
         cls,
         model_name_or_path: str | os.PathLike[str],
@@ -145,6 +147,7 @@ class SentenceRewardModel(PreTrainedModel):
         return model
 
     @classmethod
+    @unsharded()
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> SentenceRewardModel:
         """Load a saved model with its tokenizer. A folder with a LoRA adapter loads its backbone and comes back merged.
 

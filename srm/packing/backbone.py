@@ -84,6 +84,8 @@ def num_embeddings(backbone: torch.nn.Module) -> int:
         TypeError: no transformers model.
     """
     embedding: Any = unwrap(backbone).get_input_embeddings()
+    # Under peft's wrapper, whose weight is computed from shards that may not be here.
+    embedding = getattr(embedding, "original_module", embedding)
     # The module's own count where it has one: a sharded weight holds only a part of the rows.
     return int(getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0])
 

@@ -1,17 +1,20 @@
-"""What accelerate would do to the whole reward model and is right for its backbone alone: compile it, and round what it returns."""
+"""What accelerate and what it starts would do to a reward model and is not right for one: compile the head, round it, clip nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 
+from srm.errors import UserError
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch import nn
+    from torch import Tensor, nn
 
-__all__ = ["compile_backbone", "keep_rewards_in_float32"]
+__all__ = ["compile_backbone", "float32_weights", "keep_rewards_in_float32", "settle_deepspeed"]
 
 
 def compile_backbone(accelerator: Accelerator, backbone: nn.Module, *, backend: str | None, mode: str | None) -> str | None:
@@ -39,3 +42,43 @@ def keep_rewards_in_float32(accelerator: Accelerator) -> None:
     if accelerator.is_fsdp2 and accelerator.state.fsdp_plugin.mixed_precision_policy is not None:
         plugin = accelerator.state.fsdp_plugin
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+
+
+def settle_deepspeed(accelerator: Accelerator, max_grad_norm: float) -> None:
+    """Hold DeepSpeed, where it runs, to our settings: it goes by a file of its own, and says nothing where that one differs.
+
+    Raises:
+        UserError: by that file the head's learning rates would not count, or what is saved would be no model.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None:
+        return
+    if plugin.hf_ds_config.mismatches:
+        raise UserError(
+            f"the DeepSpeed configuration and srm-train's own settings differ: {' '.join(plugin.hf_ds_config.mismatches)}. "
+            "Give both the same; in a DeepSpeed file, `auto` takes ours."
+        )
+    config = plugin.deepspeed_config
+    # Gradients are clipped by DeepSpeed, and by nobody where the file does not ask for it.
+    config.setdefault("gradient_clipping", max_grad_norm)
+    for name in ("optimizer", "scheduler"):
+        if name in config:
+            raise UserError(
+                f"the DeepSpeed configuration has a section {name!r}, under which the head would learn at the backbone's rate. "
+                "Leave it out: srm-train makes both, from --optim, --learning_rate, --head_learning_rate and --lr_scheduler_type."
+            )
+    zero = config["zero_optimization"]
+    if zero["stage"] == 3 and zero.get("stage3_gather_16bit_weights_on_model_save") is not True:
+        raise UserError(
+            "under this DeepSpeed configuration the weights would be saved in shards, which nothing but DeepSpeed could load. "
+            "Set zero3_save_16bit_model: true (of accelerate) or stage3_gather_16bit_weights_on_model_save: true (of DeepSpeed)."
+        )
+
+
+def float32_weights(weights: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+    """Whole weights from DeepSpeed's optimizer, which has them in float32 where the model has them rounded. All processes call this."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    whole = ((name, safe_get_full_fp32_param(weight)) for name, weight in weights)
+    # None from the stages that leave no copy with the optimizer: there the model's weights are all there is.
+    return {name: weight.cpu() for name, weight in whole if weight is not None}

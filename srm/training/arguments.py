@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -121,7 +122,7 @@ class RewardConfig(TrainingArguments):
     logging_steps: float = _setting(10, "Log every N optimizer steps, or this share of them if below 1.")
     logging_nan_inf_filter: bool = _setting(False, "Leave NaN losses out of the logged mean; costs a wait for the device at each step.")
     bf16: bool | None = _setting(  # type: ignore[assignment]  # None only until __post_init__
-        None, "bf16 autocast; on by default where the accelerator has it, off on the CPU."
+        None, "bf16 autocast; by default as `accelerate launch` was told, else on where the accelerator has it, off on the CPU."
     )
     label_smoothing_factor: float = _setting(
         0.0, "Label smoothing of the Bradley-Terry loss: the chance that a preference is the wrong way round."
@@ -159,9 +160,7 @@ class RewardConfig(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True
         if self.bf16 is None:
-            self.bf16 = (
-                not self.fp16 and not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-            )
+            self._settle_precision()
         self._settle_checkpointing()
         self._check()
         super().__post_init__()
@@ -187,6 +186,16 @@ class RewardConfig(TrainingArguments):
             name: getattr(self, name) if getattr(self, name) is not None else default if granularity == "sentence" else 0.0
             for name, default in defaults.items()
         }
+
+    def _settle_precision(self) -> None:
+        """What `accelerate launch` was told, or what the device has. DeepSpeed takes the launcher's word also where that is `no`."""
+        told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if self.fp16:
+            self.bf16 = False
+        elif told != "no" or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+            self.bf16, self.fp16 = told == "bf16", told == "fp16"
+        else:
+            self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
     def _settle_checkpointing(self) -> None:
         """Make `gradient_checkpointing` mean the same in every transformers release, without reentrant checkpoints.

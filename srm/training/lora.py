@@ -13,6 +13,7 @@ from srm.errors import UserError
 from srm.extras import name_the_extra
 from srm.modeling import SentenceRewardModel
 from srm.modeling.head_file import in_float32
+from srm.modeling.loading import unsharded
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["add_adapters"]
 
 
+@unsharded()
 def add_adapters(model: SentenceRewardModel, arguments: ModelArguments) -> PeftModel:
     """`model` with LoRA adapters on linear layers of its backbone; only they, the head and a new boundary token's row are trained.
 

@@ -123,7 +123,7 @@ class AtomicSavingTrainer(Trainer):
 
     def check_finite(self) -> None:
         """Raise UserError where a trained weight is NaN or infinite: such a model must never replace a good one."""
-        weights = [getattr(weight, "_local_tensor", weight) for weight in self.model.parameters() if weight.requires_grad]
+        weights = [_own_shard(weight) for weight in self.model.parameters() if weight.requires_grad]
         if weights and not torch.stack([weight.detach().isfinite().all() for weight in weights]).all():
             raise UserError(
                 f"weights became NaN or infinite before step {self.state.global_step}, so nothing was saved. "
@@ -234,6 +234,11 @@ class AtomicSavingTrainer(Trainer):
     def _check_adapter(self, checkpoint: str) -> None:
         if hasattr(self.model, "peft_config") and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             check_adapter(self.model, checkpoint)
+
+
+def _own_shard(weight: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a weight: FSDP's and DeepSpeed's names for it, or all."""
+    return getattr(weight, "_local_tensor", getattr(weight, "ds_tensor", weight))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from srm.data import EncodedComparison, PairCollator
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
 from srm.scoring.guards import check_ids
-from srm.training.accelerate_setup import compile_backbone, keep_rewards_in_float32
+from srm.training.accelerate_setup import compile_backbone, float32_weights, keep_rewards_in_float32, settle_deepspeed
 from srm.training.arguments import RewardConfig
 from srm.training.credit_watch import CreditWatch
 from srm.training.loss_check import LossGuard, require_finite_logs
@@ -87,6 +87,7 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
             optimizers=optimizers,
         )
         keep_rewards_in_float32(self.accelerator)
+        settle_deepspeed(self.accelerator, args.max_grad_norm)
         self.compiled_with = compile_backbone(
             self.accelerator, self.reward_model.backbone, backend=args.torch_compile_backend, mode=args.torch_compile_mode
         )
@@ -320,6 +321,10 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         self._window_start += time.perf_counter() - started
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.is_deepspeed_enabled:
+            # `state_dict` has the head as rounded as the rest, on the process that saves.
+            head = float32_weights((name, weight) for name, weight in self.model.named_parameters() if not _is_backbone(name))
+            state_dict = state_dict and {**state_dict, **head}
         super()._save(output_dir, state_dict)
         if self.model is not self.reward_model and self.args.should_save and hasattr(self.model, "peft_config"):
             # peft saves the adapter alone; our config says what model it belongs to.

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from srm.cli.train import main
 from srm.modeling import SentenceRewardModel
+from srm.training import RewardConfig
 
 REPO = Path(__file__).resolve().parents[3]
 CONFIGS = REPO / "examples" / "configs"
@@ -36,6 +37,24 @@ def test_accelerate_knows_every_shipped_setting(name: str, kind: DistributedType
     assert config.distributed_type == kind
     assert getattr(config, part).items() >= values.items()
     assert config.mixed_precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("variables", "flags", "expected"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {}, (True, False)),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {"bf16": False}, (False, False)),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, {"bf16": True}, (True, False)),
+        ({}, {}, (False, False)),
+    ],
+)
+def test_the_launcher_decides_the_precision_where_no_flag_does(
+    variables: dict[str, str], flags: dict[str, bool], expected: tuple[bool, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = RewardConfig(output_dir=str(tmp_path), use_cpu=True, **flags)
+    assert (config.bf16, config.fp16) == expected
 
 
 def test_the_model_names_the_layers_to_shard(tiny_backbone_dir: Path) -> None:
