@@ -1,0 +1,105 @@
+"""OpenRLHF 0.11.2's own remote client against a real srm-serve: its executor renders, cuts, decodes and asks as it does in training."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from openrlhf.utils.agent import SingleTurnAgentExecutor
+from tokenizers import normalizers
+
+from srm import Client, SentenceRewardModel
+
+PROMPTS = ["Why is bread salty?", "Where does the cat sit?"]
+RESPONSES = ["It needs salt. Flour alone is dull.", "No, it is wrong!", "", "Bread is white. It is old. Salt is dear!"]
+
+
+class Written:
+    """In vLLM's place: what the policy writes. Everything that happens with it is OpenRLHF's."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self._ids = list(ids)
+
+    async def generate(self, prompt_token_ids: list[int], params: Any, multi_modal_data: Any = None) -> SimpleNamespace:
+        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=self._ids, finish_reason="stop", logprobs=None)])
+
+
+@pytest.fixture(scope="module")
+def model(awake_model: Callable[[], SentenceRewardModel]) -> SentenceRewardModel:
+    return awake_model()
+
+
+@pytest.fixture(scope="module")
+def url(model: SentenceRewardModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("reward_model")
+    model.save_pretrained(folder)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "srm.cli.serve", "--model", str(folder), "--port", str(port)]
+    with (folder / "log").open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as server:
+        try:
+            Client(f"http://127.0.0.1:{port}", retry_seconds=60).score(["Is it up?"], ["Yes."])
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+
+
+def ask(url: str, tokenizer: Any, samples: Sequence[tuple[str, str]], *, max_length: int = 256) -> list[dict[str, Any]]:
+    """What OpenRLHF's executor makes of (templated prompt, response) pairs, all at once."""
+    executor = SingleTurnAgentExecutor(f"{url}/get_reward")
+    params = SimpleNamespace(max_tokens=64, logprobs=None)
+
+    async def run() -> list[dict[str, Any]]:
+        tasks = []
+        for prompt, response in samples:
+            engine = Written([*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id])
+            tasks.append(executor.execute(prompt, "", params, max_length, tokenizer, engine))
+        return await asyncio.gather(*tasks)
+
+    return asyncio.run(run())
+
+
+def test_256_samples_at_once(model: SentenceRewardModel, url: str) -> None:
+    pairs = [(PROMPTS[number % 2], RESPONSES[number % 4]) for number in range(256)]
+    outputs = ask(url, model.tokenizer, [(model.encoder.format.render(prompt), response) for prompt, response in pairs])
+    whole = {pair: model.score([pair[0]], [pair[1]])[0].reward for pair in set(pairs) if pair[1]}
+    for prompt in PROMPTS:
+        whole[prompt, ""] = model.score_tokens([model.encoder.encode_prompt(prompt)], [[]]).reward.item()
+    assert [output["reward"][0] for output in outputs] == pytest.approx([whole[pair] for pair in pairs], abs=1e-5)
+    assert outputs[3]["extra_logs"] == {"num_sentences": [3]}
+
+
+def test_prompts_that_its_query_does_not_begin_with(model: SentenceRewardModel, url: str) -> None:
+    """Cut on the left, accents composed by the tokenizer, a blank behind a special token: each gets its reward, and the server counts."""
+    before = mended(url)
+    long = model.encoder.format.render("Salt is white. " * 40 + PROMPTS[0])
+    composing = copy.deepcopy(model.tokenizer)
+    composing.backend_tokenizer.normalizer = normalizers.NFC()
+    accented = model.encoder.format.render("Is the cafe\u0301 warm?")
+    (cut,) = ask(url, model.tokenizer, [(long, RESPONSES[0])], max_length=128)
+    (composed,) = ask(url, composing, [(accented, RESPONSES[1])])
+    blank = model.encoder.format.render(PROMPTS[1]).replace("<|im_start|>", "<|im_start|> ")
+    (spaced,) = ask(url, model.tokenizer, [(blank, RESPONSES[3])])
+    assert all(isinstance(output["reward"][0], float) for output in (cut, composed, spaced))
+    assert [output["extra_logs"]["num_sentences"] for output in (cut, composed, spaced)] == [[2], [1], [3]]
+    whole = model.score(["Is the caf\u00e9 warm?", "Is the cafe\u0301 warm?"], [RESPONSES[1]] * 2)
+    assert min(abs(composed["reward"][0] - scored.reward) for scored in whole) < 1e-5
+    # What OpenRLHF cut off is not scored, and is counted.
+    end = model.tokenizer(long, add_special_tokens=False)["input_ids"][-64:]
+    scored = model.score_tokens([end], [model.encoder.encode_responses([RESPONSES[0]])[0].ids.tolist()])
+    assert cut["reward"][0] == pytest.approx(scored.reward.item(), abs=1e-4)
+    assert mended(url) == before + 1
+
+
+def mended(url: str) -> float:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("srm_openrlhf_mended_samples_total"))
