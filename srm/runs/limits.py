@@ -111,6 +111,7 @@ LIMITS: Mapping[str, Limit] = {
     "local_rank": Limit(-1),
     "port": Limit(0, 65_535),
     "max_queue": _COUNT,
+    "max_half_sent": _COUNT,
     "max_wait_ms": Limit(0, 60_000),
     "max_body_mb": Limit(0, 100_000, above=True),
     "drain_seconds": Limit(0, 86_400),

@@ -11,7 +11,8 @@ __all__ = ["IdsRow", "OpenRLHFAnswer", "OpenRLHFRequest", "RewardAnswer", "Rewar
 
 # A long list is not read on behind its first bad entry. Text is whole: what reads the JSON refuses half a surrogate pair.
 Messages = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], FailFast()]
+# No model reads a million tokens at once, and checking many millions would hold up the other clients.
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1_000_000), FailFast()]
 
 
 class TextRow(BaseModel):

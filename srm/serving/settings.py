@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from srm.errors import UserError
+from srm.runs.limits import check_limits
 
 __all__ = ["ServerSettings"]
 
@@ -39,11 +39,6 @@ class ServerSettings:
     token: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("tokens_per_batch", "max_queue", "max_body_mb", "max_length", "receive_seconds", "max_half_sent"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"--{name} must be above 0{'' if value <= 0 else ' and finite'}, got {value}.")
-        if not 0 <= self.max_wait_ms < math.inf:
-            raise UserError(f"--max_wait_ms must be 0 or more{'' if self.max_wait_ms < 0 else ' and finite'}, got {self.max_wait_ms}.")
+        check_limits(vars(self))
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip() == self.token != ""):
             raise UserError("the token must be printable ASCII without space around it, and not empty. Choose another one.")

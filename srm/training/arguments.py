@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from srm.data import OverlongPolicy
@@ -164,6 +164,7 @@ class RewardConfig(TrainingArguments):
         self._settle_checkpointing()
         self._check()
         super().__post_init__()
+        self._check_schedule()
         assert isinstance(self.accelerator_config, AcceleratorConfig)
         if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
             raise UserError("accelerator_config: split_batches and dispatch_batches do not work with packed batches. Leave both out.")
@@ -224,6 +225,17 @@ class RewardConfig(TrainingArguments):
             )
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise UserError("--early_stopping_patience needs --load_best_model_at_end, with --eval_strategy and --save_strategy set alike.")
+
+    def _check_schedule(self) -> None:
+        schedule, kwargs = SchedulerType(self.lr_scheduler_type), self.lr_scheduler_kwargs
+        if not isinstance(kwargs, dict) or schedule == SchedulerType.REDUCE_ON_PLATEAU:
+            return
+        optimizer = torch.optim.SGD([torch.zeros(1)])
+        try:
+            # Trainer makes the schedule only when it has loaded everything.
+            get_scheduler(schedule, optimizer, num_warmup_steps=1, num_training_steps=2, scheduler_specific_kwargs=dict(kwargs))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--lr_scheduler_kwargs: {error}. See what transformers' schedule `{schedule.value}` takes.") from None
 
 
 def parse_arguments(argv: Sequence[str], prog: str = "srm-train") -> tuple[ModelArguments, DataArguments, RewardConfig]:

@@ -61,7 +61,7 @@ def test_none_unsets_an_optional_number():
 def test_flags_win_over_the_file_and_the_file_over_defaults(config):
     argv = config(
         "learning_rate: 1e-5\npooling: mean\nrope_theta: null\nbf16: true\n"
-        "lr_scheduler_kwargs: {power: 2}\nlora_target_modules: [q_proj, v_proj]\n"
+        "lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {power: 2}\nlora_target_modules: [q_proj, v_proj]\n"
     )
     model, _, training = parse_arguments([*NEEDED, *argv, "--pooling", "last", "--bf16", "false"])
     assert (model.pooling, model.rope_theta, model.lora_target_modules) == ("last", None, ["q_proj", "v_proj"])
@@ -182,7 +182,8 @@ def test_a_record_that_was_changed_is_one_line(tmp_path: Path):
 
 
 def test_settings_that_transformers_chokes_on_are_one_line():
-    for flags in (["--lr_scheduler_kwargs", "{"], ["--deepspeed", "nowhere.json"], ["--fsdp", "nonsense"], ["--optim", "sgdd"]):
+    unknown = ["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"min_lr": 1}']
+    for flags in (unknown, ["--lr_scheduler_kwargs", "{"], ["--deepspeed", "nowhere.json"], ["--fsdp", "nonsense"], ["--optim", "sgdd"]):
         with pytest.raises(UserError) as caught:
             parse_arguments([*NEEDED, *flags])
         assert "\n" not in str(caught.value)
