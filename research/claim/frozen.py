@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,10 @@ from research.claim.heads import BATCH, EPOCHS, HEADS, RATES, Head, outputs, sco
 from research.claim.runs import Run, scores_of
 from research.claim.summary import RANKED, accuracy, summarise, table, write
 from research.claim.variants import BUDGETS
+from srm.evaluation.score_suite import response_rows
 from srm.evaluation.spans import read_spans
 from srm.evaluation.suites import SuiteRow, read_suite
+from srm.scoring.file import score_line
 
 SIZE = dataclasses.replace(BUDGETS["cpu_hours"], train_pairs=3000, max_chars=1200, learning_rates=RATES, flags="")
 
@@ -39,11 +40,11 @@ class Study:
         self.suites = {name: read_suite(str(files[name])) for name in ("train", "tune", *RANKED)}
         self.spans = read_spans(str(files["spans"]))
         self.folder: Path = arguments.output_dir / "runs"
-        rows: dict[str, tuple[SuiteRow, ...]] = {name: suite.rows for name, suite in self.suites.items()}
-        rows["spans"] = tuple(row.to_suite_row() for row in self.spans)
+        self.rows: dict[str, tuple[SuiteRow, ...]] = {name: suite.rows for name, suite in self.suites.items()}
+        self.rows["spans"] = tuple(row.to_suite_row() for row in self.spans)
         model = frozen_model(arguments.model_name_or_path)
         self.features: dict[str, Features] = {}
-        for name, of in rows.items():
+        for name, of in self.rows.items():
             environment.say(f"{name}: features of {len(of)} rows")
             path = arguments.output_dir / "features" / f"{name}.pt"
             self.features[name] = cached_features(path, model, of, max_length=SIZE.score_max_length)
@@ -76,7 +77,8 @@ class Study:
     def _lines(self, head: Head, model: torch.nn.Module, suite: str) -> list[str]:
         features = self.features[suite]
         output = outputs(head, model, features, self.scale)
-        return [json.dumps(response.to_dict()) + "\n" for response in scored(features, output)]
+        rows = response_rows(self.rows[suite])
+        return [score_line(row, response) for row, response in zip(rows, scored(features, output), strict=True)]
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from srm.errors import UserError
 from srm.extras import EXTRAS, way_to_install
@@ -57,9 +57,9 @@ class _VisibleFormatter(logging.Formatter):
         return visible(super().format(record))
 
 
-def say(line: str) -> None:
+def say(line: str, *, file: TextIO | None = None) -> None:
     """Print a line of a command that draws no views."""
-    print(visible(line), flush=True)
+    print(visible(line), file=file, flush=True)
 
 
 def run(

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from srm.cli.common import LOG_FORMAT, Parser, run, say
 from srm.cli.scoring import device_of, load_model
 from srm.errors import UserError
-from srm.views.visible import visible
 
 if TYPE_CHECKING:
     from srm.serving import ServerSettings
@@ -78,9 +77,8 @@ def _serve(argv: Sequence[str]) -> None:
     settings = _settings(arguments, ServerSettings)
     listener = _listen(arguments.host, arguments.port)
     if settings.token is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
-        host = visible(arguments.host)
-        print(
-            f"srm-serve: WARNING: ANYONE WHO REACHES {host} CAN USE THIS SERVER. Set {_TOKEN_VARIABLE} in its environment to ask "
+        say(
+            f"srm-serve: WARNING: ANYONE WHO REACHES {arguments.host} CAN USE THIS SERVER. Set {_TOKEN_VARIABLE} in its environment to ask "
             "for a token.",
             file=sys.stderr,
         )

@@ -25,7 +25,16 @@ from srm.scoring.results import ScoredResponse
 if TYPE_CHECKING:
     from srm.modeling.model import SentenceRewardModel
 
-__all__ = ["BASELINES", "baseline_rewards", "read_rewards", "read_scored", "score_responses", "score_suite", "write_responses"]
+__all__ = [
+    "BASELINES",
+    "baseline_rewards",
+    "read_rewards",
+    "read_scored",
+    "response_rows",
+    "score_responses",
+    "score_suite",
+    "write_responses",
+]
 
 # The floor of every table: the longer response wins, the shorter one wins. Lengths are characters.
 BASELINES = ("longer", "shorter")
@@ -73,7 +82,7 @@ def write_responses(rows: Iterable[SuiteRow], path: Path) -> int:
     """
     lines = [
         json.dumps({"id": row.id, "prompt": row.prompt, "response": row.response, **columns_of(row.prompt)}, ensure_ascii=False)
-        for row in _response_rows(rows)
+        for row in response_rows(rows)
     ]
     text = "".join(line + "\n" for line in lines)
     if path.exists() and path.read_text(encoding="utf-8") != text:
@@ -141,7 +150,8 @@ def read_scored(rows: Sequence[SuiteRow], output: Path) -> list[list[ScoredRespo
     return [[ScoredResponse.from_dict(line) for line in lines] for lines in _lines(rows, output)]
 
 
-def _response_rows(rows: Iterable[SuiteRow]) -> Iterator[ResponseRow]:
+def response_rows(rows: Iterable[SuiteRow]) -> Iterator[ResponseRow]:
+    """The responses of a suite's rows as `srm-score` reads them, in order."""
     for number, row in enumerate(rows, 1):
         where = f"row {number} of the suite"
         for label, text in zip(row.labels, row.responses, strict=True):
@@ -149,7 +159,7 @@ def _response_rows(rows: Iterable[SuiteRow]) -> Iterator[ResponseRow]:
 
 
 def _lines(rows: Sequence[SuiteRow], output: Path) -> list[list[dict[str, Any]]]:
-    scored = read_scores_of(output, _response_rows(rows))
+    scored = read_scores_of(output, response_rows(rows))
     lines = [[line for _, line in islice(scored, len(row.responses))] for row in rows]
     # One line more would be an error too.
     next(scored, None)

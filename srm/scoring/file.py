@@ -44,6 +44,7 @@ __all__ = [
     "read_scores",
     "read_scores_of",
     "score_file",
+    "score_line",
     "write_scores",
 ]
 
@@ -377,6 +378,11 @@ def _by_prompt(rows: Iterable[ResponseRow]) -> Iterator[list[ResponseRow]]:
         yield group
 
 
+def score_line(row: ResponseRow, response: ScoredResponse) -> str:
+    """What `srm-score` writes of a response."""
+    return json.dumps({"id": row.id, **response.to_dict(), "digest": _digest(row)}, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_scores(file: IO[str], scored: Iterable[tuple[ResponseRow, ScoredResponse]]) -> None:
     """Append a line a response, and put them on the disk.
 
@@ -384,8 +390,6 @@ def write_scores(file: IO[str], scored: Iterable[tuple[ResponseRow, ScoredRespon
         file: open for writing.
         scored: each row with its scores.
     """
-    for row, response in scored:
-        line = {"id": row.id, **response.to_dict(), "digest": _digest(row)}
-        file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+    file.writelines(score_line(row, response) for row, response in scored)
     file.flush()
     os.fsync(file.fileno())

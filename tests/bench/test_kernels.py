@@ -137,7 +137,7 @@ def test_bytes_that_must_move(case, op, expected):
 def test_packed_lengths_are_a_valid_layout(kernels):
     packed = kernels.lengths.pack_lengths(kernels.lengths.generated_groups(200), 16384)
     packed.layout.validate(16384)
-    assert int(packed.cu_tokens[-1]) == 16384
+    assert int(packed.cu_seqlens[-1]) == 16384
     # Siblings share their prompt's last token, and a boundary comes about every 25 tokens.
     assert packed.layout.boundaries.unique().numel() < packed.layout.num_boundaries
     assert 15 < 16384 / packed.layout.num_boundaries < 35

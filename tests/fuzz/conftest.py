@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,22 @@ def model_dir(awake_model: Callable[..., SentenceRewardModel], tmp_path_factory:
 
 
 @pytest.fixture(scope="session")
-def model(model_dir: Path) -> Iterator[SentenceRewardModel]:
+def loaded(model_dir: Path) -> SentenceRewardModel:
+    return SentenceRewardModel.from_pretrained(model_dir).eval()
+
+
+@pytest.fixture
+def model(loaded: SentenceRewardModel, monkeypatch: pytest.MonkeyPatch) -> SentenceRewardModel:
     """The model that srm-score and srm-eval get: loaded once, for that is most of what a small file costs."""
     from srm.data.boundary import check_row
 
-    loaded = SentenceRewardModel.from_pretrained(model_dir).eval()
     check = partial(check_row, loaded.encoder.format, loaded.encoder.answers)
-    with pytest.MonkeyPatch.context() as patch:
-        for command in (score_command, eval_command):
-            patch.setattr(command, "load_model", lambda name, arguments: loaded)
-            patch.setattr(command, "row_check", lambda name: check)
-        # A picture takes a second.
-        patch.setattr(eval_command, "_has_matplotlib", lambda console: False)
-        yield loaded
+    for command in (score_command, eval_command):
+        monkeypatch.setattr(command, "load_model", lambda name, arguments: loaded)
+        monkeypatch.setattr(command, "row_check", lambda name: check)
+    # A picture takes a second.
+    monkeypatch.setattr(eval_command, "_has_matplotlib", lambda console: False)
+    return loaded
 
 
 @pytest.fixture(scope="session")

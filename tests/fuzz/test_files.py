@@ -67,20 +67,21 @@ def score_alone(model: SentenceRewardModel, row: ResponseRow) -> ScoredResponse:
 
 
 @fuzz(examples=250, weight=4, file=files(), skip=st.sampled_from([True, True, False]), show=st.booleans())
-def test_srm_score(file: File, skip: bool, show: bool, model: SentenceRewardModel, place: Path) -> None:
+def test_srm_score(file: File, skip: bool, show: bool, model: SentenceRewardModel, model_dir: Path, place: Path) -> None:
     source, output = put(place / "score", file), place / "score" / "out.jsonl"
     more = [*(["--skip_bad_rows"] if skip else []), *(["--show", "--html", str(place / "score" / "page.html")] if show else [])]
-    result = run(score.main, ["--model", "m", "--input", source, "--output", str(output), *more], "srm-score")
+    result = run(score.main, ["--model", str(model_dir), "--input", source, "--output", str(output), *more], "srm-score")
     if result.code == 0:
         check_scores(model, source, output, skip=skip)
 
 
 @fuzz(examples=100, weight=2, file=st.one_of(files(), files(st.one_of(pairs, pairs, mixed))), skip=st.sampled_from([True, True, False]))
-def test_srm_eval(file: File, skip: bool, model: SentenceRewardModel, place: Path) -> None:
+def test_srm_eval(file: File, skip: bool, model: SentenceRewardModel, model_dir: Path, place: Path) -> None:
     source, output = put(place / "eval", file), place / "eval" / "out"
-    argv = ["--model", "m", "--suite", source, "--output_dir", str(output), "--draws", "5", *(["--skip_bad_rows"] if skip else [])]
+    argv = ["--model", str(model_dir), "--suite", source, "--output_dir", str(output), "--draws", "5"]
+    argv += ["--skip_bad_rows"] if skip else []
     if run(eval_command.main, argv, "srm-eval").code == 0:
-        check_scores(model, str(output / "responses.jsonl"), output / "scores" / "m.jsonl", skip=False)
+        check_scores(model, str(output / "responses.jsonl"), output / "scores" / f"{model_dir.name}.jsonl", skip=False)
         json.loads((output / "results.json").read_text(encoding="utf-8"), parse_constant=refuse_constant)
 
 

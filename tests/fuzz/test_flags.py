@@ -66,7 +66,7 @@ def parsed_only() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "_settle_output_dir", stop)
         patch.setattr(demo, "demo", stop)
-        patch.setattr(serve, "_bind", stop)
+        patch.setattr(serve, "_listen", stop)
         patch.setattr("srm.rl.build.make_accelerator", stop)
         yield
 
@@ -96,13 +96,15 @@ def test_flags(name: str, more: list[str], parsed_only: None, folder: Path) -> N
 
 
 @fuzz(examples=150, weight=2, is_score=st.booleans(), more=flags)
-def test_flags_of_what_scores(is_score: bool, more: list[str], model: SentenceRewardModel, folder: Path) -> None:
+def test_flags_of_what_scores(is_score: bool, more: list[str], model: SentenceRewardModel, model_dir: Path, folder: Path) -> None:
     source = folder / "in.jsonl"
     source.write_text('{"prompt": "p", "chosen": "It is.", "rejected": "No."}\n')
     if is_score:
-        run(score.main, ["--model", "m", "--input", str(source), "--output", "out.jsonl", *more], "srm-score")
+        run(score.main, ["--model", str(model_dir), "--input", str(source), "--output", "out.jsonl", *more], "srm-score")
     else:
-        run(eval_command.main, ["--model", "m", "--suite", str(source), "--output_dir", "out", "--draws", "5", *more], "srm-eval")
+        run(
+            eval_command.main, ["--model", str(model_dir), "--suite", str(source), "--output_dir", "out", "--draws", "5", *more], "srm-eval"
+        )
 
 
 YAML = [

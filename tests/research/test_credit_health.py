@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,10 @@ def test_both_accuracies_and_credit_of_every_start_and_kind(
 def test_credit_and_the_mean_value_are_read_off_the_values(
     tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = credit_health._arguments(["--model", str(tiny_backbone_dir), "--features", str(tmp_path)])
+    long = shutil.copytree(tiny_backbone_dir, tmp_path / "long")
+    config = json.loads((long / "config.json").read_text())
+    (long / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
+    arguments = credit_health._arguments(["--model", str(long), "--features", str(tmp_path)])
     pairs = credit_health.generate_pairs(6, kinds=("rudeness",), multi_share=0.0)
     features = credit_health._features("rudeness", {"test": pairs}, arguments)["test"]
     # A head that knows: values fall by one at the bad sentence and stay there, but its rewards prefer the rejected answers.

@@ -11,7 +11,10 @@ import pytest
 
 from research import demo, packed_attention, real_pairs
 from research.commands import run_command
+from srm.data import read_responses
 from srm.data.synthetic import generate_pairs
+from srm.scoring.file import score_line
+from srm.scoring.results import ScoredResponse
 
 
 def test_a_command_that_fails_ends_the_study(tmp_path: Path) -> None:
@@ -46,7 +49,10 @@ def test_real_pairs_are_drawn_scored_and_summed_up(tmp_path: Path, monkeypatch: 
         if command[0] == "srm-score":
             # The chosen response comes first; the first pair is lost.
             rewards = [0.0, 1.0, *[1.0, 0.0] * 3]
-            Path(command[command.index("--output") + 1]).write_text("".join(json.dumps({"reward": reward}) + "\n" for reward in rewards))
+            rows = read_responses(command[command.index("--input") + 1])
+            scored = [ScoredResponse(reward=reward, prompt_reward=0.0, sentences=()) for reward in rewards]
+            lines = (score_line(row, response) for row, response in zip(rows, scored, strict=True))
+            Path(command[command.index("--output") + 1]).write_text("".join(lines))
         return 1.0
 
     monkeypatch.setattr(real_pairs, "run_command", run)

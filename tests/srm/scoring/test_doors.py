@@ -16,7 +16,6 @@ from transformers import GenerationConfig, LlamaConfig, LlamaModel, PreTrainedTo
 from srm import SentenceRewardModel, UserError
 from srm.data import Conversation
 from srm.integrations.openrlhf import answer_request
-from srm.integrations.verl import SentenceRewardManager, compute_score
 from srm.scoring.run import score_all
 from srm.scoring.token_ids import encode_ids
 
@@ -96,7 +95,6 @@ def test_nor_is_one_that_is_spelled_out(end: str, model: SentenceRewardModel) ->
         for piece in (TEXT[:20], TEXT[20:], end):
             stream.feed(piece)
     assert stream.close().reward == want
-    assert compute_score("x", TEXT + end, None, {"prompt": USER}, model=model) == want
 
 
 def test_the_end_tokens_are_saved_with_the_model(model: SentenceRewardModel, tmp_path: Path) -> None:
@@ -143,7 +141,6 @@ def test_every_form_of_a_prompt_through_every_door(form: str, model: SentenceRew
     with model.stream(prompt) as stream:
         stream.feed(TEXT)
     assert stream.close().reward == want
-    assert compute_score("x", TEXT, None, {"prompt": prompt}, model=model) == want
     assert SentenceRewardFunction(model)([prompt], [TEXT], [ids]) == [want]
 
 
@@ -154,67 +151,3 @@ def test_every_form_of_an_answer(answer: Any, model: SentenceRewardModel) -> Non
     ((first, second),) = model.score([USER], [[answer, "No."]])
     assert first.reward == want
     assert second.reward != want
-
-
-@pytest.mark.parametrize("raw", ["array", "null fields"])
-def test_verls_raw_prompts(raw: str, model: SentenceRewardModel, folder: Path) -> None:
-    """Another vocabulary: the prompts are read from verl's array of arrays."""
-    policy = PreTrainedTokenizerFast.from_pretrained(folder)
-    policy.add_tokens(["<extra>"])
-    prompt = torch.tensor([model.encoder.encode_prompt(USER)])
-    response = torch.tensor([policy(TEXT + "<end_of_turn>", add_special_tokens=False)["input_ids"]])
-    batch = {
-        "prompts": prompt,
-        "responses": response,
-        "attention_mask": torch.ones(1, prompt.shape[1] + response.shape[1], dtype=torch.int64),
-    }
-    data = type("Data", (), {"batch": batch, "non_tensor_batch": {"raw_prompt": objects(FORMS[raw])}})()
-    rewards = SentenceRewardManager(policy, model=model)(data, return_dict=True)
-    assert isinstance(rewards, dict)
-    assert rewards["reward_extra_info"]["response_reward"] == [pytest.approx(reward(model), abs=1e-5)]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "answer", "message"),
-    [
-        ("", TEXT, "`prompt` is empty"),
-        ([*USER, {"role": "assistant", "content": "b"}], TEXT, "`prompt` ends with an assistant message"),
-        ([{"role": "user", "content": [{"type": "image"}]}], TEXT, "content that is not text"),
-        (5, TEXT, "`prompt` must be a string or a list of messages"),
-        (USER, [{"role": "assistant", "content": "a", "reasoning_content": "b"}], "`response` has `reasoning_content` beside"),
-        ("[{'role': 'user', 'content': 'Hi'}]", TEXT, "`prompt` is messages written as text"),
-        (USER, None, "`response` is null"),
-        (USER, [None], "`response` is null"),
-    ],
-)
-def test_what_files_refuse_is_refused(prompt: Any, answer: Any, message: str, model: SentenceRewardModel) -> None:
-    with pytest.raises(UserError, match=message):
-        model.score([prompt], [answer])
-
-
-def test_a_policy_may_write_anything(model: SentenceRewardModel) -> None:
-    """In a file this is a mistake; a policy's answer must not stop a run."""
-    text = "[{'role': 'user', 'content': 'Hi'}]"
-    rendered = model.encoder.format.render(USER)
-    request = {"query": [rendered + text], "prompts": [rendered], "labels": [""]}
-    assert answer_request(model, request)["rewards"] == [pytest.approx(reward(model, text=text), abs=1e-5)]
-
-
-def test_a_policy_that_writes_its_own_header(folder: Path, awake_model: Callable[..., SentenceRewardModel]) -> None:
-    """The template's generation prompt is empty: the header is the prompt's end, whoever wrote it."""
-    model = awake_model(folder)
-    assert model.tokenizer is not None
-    model.tokenizer.chat_template = TEMPLATE.split("{% if add")[0]
-    prompt, ids = model.encoder.encode_prompt(USER), model.encoder.encode_responses([TEXT])[0].ids.tolist()
-    header = model.tokenizer("<start_of_turn>assistant\n", add_special_tokens=False)["input_ids"]
-    assert prompt[-len(header) :] == header
-    want = model.score_tokens([prompt], [ids])
-    own = model.score_tokens([prompt[: -len(header)], prompt, prompt], [[*header, *ids], [*header, *ids], ids])
-    torch.testing.assert_close(own.reward, want.reward.expand(3), atol=1e-5, rtol=0)
-    ends = want.ends[1:].tolist()
-    assert own.ends.tolist() == [-1, *(end + len(header) for end in ends), -1, *(end + len(header) for end in ends), -1, *ends]
-    assert reward(model) == pytest.approx(want.reward.item(), abs=1e-5)
-    rendered, spelled = model.encoder.format.render(USER), "<start_of_turn>assistant\n"
-    bare = rendered.removesuffix(spelled)
-    request = {"query": [rendered + TEXT, rendered + TEXT, rendered + spelled + TEXT], "prompts": [bare, rendered, rendered], "labels": []}
-    assert answer_request(model, request)["rewards"] == pytest.approx([want.reward.item()] * 3, abs=1e-5)

@@ -59,7 +59,7 @@ def test_no_length_goes_beyond_the_positions(learned: Path, max_length: int | No
         lambda: model.score(["Hi", "Hi"], ["Yes.", LONG], max_length=max_length),
         lambda: model.stream("Hi", max_length=max_length).feed(LONG),
         lambda: model.score_tokens([[5]], [[5] * 64]),
-        lambda: encode_rows(model, [TextRow(prompt="Hi", response=LONG)], max_length=max_length),
+        lambda: list(encode_rows(model, [TextRow(prompt="Hi", response=LONG)], max_length=max_length)),
     ):
         with pytest.raises(UserError, match="64") as raised:
             call()
@@ -108,7 +108,7 @@ def test_a_token_without_an_embedding_is_refused_where_it_is_used(narrow: Senten
         narrow.score_tokens([[5], [6]], [[7], [new]])
     for row in (TextRow(prompt="Hi", response="<new>"), IdsRow(prompt_ids=[5], response_ids=[new])):
         with pytest.raises(BadField):
-            encode_rows(narrow, [row], max_length=None)
+            list(encode_rows(narrow, [row], max_length=None))
 
 
 def test_ids_behind_the_text_may_be_anything(model: SentenceRewardModel) -> None:
