@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -56,28 +56,24 @@ def _words(name: str, value: str, joined: bool) -> list[str]:
     return [f"--{name}={value}"] if joined else [f"--{name}", value]
 
 
-@pytest.fixture(scope="session")
-def parsed_only() -> Any:
+@pytest.fixture
+def parsed_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """srm-train, srm-rl, srm-serve and the demo stop once their flags are accepted."""
 
     def stop(*arguments: Any, **settings: Any) -> NoReturn:
         raise UserError("accepted")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_settle_output_dir", stop)
-        patch.setattr(demo, "demo", stop)
-        patch.setattr(serve, "_listen", stop)
-        patch.setattr("srm.rl.build.make_accelerator", stop)
-        yield
+    monkeypatch.setattr(train, "_settle_output_dir", stop)
+    monkeypatch.setattr(demo, "demo", stop)
+    monkeypatch.setattr(serve, "_listen", stop)
+    monkeypatch.setattr("srm.rl.build.make_accelerator", stop)
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, for flags that name files in it."""
-    path = tmp_path_factory.mktemp("flags")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        yield path
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 COMMANDS: dict[str, tuple[Callable[..., int], list[str]]] = {
