@@ -31,6 +31,7 @@ EXTRAS = {
     "pydantic": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
+    "deepspeed": "deepspeed",
     "flash_attn": "flash",
     "gguf": "demo",
     "matplotlib": "eval",

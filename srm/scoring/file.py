@@ -379,7 +379,15 @@ def _by_prompt(rows: Iterable[ResponseRow]) -> Iterator[list[ResponseRow]]:
 
 
 def score_line(row: ResponseRow, response: ScoredResponse) -> str:
-    """What `srm-score` writes of a response."""
+    """What `srm-score` writes of a response.
+
+    Args:
+        row: of the input.
+        response: its scores.
+
+    Returns:
+        The line, JSON.
+    """
     return json.dumps({"id": row.id, **response.to_dict(), "digest": _digest(row)}, ensure_ascii=False, allow_nan=False) + "\n"
 
 
