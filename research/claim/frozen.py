@@ -27,7 +27,7 @@ from research.claim.variants import BUDGETS
 from srm.evaluation.score_suite import response_rows
 from srm.evaluation.spans import read_spans
 from srm.evaluation.suites import SuiteRow, read_suite
-from srm.scoring.file import score_line
+from srm.scoring.lines import score_line
 
 SIZE = dataclasses.replace(BUDGETS["cpu_hours"], train_pairs=3000, max_chars=1200, learning_rates=RATES, flags="")
 

@@ -26,8 +26,9 @@ from srm.modeling.config import SentenceRewardConfig, positions_of
 from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole, read_config
 from srm.packing import PromptGroup
 from srm.scoring.batching import split_passes
-from srm.scoring.file import RowSettings, check_resumed, write_scores
+from srm.scoring.file import RowSettings, check_resumed
 from srm.scoring.guards import check_ids, not_finite
+from srm.scoring.lines import write_scores
 from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.scoring.token_ids import NO_TEXT
 

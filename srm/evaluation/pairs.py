@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from srm.data import ResponseRow, read_responses
-from srm.scoring.file import read_scores_of
+from srm.scoring.lines import read_scores_of
 
 __all__ = ["PairOutcome", "SubsetAccuracy", "accuracy_by_subset", "pair_outcomes", "scored_rows", "won"]
 

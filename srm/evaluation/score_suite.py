@@ -19,7 +19,8 @@ from srm.evaluation.classifier import ClassifierModel, append_classifier_scores,
 from srm.evaluation.suites import Suite, SuiteRow
 from srm.runs.folders import write_whole
 from srm.runs.lock import hold
-from srm.scoring.file import RowSettings, append_scores, prepare_output, read_scores_of
+from srm.scoring.file import RowSettings, append_scores, prepare_output
+from srm.scoring.lines import read_scores_of
 from srm.scoring.results import ScoredResponse
 
 if TYPE_CHECKING:

@@ -7,16 +7,13 @@ line belongs to a row whose id, prompt and response it was scored for: it holds 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import os
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from srm.data import OverlongPolicy, ResponseRow, read_responses
 from srm.errors import UserError
@@ -25,8 +22,8 @@ from srm.runs.folders import write_whole
 from srm.runs.lock import hold
 from srm.runs.places import check_files
 from srm.scoring.guards import require_finite
+from srm.scoring.lines import ANEW, check_line, read_scores, write_scores
 from srm.scoring.protocol import RewardModel
-from srm.scoring.results import ScoredResponse
 from srm.scoring.run import score_groups
 from srm.scoring.text import encode_groups, read_off_group
 
@@ -41,20 +38,11 @@ __all__ = [
     "meta_path",
     "prepare_output",
     "read_record",
-    "read_scores",
-    "read_scores_of",
     "score_file",
-    "score_line",
-    "write_scores",
 ]
 
 # A prompt group is run in one batch; more responses than this to one prompt are split.
 _LARGEST_GROUP = 64
-# What a line must have, and each of its sentences; and which of those are numbers.
-_LINE = {"id", "digest", "reward", "prompt_reward", "sentences"}
-_NUMBERS = ("start", "end", "reward", "weight", "weighted_reward")
-_SENTENCE = {"text", *_NUMBERS}
-_ANEW = "Choose another output, or pass --overwrite to score all anew."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,70 +172,6 @@ def meta_path(output: Path) -> Path:
     return output.with_name(output.name + ".meta.json")
 
 
-def read_scores(output: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file that `score_file` wrote.
-
-    Args:
-        output: the JSONL file.
-
-    Raises:
-        UserError: a line is not one that `score_file` writes.
-    """
-    with output.open("rb") as file:
-        for number, text in enumerate(file, 1):
-            try:
-                line = json.loads(text)
-                sound = _is_score(line)
-            except (ValueError, OverflowError, RecursionError):
-                sound = False
-            if not sound:
-                raise UserError(f"{output} line {number}: is not what srm-score writes, so the file was edited or cut. {_ANEW}")
-            yield line
-
-
-def read_scores_of(output: Path, rows: Iterable[ResponseRow]) -> Iterator[tuple[ResponseRow, dict[str, Any]]]:
-    """Each row with its line of a file that `score_file` wrote.
-
-    Args:
-        output: the JSONL file.
-        rows: all rows of the input.
-
-    Raises:
-        UserError: the file does not hold exactly these rows, once each and in order.
-    """
-    for number, (row, line) in enumerate(zip_longest(rows, read_scores(output)), 1):
-        if row is None:
-            raise UserError(f"{output}: holds more than the {number - 1} responses of the input. {_ANEW}")
-        if line is None:
-            raise UserError(f"{output}: ends after {number - 1} responses, and the input has more ({row.where}). Run the command again.")
-        _check_line(output, number, line, row)
-        yield row, line
-
-
-def _is_score(line: Any) -> bool:
-    sentences = line["sentences"] if isinstance(line, dict) and line.keys() >= _LINE else None
-    if not isinstance(sentences, list) or not all(isinstance(each, dict) and each.keys() == _SENTENCE for each in sentences):
-        return False
-    numbers = [line["reward"], line["prompt_reward"], *(each[name] for each in sentences for name in _NUMBERS)]
-    return all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
-
-
-def _check_line(output: Path, number: int, line: dict[str, Any], row: ResponseRow) -> None:
-    if line["id"] != row.id:
-        found = f"holds id {line['id']!r}, and the input has {row.id!r} there"
-    elif line["digest"] != _digest(row):
-        found = f"holds the score that {row.id!r} had with another prompt or response"
-    else:
-        return
-    raise UserError(f"{output} line {number}: {found} ({row.where}). The input has changed since. {_ANEW}")
-
-
-def _digest(row: ResponseRow) -> str:
-    """Of the prompt, with what its template is given beside the messages, and of the response, in whatever form the row has them."""
-    content = json.dumps([row.prompt, getattr(row.prompt, "settings", {}), row.response], sort_keys=True, default=repr)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
 def prepare_output(output: Path, identity: dict[str, Any], *, overwrite: bool) -> int:
     """Make `output` ready to be appended to.
 
@@ -303,7 +227,7 @@ def read_record(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
-        raise UserError(f"{path}: is not what srm-score writes, so the file was edited or cut. {_ANEW}")
+        raise UserError(f"{path}: is not what srm-score writes, so the file was edited or cut. {ANEW}")
     return record
 
 
@@ -359,12 +283,12 @@ def check_resumed(output: Path, rows: Iterator[ResponseRow], num_resumed: int) -
     for number in range(1, num_resumed + 1):
         line, row = next(lines, None), next(rows, None)
         if line is None:
-            raise UserError(f"{output}: holds {number - 1} responses in place of {num_resumed}, so it was edited or cut. {_ANEW}")
+            raise UserError(f"{output}: holds {number - 1} responses in place of {num_resumed}, so it was edited or cut. {ANEW}")
         if row is None:
             raise UserError(
-                f"{output}: holds {num_resumed} responses, and the input has only {number - 1} now. The input has changed since. {_ANEW}"
+                f"{output}: holds {num_resumed} responses, and the input has only {number - 1} now. The input has changed since. {ANEW}"
             )
-        _check_line(output, number, line, row)
+        check_line(output, number, line, row)
 
 
 def _by_prompt(rows: Iterable[ResponseRow]) -> Iterator[list[ResponseRow]]:
@@ -376,28 +300,3 @@ def _by_prompt(rows: Iterable[ResponseRow]) -> Iterator[list[ResponseRow]]:
         group.append(row)
     if group:
         yield group
-
-
-def score_line(row: ResponseRow, response: ScoredResponse) -> str:
-    """What `srm-score` writes of a response.
-
-    Args:
-        row: of the input.
-        response: its scores.
-
-    Returns:
-        The line, JSON.
-    """
-    return json.dumps({"id": row.id, **response.to_dict(), "digest": _digest(row)}, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def write_scores(file: IO[str], scored: Iterable[tuple[ResponseRow, ScoredResponse]]) -> None:
-    """Append a line a response, and put them on the disk.
-
-    Args:
-        file: open for writing.
-        scored: each row with its scores.
-    """
-    file.writelines(score_line(row, response) for row, response in scored)
-    file.flush()
-    os.fsync(file.fileno())

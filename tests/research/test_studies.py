@@ -13,7 +13,7 @@ from research import demo, packed_attention, real_pairs
 from research.commands import run_command
 from srm.data import read_responses
 from srm.data.synthetic import generate_pairs
-from srm.scoring.file import score_line
+from srm.scoring.lines import score_line
 from srm.scoring.results import ScoredResponse
 
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from srm import SentenceRewardModel
 from srm.cli import eval, rl, score, train
-from srm.scoring.file import read_scores
+from srm.scoring.lines import read_scores
 
 STRICT = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for m in messages %}"

@@ -12,7 +12,7 @@ import pytest
 
 from srm import SentenceRewardModel
 from srm.cli import score
-from srm.scoring.file import read_scores
+from srm.scoring.lines import read_scores
 
 
 @pytest.fixture(scope="module")

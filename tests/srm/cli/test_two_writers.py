@@ -19,7 +19,7 @@ import pytest
 
 from srm import SentenceRewardModel
 from srm.runs.lock import lock_file
-from srm.scoring.file import read_scores
+from srm.scoring.lines import read_scores
 
 Fork = Callable[..., BaseProcess]
 

@@ -14,7 +14,8 @@ from srm import SentenceRewardModel, UserError
 from srm.cli.score import main
 from srm.data import ResponseRow
 from srm.evaluation.pairs import scored_rows
-from srm.scoring.file import RowSettings, append_scores, meta_path, read_scores, score_file
+from srm.scoring.file import RowSettings, append_scores, meta_path, score_file
+from srm.scoring.lines import read_scores
 
 IDENTITY = {"model": "m"}
 SETTINGS = RowSettings(overlong="error", max_length=None, packing="shared", tokens_per_batch=64)

@@ -16,7 +16,8 @@ import pytest
 from srm import SentenceRewardModel, UserError
 from srm.cli.score import main
 from srm.scoring import parts as module
-from srm.scoring.file import RowSettings, ScoreFileSummary, meta_path, read_scores, score_file
+from srm.scoring.file import RowSettings, ScoreFileSummary, meta_path, score_file
+from srm.scoring.lines import read_scores
 from srm.scoring.parts import parts_folder, score_parts
 
 IDENTITY = {"model": "m"}
