@@ -75,10 +75,6 @@ def _score_input(arguments: argparse.Namespace, process: int, num_processes: int
     from srm.scoring.parts import parts_folder, score_parts
 
     _check_overwrite(arguments, num_processes)
-    # A first pass finds bad rows before hours are spent, and tells the progress bar how long it is.
-    found = first_pass(arguments.input, split=arguments.split, skip_bad_rows=arguments.skip_bad_rows, check=row_check(arguments.model))
-    total, left_out = found.num_responses, found.left_out
-    _check_views(arguments, total)
     settings = RowSettings(
         overlong=arguments.overlong,
         max_length=arguments.max_length,
@@ -88,6 +84,10 @@ def _score_input(arguments: argparse.Namespace, process: int, num_processes: int
     identity = model_identity(arguments.model, arguments.input, arguments)
     if not arguments.overwrite:
         check_output(arguments.output, identity | settings.decisive())
+    # A first pass finds bad rows before hours are spent, and tells the progress bar how long it is.
+    found = first_pass(arguments.input, split=arguments.split, skip_bad_rows=arguments.skip_bad_rows, check=row_check(arguments.model))
+    total, left_out = found.num_responses, found.left_out
+    _check_views(arguments, total)
     model = load_model(arguments.model, arguments)
     common: dict[str, Any] = {
         "split": arguments.split,
