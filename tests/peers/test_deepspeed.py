@@ -237,7 +237,7 @@ def test_gradients_are_clipped_where_the_file_does_not_ask(flags: Any, in_two_pr
 
 def test_weights_that_overflow_are_not_saved(flags: Any, in_two_processes: Any, deepspeed_file: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = flags(output_dir=run, learning_rate=1e39, max_steps=1, eval_strategy="no", deepspeed=deepspeed_file(ZERO3))
+    settings = flags(output_dir=run, learning_rate=1e38, max_steps=1, eval_strategy="no", deepspeed=deepspeed_file(ZERO3))
     assert "weights became NaN or infinite" in in_two_processes(settings, code=1)
     assert not (run / "model.safetensors").exists()
 
