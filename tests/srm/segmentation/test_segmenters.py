@@ -267,50 +267,6 @@ def test_punkt_tab_uses_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert cut(segmenter, text) == ["See Abschn. Zwei. ", "你好。", "- Done\n\n", "- One. ", "Two"]
 
 
-class FakeSaT:
-    """wtpsplit's SaT as far as it is used: cuts behind every full stop and space."""
-
-    def __init__(self, model: str) -> None:
-        if model == "missing":
-            raise OSError("no such model")
-        self.model = model
-
-    def split(self, text: str, *, strip_whitespace: bool, split_on_input_newlines: bool) -> list[str]:
-        assert not strip_whitespace
-        assert not split_on_input_newlines
-        if "broken" in text:
-            return ["less"]
-        pieces = text.replace(". ", ". \0").split("\0")
-        return [piece for piece in pieces if piece]
-
-
-@pytest.fixture
-def wtpsplit(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = type(sys)("wtpsplit")
-    module.SaT = FakeSaT  # type: ignore[attr-defined]  # a module made for this test
-    monkeypatch.setitem(sys.modules, "wtpsplit", module)
-
-
-@pytest.mark.usefixtures("wtpsplit")
-def test_sat_finds_the_sentences_and_layout_still_counts() -> None:
-    segmenter = make_segmenter("sat")
-    text = "one. two\n\n- three. four\n```\na. b\n```\nfive"
-    assert cut(segmenter, text) == ["one. ", "two\n\n", "- three. ", "four\n", "```\na. b\n```\n", "five"]
-    assert segmenter.segment("") == []
-
-
-@pytest.mark.usefixtures("wtpsplit")
-def test_sat_that_loses_text() -> None:
-    with pytest.raises(RuntimeError, match="4 characters for a text of 6"):
-        make_segmenter("sat").segment("broken")
-
-
-@pytest.mark.usefixtures("wtpsplit")
-def test_sat_model_that_does_not_load() -> None:
-    with pytest.raises(UserError, match=r"'missing' did not load \(no such model\)"):
-        make_segmenter("sat", sat_model="missing")
-
-
 def test_real_responses(punkt: Segmenter, shared_data: Path) -> None:
     """Sentences of real answers have a sensible size, and few of them are cut inside a line without a terminator."""
     import gzip
