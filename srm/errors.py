@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["UserError"]
+__all__ = ["UserError", "first_line"]
 
 
 class UserError(ValueError):
@@ -19,6 +19,16 @@ class UserError(ValueError):
     def __reduce__(self) -> tuple[Any, ...]:
         # By default a worker process's error is made again from its finished message, which constructors with other arguments do not take.
         return _again, (type(self), self.args, self.__dict__)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, as a part of a sentence: its first line without the full stop, or its kind.
+
+    Args:
+        error: whatever was raised.
+    """
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
 def _again(kind: type[UserError], args: tuple[Any, ...], state: dict[str, Any]) -> UserError:

@@ -21,7 +21,7 @@ from typing import IO, Any
 from srm.data.boundary import as_bad_row
 from srm.data.messages import whole_text
 from srm.data.schema import BadRow, RawRow, RowProblem
-from srm.errors import UserError
+from srm.errors import UserError, first_line
 
 __all__ = ["SUFFIXES", "file_rows", "format_of"]
 
@@ -291,8 +291,9 @@ def _parquet(path: Path) -> Iterator[FileRow]:
         raise
     except Exception as error:
         # What pyarrow raises for a damaged file is any of its own errors and of Python's.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: not a sound Parquet file, {number} rows could be read ({reason}). Copy or download it again.") from None
+        raise UserError(
+            f"{path}: not a sound Parquet file, {number} rows could be read ({first_line(error)}). Copy or download it again."
+        ) from None
 
 
 def _arrow_rows(batch: Any, path: Path, *, first: int) -> Iterator[FileRow]:

@@ -10,7 +10,7 @@ from typing import Any
 from srm.data.boundary import as_bad_row
 from srm.data.files import SUFFIXES, file_rows, format_of
 from srm.data.schema import BadRow, RawRow
-from srm.errors import UserError
+from srm.errors import UserError, first_line
 
 __all__ = ["raw_rows"]
 
@@ -91,7 +91,7 @@ def _saved_rows(folder: Path, split: str) -> Iterator[RawRow | BadRow]:
         saved = datasets.load_from_disk(str(folder))
     except Exception as error:
         # Of damaged files `datasets` raises whatever its parsers do.
-        raise UserError(f"{folder}: the saved data set cannot be loaded ({_first_line(error)}). Save it again.") from None
+        raise UserError(f"{folder}: the saved data set cannot be loaded ({first_line(error)}). Save it again.") from None
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
             raise UserError(f"{folder}: the data set has no split {split!r}; it has {', '.join(saved)}. Name one of these.")
@@ -108,7 +108,7 @@ def _hub_rows(name: str, split: str, config: str | None) -> Iterator[RawRow | Ba
         setting = f", configuration {config!r}" if config else ""
         raise UserError(
             f"{name}: there is no such file or folder here, and as a data set of the Hugging Face hub (split {split!r}{setting}) it "
-            f"could not be loaded: {_first_line(error)}. Check the name and the connection, or give a local file."
+            f"could not be loaded: {first_line(error)}. Check the name and the connection, or give a local file."
         ) from None
     yield from _dataset_rows(dataset, f"{name} ({split})", name.split("/")[-1])
 
@@ -136,8 +136,3 @@ def _import_datasets(source: str) -> Any:
             f"{source}: needs the package `datasets`. Install it (pip install datasets), or give a JSONL, CSV or Parquet file."
         ) from None
     return datasets
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 
 from srm.data.schema import Conversation, Message, Prompt
 from srm.data.tool_calls import names_of, spell_out, texts_of, unwritten
-from srm.errors import UserError
+from srm.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,7 +119,7 @@ class ChatFormat:
         except Exception as error:
             # A template is a program that came with the model: what it makes of odd messages may be any error.
             name = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
-            reason = name + (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            reason = name + first_line(error)
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
                 f"the chat template refuses the messages ({roles}): {reason}. Change the messages, or use a tokenizer whose template "

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig,
 from transformers.integrations import deepspeed
 from transformers.utils import cached_file
 
-from srm.errors import UserError
+from srm.errors import UserError, first_line
 from srm.extras import name_the_extra
 from srm.modeling.config import SentenceRewardConfig
 from srm.packing.backbone import num_embeddings
@@ -108,7 +108,7 @@ def list_end_tokens(config: PretrainedConfig, path: str, **hub_arguments: Any) -
     try:
         listed = json.loads(Path(file).read_text(encoding="utf-8")).get("eos_token_id")
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: {name} is not sound ({_first_line(error)}). Copy it again, or delete it.") from None
+        raise UserError(f"{path}: {name} is not sound ({_reason(error)}). Copy it again, or delete it.") from None
     text = config.get_text_config()
     own = getattr(text, "eos_token_id", None)
     ids = [token for part in (own, listed) for token in (part if isinstance(part, (list, tuple)) else [part]) if token is not None]
@@ -174,7 +174,7 @@ def one_line(path: str, what: str, way_out: str) -> Iterator[None]:
                 f"{path}: {what}, because it needs code that comes with it, which never runs unasked. "
                 "Where you trust it, srm-train takes --trust_remote_code and from_pretrained takes trust_remote_code=True."
             ) from error
-        raise UserError(f"{path}: {what} ({_first_line(error)}). {way_out}") from error
+        raise UserError(f"{path}: {what} ({_reason(error)}). {way_out}") from error
 
 
 @contextmanager
@@ -225,9 +225,8 @@ def _named(what: str, keys: Iterable[str]) -> Iterator[str]:
         yield f"{len(found)} {what} ({', '.join(found[:2])}{', ...' if len(found) > 2 else ''})"
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    line = text.splitlines()[0] if text else ""
+def _reason(error: Exception) -> str:
+    line = first_line(error)
     line = line if len(line) <= 200 else line[:200] + " ..."
     # What transformers and others mean for users says itself what is wrong; `KeyError: 'x'` alone would not.
-    return line if isinstance(error, (OSError, ValueError)) and line else f"{type(error).__name__}: {line}".removesuffix(": ")
+    return line if isinstance(error, (OSError, ValueError)) or line == type(error).__name__ else f"{type(error).__name__}: {line}"

@@ -14,6 +14,7 @@ from srm.data.rendered import RenderedConversations
 from srm.errors import UserError
 from srm.modeling.model import SentenceRewardModel, SentenceRewardOutput
 from srm.packing import PackedBatch, PromptGroup
+from srm.scoring.guards import check_ids, require_finite
 from srm.scoring.run import score_all
 from srm.scoring.token_ids import NO_TEXT
 
@@ -46,15 +47,17 @@ class SentenceRewardForSequenceClassification(SentenceRewardModel):
             `logits`, fp32 [B, 1]; for a `PackedBatch` a `SentenceRewardOutput`.
 
         Raises:
-            UserError: a row in which no answer begins, or with more tokens than the model reads; or gradients are asked for.
+            UserError: a row in which no answer begins, with more tokens than the model reads, with one that it does not know, or with a
+                reward that is no number; or gradients are asked for.
         """
         if isinstance(input_ids, PackedBatch):
             return super().forward(input_ids)
         if self.training and torch.is_grad_enabled():
             raise UserError("this classifier scores, and has no gradients. Train with srm-train, or call it in eval mode.")
         groups = self._groups(_rows(input_ids, attention_mask, self.config.pad_token_id))
-        rewards = [score.reward for (score,) in score_all(self, groups, tokens_per_batch=8192, packing=None)]
-        return SequenceClassifierOutput(logits=torch.tensor(rewards, device=input_ids.device).view(-1, 1))
+        scores = [score for (score,) in score_all(self, groups, tokens_per_batch=8192, packing=None)]
+        require_finite(self, scores, map(_place, range(len(scores))))
+        return SequenceClassifierOutput(logits=torch.tensor([score.reward for score in scores], device=input_ids.device).view(-1, 1))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -87,19 +90,24 @@ class SentenceRewardForSequenceClassification(SentenceRewardModel):
         return RenderedConversations(self.encoder)
 
     def _groups(self, rows: list[list[int]]) -> list[PromptGroup]:
-        split = [self._conversations.split(ids, where=f"row {index} of input_ids") for index, ids in enumerate(rows)]
+        split = [self._conversations.split(ids, where=_place(index)) for index, ids in enumerate(rows)]
         encoded = iter(self.encoder.encode_responses([text for _, text in split if text.strip()]))
         groups = []
         for index, (prompt, text) in enumerate(split):
             prompt_ids = np.array([*prompt, *self.encoder.boundary_ids], dtype=np.int32)
             groups.append(PromptGroup(prompt_ids=prompt_ids, responses=[next(encoded) if text.strip() else NO_TEXT]))
+            check_ids(self.backbone, _place(index), groups[-1].prompt_ids, groups[-1].responses[0].ids)
             limit = self.config.max_positions
             if limit is not None and groups[-1].longest > limit:
                 raise UserError(
-                    f"row {index} of input_ids: the conversation has {groups[-1].longest} tokens, the model reads {limit}. Cut it "
+                    f"{_place(index)}: the conversation has {groups[-1].longest} tokens, the model reads {limit}. Cut it "
                     "(truncation, max_length), or use a reward model with a longer context."
                 )
         return groups
+
+
+def _place(index: int) -> str:
+    return f"row {index} of input_ids"
 
 
 def _rows(input_ids: Tensor, attention_mask: Tensor | None, pad: int | None) -> list[list[int]]:

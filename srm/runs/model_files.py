@@ -56,4 +56,4 @@ def _hash(path: Path) -> str:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()

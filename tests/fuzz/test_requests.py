@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +14,7 @@ from srm import SentenceRewardModel
 from srm.errors import UserError
 from tests.fuzz.harness import figures, fuzz, watched, wrong
 from tests.fuzz.strategies import anything, number, plain, prompt, text
+from tests.servers import in_thread
 
 pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
 pytest.importorskip("prometheus_client", reason="the server needs the extra `serve`")
@@ -46,21 +44,8 @@ body = st.one_of(
 
 @pytest.fixture
 def url(loaded: SentenceRewardModel) -> Iterator[str]:
-    import uvicorn
-
-    from srm.serving import ServerSettings, create_app
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(loaded, ServerSettings()), log_level="warning", access_log=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with in_thread(loaded) as address:
+        yield address
 
 
 @fuzz(examples=200, weight=3, asked=body)

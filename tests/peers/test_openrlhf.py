@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +13,8 @@ import pytest
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 from tokenizers import normalizers
 
-from srm import Client, SentenceRewardModel
+from srm import SentenceRewardModel
+from tests.servers import as_command
 
 PROMPTS = ["Why is bread salty?", "Where does the cat sit?"]
 RESPONSES = ["It needs salt. Flour alone is dull.", "No, it is wrong!", "", "Bread is white. It is old. Salt is dear!"]
@@ -41,15 +39,8 @@ def model(awake_model: Callable[[], SentenceRewardModel]) -> SentenceRewardModel
 def url(model: SentenceRewardModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("reward_model")
     model.save_pretrained(folder)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "srm.cli.serve", "--model", str(folder), "--port", str(port)]
-    with (folder / "log").open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as server:
-        try:
-            Client(f"http://127.0.0.1:{port}", retry_seconds=60).score(["Is it up?"], ["Yes."])
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
+    with as_command(folder, tmp_path_factory.mktemp("serve") / "log") as address:
+        yield address
 
 
 def ask(url: str, tokenizer: Any, samples: Sequence[tuple[str, str]], *, max_length: int = 256) -> list[dict[str, Any]]:

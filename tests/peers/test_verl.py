@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +21,9 @@ from verl.trainer.ppo.core_algos import FixedKLController
 from verl.trainer.ppo.ray_trainer import apply_kl_penalty, compute_advantage
 from verl.trainer.ppo.reward import load_reward_manager
 
-from srm import Client, SentenceRewardModel, UserError
+from srm import SentenceRewardModel, UserError
 from srm.rl import group_advantages, token_level_rewards
+from tests.servers import as_command
 
 PROMPTS = ["Why is bread salty?", "Where does the cat sit?"] * 2
 RESPONSES = ["It needs salt. Flour alone is dull.", "No, it is wrong!", "", "Bread is white. It is old. Salt is dear!"]
@@ -54,16 +52,8 @@ def folder(model: SentenceRewardModel, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real srm-serve in a process of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    command = [sys.executable, "-m", "srm.cli.serve", "--model", str(folder), "--port", str(port)]
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as server:
-        try:
-            Client(f"http://127.0.0.1:{port}", retry_seconds=60).score(["Is it up?"], ["Yes."])
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
+    with as_command(folder, tmp_path_factory.mktemp("serve") / "log") as address:
+        yield address
 
 
 def settings(folder: Path, *more: str) -> DictConfig:

@@ -164,6 +164,26 @@ def test_a_conversation_that_is_too_long_is_one_line(folder: Path, classifier: S
         classifier(**tokenizer(texts(tokenizer, [("Why?", "The cat sat. " * 60)]), return_tensors="pt"))
 
 
+def test_a_reward_that_is_no_number_is_one_line(folder: Path) -> None:
+    broken = AutoModelForSequenceClassification.from_pretrained(folder)
+    inputs = broken.tokenizer(texts(broken.tokenizer)[:1], return_tensors="pt", add_special_tokens=False)
+    with torch.no_grad():
+        broken.head.value.bias.fill_(torch.nan)
+    with pytest.raises(UserError, match=r"row 0 of input_ids: the reward became nan; the weight head\.value\.bias"):
+        broken(**inputs)
+
+
+def test_a_token_without_an_embedding_is_one_line(folder: Path) -> None:
+    narrow = AutoModelForSequenceClassification.from_pretrained(folder)
+    narrow.tokenizer.add_tokens(["<new>"])
+    new = narrow.tokenizer.convert_tokens_to_ids("<new>")
+    narrow.backbone.resize_token_embeddings(new)
+    conversations = [*CONVERSATIONS[:1], ("Is this right?", "It is <new>.")]
+    inputs = narrow.tokenizer(texts(narrow.tokenizer, conversations), return_tensors="pt", padding=True, add_special_tokens=False)
+    with pytest.raises(UserError, match=f"row 1 of input_ids: the token id {new} has no embedding"):
+        narrow(**inputs)
+
+
 def test_it_does_not_pretend_to_train(folder: Path) -> None:
     classifier = AutoModelForSequenceClassification.from_pretrained(folder).train()
     tokenizer = AutoTokenizer.from_pretrained(folder)

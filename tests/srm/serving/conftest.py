@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from srm import SentenceRewardModel
+from tests.servers import in_thread
 
 
 @pytest.fixture(scope="session")
@@ -31,24 +30,7 @@ def model_dir(model: SentenceRewardModel, tmp_path_factory: pytest.TempPathFacto
 def serve(model: SentenceRewardModel) -> Iterator[Callable[..., str]]:
     """serve(**settings) starts a server of `model` in a thread and returns its address."""
     with ExitStack() as servers:
-        yield lambda **settings: servers.enter_context(_serving(model, settings))
-
-
-@contextmanager
-def _serving(model: SentenceRewardModel, settings: dict[str, Any]) -> Iterator[str]:
-    from srm.serving import ServerSettings, create_app, make_server
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    chosen = ServerSettings(**settings)
-    server = make_server(create_app(model, chosen), chosen)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+        yield lambda **settings: servers.enter_context(in_thread(model, **settings))
 
 
 class HeldModel:
@@ -74,16 +56,3 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldModel]:
     monkeypatch.setattr(app, "score_all", held)
     yield held
     held.release.set()
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
-
-
-@pytest.fixture
-def helpers() -> dict[str, Any]:
-    """Functions of this file, for tests that cannot import it."""
-    return {"wait_until": wait_until}

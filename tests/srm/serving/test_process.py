@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,6 +19,7 @@ pytest.importorskip("httpx", reason="the client needs the extra `serve`")
 import httpx
 
 from srm import AsyncClient, Client, SentenceRewardModel
+from tests.servers import wait_until
 
 TEXTS = [f"It is {number}. No, it is wrong!" for number in range(30)]
 
@@ -37,9 +37,7 @@ def is_up(url: str) -> bool:
 
 
 @pytest.mark.slow
-def test_kill_restart_and_drain(
-    model: SentenceRewardModel, model_dir: Path, fork: Callable[..., BaseProcess], tmp_path: Path, helpers: dict[str, Any]
-):
+def test_kill_restart_and_drain(model: SentenceRewardModel, model_dir: Path, fork: Callable[..., BaseProcess], tmp_path: Path):
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     expected = [scored.reward for scored in model.score(["Is it warm?"] * len(TEXTS), TEXTS)]
@@ -83,9 +81,9 @@ def test_kill_restart_and_drain(
         asking = threading.Thread(target=lambda: answers.append(http.post("/v1/rewards", json=body)))
         asking.start()
         metrics = httpx.Client(headers={"Authorization": "Bearer secret"})
-        helpers["wait_until"](lambda: "srm_queue_rows 0.0" not in metrics.get(f"{url}/metrics").text)
+        wait_until(lambda: "srm_queue_rows 0.0" not in metrics.get(f"{url}/metrics").text)
         second.terminate()
-        helpers["wait_until"](lambda: not is_up(url))
+        wait_until(lambda: not is_up(url))
         assert second.is_alive(), "ended before it had answered"
         asking.join(300)
         metrics.close()

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from srm import AsyncClient, Client, SentenceRewardModel
 from srm.data import Conversation
 from srm.serving import ServerSettings, create_app
+from tests.servers import wait_until
 
 PROMPTS = ["Why is bread salty?", "Where does the cat sit?", [{"role": "user", "content": "Is it warm?"}]]
 RESPONSES = ["It needs salt. Flour alone is dull.", "No, it is wrong! The cat sat on the mat.", "It was warm there."]
@@ -103,7 +104,7 @@ def test_hundreds_of_distinct_requests_each_get_their_own_reward(serve: Callable
     assert seen["srm_queue_rows",] == 0
 
 
-def test_clients_that_leave_take_their_rows_with_them(serve, held, model, helpers):
+def test_clients_that_leave_take_their_rows_with_them(serve, held, model):
     url = serve()
     host = url.removeprefix("http://")
     texts = [f"It is {number}." for number in range(12)]
@@ -115,13 +116,13 @@ def test_clients_that_leave_take_their_rows_with_them(serve, held, model, helper
         return connection
 
     connections = [send(texts[0])]
-    helpers["wait_until"](lambda: held.batches)
+    wait_until(lambda: held.batches)
     connections += [send(text) for text in texts[1:]]
-    helpers["wait_until"](lambda: metrics(url)["srm_queue_rows",] == 11)
+    wait_until(lambda: metrics(url)["srm_queue_rows",] == 11)
     # The first one's row runs already; the others wait.
     for connection in connections[0:12:2]:
         connection.close()
-    helpers["wait_until"](lambda: metrics(url)["srm_queue_rows",] == 6)
+    wait_until(lambda: metrics(url)["srm_queue_rows",] == 6)
     held.release.set()
     for connection, text in list(zip(connections, texts, strict=True))[1:12:2]:
         answer = json.load(connection.getresponse())["rewards"][0]
@@ -204,7 +205,7 @@ def test_a_shorter_limit_of_its_own(serve: Callable[..., str]):
     assert post(serve(), body).status_code == 200
 
 
-def test_a_full_queue_answers_503(serve, held, helpers):
+def test_a_full_queue_answers_503(serve, held):
     url = serve(max_queue=2)
 
     async def ask() -> None:
