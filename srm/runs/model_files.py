@@ -39,8 +39,7 @@ def hash_model_files(folder: Path) -> dict[str, str]:
     """SHA-256 of each file that decides what the model in `folder` computes, by name.
 
     Sizes and times are not enough: weights saved anew have the same size, and a copy may keep the time or change it. Reading it all costs
-    what loading costs anyway, and a thread hashes about 1.7 GB a second where the processor has instructions for it, the shards of a
-    large model side by side.
+    what loading costs anyway; the shards of a large model are read side by side.
 
     Args:
         folder: where the model is.
