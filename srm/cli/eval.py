@@ -72,10 +72,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _evaluate(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
-    device_of(arguments)
+    # First, because without the stack it says so in one line, and torch alone has more to say.
     from srm.cli.terminal import Terminal
     from srm.runs.lock import hold
 
+    device_of(arguments)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("runs as one process. Score with several by srm-score, or start one srm-eval a model, each with its --output_dir.")
     names = _short_names(arguments.model)

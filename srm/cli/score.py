@@ -55,10 +55,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _score(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
-    device_of(arguments)
+    # First, because without the stack it says so in one line, and torch alone has more to say.
     from srm.cli.terminal import Terminal
     from srm.runs.lock import hold
 
+    device_of(arguments)
     process, num_processes = _place()
     _check_places(arguments)
     # From before the first look at what is there until the last one.

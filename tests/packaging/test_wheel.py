@@ -64,7 +64,7 @@ def test_help_needs_no_stack(command: str, with_torch: Environment) -> None:
         ("srm-rl --help", f"srm-rl: {NO_STACK}"),
         ("srm-score --model m --input i --output o", "srm-score: rich is not installed. Run: pip install 'srm-kernels[srm]'"),
         ("srm-eval --model m --suite s --output_dir o", "srm-eval: rich is not installed. Run: pip install 'srm-kernels[srm]'"),
-        ("srm-serve --model m", "srm-serve: uvicorn is not installed. Run: pip install 'srm-kernels[serve]'"),
+        ("srm-serve --model m", "srm-serve: fastapi is not installed. Run: pip install 'srm-kernels[serve]'"),
         ("python -m srm.cli.demo", "srm-demo: rich is not installed. Run: pip install 'srm-kernels[srm]'"),
     ],
 )
