@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from srm.data import Prompt
+    from srm.data import Prompt, Response
     from srm.scoring.token_ids import ScoredTokens
 
 __all__ = ["AsyncClient", "Client", "RequestRefused", "ServerError", "ServerUnavailable"]
@@ -70,13 +70,13 @@ class Client:
         self._http: httpx.Client = _httpx().Client(**_settings(url, token, timeout))
 
     def score(
-        self, prompts: Sequence[Prompt], responses: Sequence[str] | Sequence[Sequence[str]]
+        self, prompts: Sequence[Prompt], responses: Sequence[Response] | Sequence[Sequence[Response]]
     ) -> list[ScoredResponse] | list[list[ScoredResponse]]:
         """Rewards of responses and of their sentences; takes and returns what `SentenceRewardModel.score` does.
 
         Args:
             prompts: one a row, a string or a list of `{"role", "content"}` messages.
-            responses: for each prompt a response, or a list of responses.
+            responses: for each prompt a response, text or messages, or a list of responses.
 
         Returns:
             One `ScoredResponse` a response, nested as `responses` is.
@@ -147,7 +147,7 @@ class AsyncClient:
         self._http: httpx.AsyncClient = _httpx().AsyncClient(**_settings(url, token, timeout))
 
     async def score(
-        self, prompts: Sequence[Prompt], responses: Sequence[str] | Sequence[Sequence[str]]
+        self, prompts: Sequence[Prompt], responses: Sequence[Response] | Sequence[Sequence[Response]]
     ) -> list[ScoredResponse] | list[list[ScoredResponse]]:
         """See `Client.score`."""
         return _texts_of(await self._post(_text_rows(prompts, responses)), responses)
@@ -290,7 +290,7 @@ def _body(rows: list[dict[str, Any]]) -> bytes:
             written.append(json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode())
         except (TypeError, ValueError, RecursionError) as error:
             raise UserError(
-                f"Client: row {index} cannot be written as JSON ({error}). A prompt is text or messages, a response text."
+                f"Client: row {index} cannot be written as JSON ({error}). Prompts and responses are text or messages."
             ) from None
     return b'{"rows":[' + b",".join(written) + b"]}"
 
@@ -313,15 +313,20 @@ def _check_lengths(prompts: Sequence[Any], responses: Sequence[Any]) -> None:
         raise ValueError(f"Client: {len(prompts)} prompts and {len(responses)} responses; each prompt needs its response(s).")
 
 
-def _text_rows(prompts: Sequence[Prompt], responses: Sequence[str] | Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+def _text_rows(prompts: Sequence[Prompt], responses: Sequence[Response] | Sequence[Sequence[Response]]) -> list[dict[str, Any]]:
     _check_lengths(prompts, responses)
-    if len({isinstance(entry, str) for entry in responses}) > 1:
+    if len({_is_one(entry) for entry in responses}) > 1:
         raise ValueError("Client.score: `responses` mixes strings and lists; use one form for all.")
     return [
         {"prompt": prompt, "response": response, **_settings_of(prompt)}
         for prompt, answers in zip(prompts, responses, strict=True)
-        for response in ([answers] if isinstance(answers, str) else answers)
+        for response in ([answers] if _is_one(answers) else answers)
     ]
+
+
+def _is_one(entry: Any) -> bool:
+    """Whether an entry is one response, text or messages, and not several."""
+    return isinstance(entry, str) or (len(entry) > 0 and isinstance(entry[0], dict))
 
 
 def _settings_of(prompt: Prompt) -> dict[str, Any]:
@@ -332,7 +337,7 @@ def _settings_of(prompt: Prompt) -> dict[str, Any]:
 
 
 def _texts_of(
-    rewards: list[dict[str, Any]], responses: Sequence[str] | Sequence[Sequence[str]]
+    rewards: list[dict[str, Any]], responses: Sequence[Response] | Sequence[Sequence[Response]]
 ) -> list[ScoredResponse] | list[list[ScoredResponse]]:
     scored = (
         ScoredResponse(
@@ -342,7 +347,7 @@ def _texts_of(
         )
         for row in rewards
     )
-    if all(isinstance(entry, str) for entry in responses):
+    if all(map(_is_one, responses)):
         return list(scored)
     return [[next(scored) for _ in answers] for answers in responses]
 

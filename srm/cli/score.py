@@ -226,7 +226,8 @@ def _scored_rows(arguments: argparse.Namespace, left_out: frozenset[int]) -> Ite
 def _report_pairs(arguments: argparse.Namespace, left_out: frozenset[int]) -> Iterator[ReportPair]:
     """Preference pairs as pairs, every other response by itself."""
     for responses in _scored_rows(arguments, left_out):
-        is_pair = [row.label for row, _ in responses] == ["chosen", "rejected"]
+        # A pair is shown under its prompt, so both must answer that one.
+        is_pair = [row.label for row, _ in responses] == ["chosen", "rejected"] and responses[0][0].prompt == responses[1][0].prompt
         for group in [responses] if is_pair else [[response] for response in responses]:
             yield _report_pair(group)
 

@@ -65,6 +65,32 @@ class AnswerTokens:
             rows = [(ids, [(max(start - shift, 0), max(end - shift, 0)) for start, end in offsets]) for ids, offsets in rows]
         return rows
 
+    def encode_behind(self, prompt: str, lead: str, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The tokens of `text` where it goes on from `prompt` in one string, and the characters that each covers.
+
+        Where the prompt's last token would take in the text's first characters, the two are tokenised apart, as a policy reads and writes
+        them.
+
+        Args:
+            prompt: what a template has written before it.
+            lead: white space between the two.
+            text: the rest of the string.
+        """
+        before = self._ids(prompt)
+        made = self._tokenizer(
+            prompt + lead + text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+        )
+        ids, offsets, shift = made["input_ids"], made["offset_mapping"], len(prompt + lead)
+        if ids[: len(before)] == before:
+            ids, offsets = ids[len(before) :], offsets[len(before) :]
+        elif (bare := _without_prefix(self._tokenizer.backend_tokenizer)) is not None:
+            one = bare.encode(lead + text, add_special_tokens=False)
+            ids, offsets, shift = one.ids, one.offsets, len(lead)
+        else:
+            made = self._tokenizer(lead + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            ids, offsets, shift = made["input_ids"], made["offset_mapping"], len(lead)
+        return ids, [(max(start - shift, 0), max(end - shift, 0)) for start, end in offsets]
+
     def without_end(self, text: str) -> str:
         """`text` without end tokens that are written out behind its last word.
 

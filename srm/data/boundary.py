@@ -9,6 +9,7 @@ from srm.data.answers import AnswerTokens
 from srm.data.messages import response_text
 from srm.data.schema import BadRow, Prompt, Response, RowProblem
 from srm.data.template import ChatFormat
+from srm.data.turns import Turns, read_answer
 from srm.errors import UserError
 
 __all__ = ["BadRows", "RowCheck", "as_bad_row", "check_row"]
@@ -85,12 +86,14 @@ def check_row(format: ChatFormat, answers: AnswerTokens, prompt: Prompt, respons
         format: the tokenizer's chat template.
         answers: how it reads an answer.
         prompt: text or chat messages.
-        responses: what answers it.
+        responses: what answers it, in the forms of `srm.data.responses.check_response`.
     """
-    rendered = format.render(prompt)
-    rendered.encode()
-    format.prompt_ids([rendered[:_HEAD]])
-    for response in responses:
-        text = response_text(answers.without_end(response_text(response, "response")), "response")
+    read = [read_answer(format, answers, prompt, response) for response in responses]
+    for rendered in dict.fromkeys(rendered for rendered, _ in read) or [format.render(prompt)]:
+        rendered.encode()
+        format.prompt_ids([rendered[:_HEAD]])
+    for _, answer in read:
+        text = answer.text if isinstance(answer, Turns) else answer
+        text = response_text(answers.without_end(text), "response")
         if not any(answers.encode([text[start : start + _HEAD]])[0][0] for start in range(0, len(text), _HEAD)):
             raise RowProblem(f"the tokenizer makes no token of the response {text[:40]!r}")

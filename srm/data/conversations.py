@@ -1,14 +1,16 @@
-"""Whole conversations and transcripts: how they come apart into a prompt and its responses."""
+"""Conversations and transcripts: how they come apart into a prompt and its responses."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from srm.data.messages import answerable, check_messages, check_prompt, response_text
+from srm.data.messages import answerable, check_messages, check_prompt, is_prefilled, response_text
+from srm.data.responses import check_end, check_response, own_prompt
 from srm.data.schema import Message, Prompt, Response, RowProblem
 
 __all__ = ["is_conversation", "split_conversations", "split_strings"]
@@ -21,61 +23,125 @@ _TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
 _TURN_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
-def is_conversation(value: Response) -> bool:
-    """Whether a list holds more than the one assistant message that a response is."""
+def is_conversation(value: Any) -> bool:
+    """Whether a response is a list of more than the one assistant message.
+
+    Args:
+        value: of a row.
+    """
     if not isinstance(value, (list, tuple, np.ndarray)) or not len(value):
         return False
     return len(value) > 1 or (isinstance(value[0], dict) and value[0].get("role") != "assistant")
 
 
-def split_conversations(prompt: Any, values: Sequence[Any], names: Sequence[str]) -> tuple[Prompt, tuple[str, ...]]:
-    """Prompt and responses of whole conversations: the prompt is the messages that all of them begin with.
+def split_conversations(prompt: Any, values: Sequence[Any], names: Sequence[str]) -> tuple[Prompt, tuple[Response, ...]]:
+    """Prompt and responses of conversations: whole ones, or those that go on from the row's prompt.
 
-    prompt: the row's `prompt` where it has one. It must agree with the conversations, or come before them.
+    The prompt is the longest beginning that all share and that the assistant answers in each. Where there is none, it is what they share,
+    perhaps nothing, and each response opens with the messages that it answers (`srm.data.responses.own_prompt`).
+
+    Args:
+        prompt: the row's `prompt` where it has one. It must agree with the conversations, or come before them.
+        values: the conversations; behind a prompt, texts too.
+        names: their columns.
+
+    Raises:
+        RowProblem: a conversation that does not end with the assistant's words, or a prompt that does not fit.
     """
-    if any(isinstance(value, str) for value in values):
+    conversations = _as_conversations(prompt, values, names)
+    start = _start(prompt, conversations, names)
+    goes_on = is_prefilled(start) and conversations[0][0]["role"] == "assistant"
+    whole = [_joined(start, conversation) if goes_on else [*start, *conversation] for conversation in conversations]
+    # Of one conversation behind a prompt all is the response.
+    known = len(start) - goes_on
+    common = min(_common(whole), known if start and len(whole) == 1 else sys.maxsize)
+    answered = next((length for length in range(common, max(known, 1) - 1, -1) if _is_answered(whole, length)), None)
+    if answered is None:
+        return _apart(whole, common, names)
+    if goes_on and answered == known:
+        return answerable(start, "`prompt`"), _responses(conversations, names)
+    shared = answerable(whole[0][:answered], "`prompt`" if answered == len(start) else f"what {_listed(names)} share")
+    return shared, _responses([conversation[answered:] for conversation in whole], names)
+
+
+def _as_conversations(prompt: Any, values: Sequence[Any], names: Sequence[str]) -> list[list[Message]]:
+    lists = {name: check_messages(value, name) for value, name in zip(values, names, strict=True) if not isinstance(value, str)}
+    if len(lists) < len(values) and (prompt is None or any(messages[0]["role"] != "assistant" for messages in lists.values())):
         raise RowProblem(f"{_listed(names)} must all be strings or all be whole conversations")
-    conversations = [check_messages(value, name) for value, name in zip(values, names, strict=True)]
-    # Each keeps at least its last message: the response.
-    length = min(len(conversation) for conversation in conversations) - 1
-    shared = 0
-    while shared < length and all(conversation[shared] == conversations[0][shared] for conversation in conversations):
-        shared += 1
-    for conversation, name in zip(conversations, names, strict=True):
-        if len(conversation) != shared + 1 or conversation[shared]["role"] != "assistant":
-            raise RowProblem(
-                f"{_listed(names)} differ before their last message (they share {shared}, `{name}` has {len(conversation)}); "
-                "a response must be one assistant message that ends its conversation"
-            )
-    start = _join_prompt(prompt, conversations[0][:shared], names)
-    return start, tuple(response_text(conversation[shared:], name) for conversation, name in zip(conversations, names, strict=True))
+    for name, messages in lists.items():
+        check_end(messages, name)
+    return [
+        lists[name] if name in lists else [{"role": "assistant", "content": response_text(value, name)}]
+        for value, name in zip(values, names, strict=True)
+    ]
 
 
-def _join_prompt(prompt: Any, shared: list[Message], names: Sequence[str]) -> list[Message]:
+def _start(prompt: Any, conversations: list[list[Message]], names: Sequence[str]) -> list[Message]:
+    """What of `prompt` comes before the conversations: nothing where they repeat it."""
     if prompt is None:
-        if not shared:
-            raise RowProblem(f"there is no prompt: {_listed(names)} share no message", "Add a `prompt` column")
-        return answerable(shared, f"what {_listed(names)} share")
-    given = check_prompt(prompt)
-    if isinstance(given, str):
-        agrees = any(message["content"].strip() == given.strip() for message in shared)
+        return []
+    if isinstance(prompt, str):
+        check_prompt(prompt)
+        repeated = any(message["content"].strip() == prompt.strip() for message in conversations[0][: _common(conversations)])
+        given: list[Message] = [{"role": "user", "content": prompt}]
     else:
-        agrees = shared[: len(given)] == given
-        if not agrees and _continues(given, shared):
-            shared, agrees = [*given, *shared], True
-    if not agrees:
+        given = check_messages(prompt, "prompt")
+        repeated = all(conversation[: len(given)] == given for conversation in conversations)
+    if repeated:
+        return []
+    opened = {conversation[0]["role"] == "assistant" for conversation in conversations}
+    if not all(_continues(given, conversation) for conversation in conversations) or (is_prefilled(given) and len(opened) > 1):
         raise RowProblem(f"`prompt` is not among the messages that {_listed(names)} share", "Drop the column `prompt`, or make them agree")
-    return answerable(shared, f"what {_listed(names)} share")
+    return given
 
 
-def _continues(given: list[Message], shared: list[Message]) -> bool:
-    """Whether the conversations go on from the prompt instead of repeating it."""
-    if not shared or shared[0]["role"] in _SETTING_ROLES:
-        return False
-    return shared[0]["role"] == "assistant" or all(message["role"] in _SETTING_ROLES for message in given)
+def _continues(given: list[Message], conversation: list[Message]) -> bool:
+    """Whether a conversation goes on from the prompt instead of repeating it."""
+    role = conversation[0]["role"]
+    return role in ("assistant", "tool") or (
+        role not in _SETTING_ROLES and (is_prefilled(given) or all(message["role"] in _SETTING_ROLES for message in given))
+    )
 
 
-def split_strings(chosen: str, rejected: str) -> tuple[Prompt, tuple[str, str]]:
+def _joined(start: list[Message], conversation: list[Message]) -> list[Message]:
+    """`conversation` behind `start`, whose last message is the beginning of its first one."""
+    first = conversation[0]
+    return [*start[:-1], {**start[-1], **first, "content": start[-1]["content"] + first["content"]}, *conversation[1:]]
+
+
+def _common(conversations: list[list[Message]]) -> int:
+    """How many messages all begin with. Each keeps at least its last one, which is its response."""
+    most = min(map(len, conversations)) - 1
+    first = conversations[0]
+    return next((index for index in range(most) if any(other[index] != first[index] for other in conversations)), most)
+
+
+def _is_answered(conversations: list[list[Message]], length: int) -> bool:
+    """Whether the assistant answers the first `length` messages in each."""
+    return conversations[0][length - 1]["role"] != "assistant" and all(other[length]["role"] == "assistant" for other in conversations)
+
+
+def _apart(conversations: list[list[Message]], shared: int, names: Sequence[str]) -> tuple[Prompt, tuple[Response, ...]]:
+    """Conversations that answer different messages, the first `shared` the same."""
+    while (
+        shared and conversations[0][shared - 1]["role"] == "assistant" and any(one[shared]["role"] == "assistant" for one in conversations)
+    ):
+        # What the assistant says next would go on from its last words.
+        shared -= 1
+    prompt = conversations[0][:shared]
+    responses = tuple(conversation[shared:] for conversation in conversations)
+    for response, name in zip(responses, names, strict=True):
+        own, _ = own_prompt(prompt, response, name)
+        assert not isinstance(own, str), "made of messages"
+        answerable(own, f"what `{name}` answers")
+    return prompt, responses
+
+
+def _responses(conversations: Sequence[list[Message]], names: Sequence[str]) -> tuple[Response, ...]:
+    return tuple(check_response(conversation, name) for conversation, name in zip(conversations, names, strict=True))
+
+
+def split_strings(chosen: str, rejected: str) -> tuple[Prompt, tuple[Response, ...]]:
     """Prompt and responses of two strings without a `prompt` column.
 
     Transcripts ("\\n\\nHuman: ...\\n\\nAssistant: ...") come apart into messages. Other strings share a prefix, which ends behind its
@@ -83,8 +149,7 @@ def split_strings(chosen: str, rejected: str) -> tuple[Prompt, tuple[str, str]]:
     """
     names = ("chosen", "rejected")
     if _TRANSCRIPT.match(chosen) and _TRANSCRIPT.match(rejected):
-        prompt, (first, second) = split_conversations(None, [_turns(chosen), _turns(rejected)], names)
-        return prompt, (first, second)
+        return split_conversations(None, [_turns(chosen), _turns(rejected)], names)
     chosen, rejected = chosen.rstrip(), rejected.rstrip()
     length = 0
     for a, b in zip(chosen, rejected, strict=False):

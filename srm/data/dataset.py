@@ -6,16 +6,15 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import get_args
 
 import numpy as np
 
 from srm.data.boundary import BadRows, as_bad_row
 from srm.data.encode import ResponseEncoder
-from srm.data.messages import response_text
 from srm.data.overlong import EncodedComparison, OverlongPolicy, OverlongReport, length_limit, shorten, way_out
-from srm.data.schema import Comparison
+from srm.data.schema import Comparison, RowProblem
+from srm.data.turns import Turns
 from srm.errors import UserError
 from srm.packing import ResponseIds
 from srm.packing.batch import IntArray
@@ -115,38 +114,56 @@ class _Memory:
     def __init__(self, encoder: ResponseEncoder) -> None:
         self._encoder = encoder
         self._prompts: dict[str, IntArray] = {}
-        self._responses: dict[str, ResponseIds] = {}
+        self._responses: dict[str | Turns, ResponseIds] = {}
 
     def encode(self, comparisons: Sequence[Comparison]) -> list[EncodedComparison]:
         """The comparisons as arrays; equal texts share theirs."""
-        rendered, texts = [], []
-        for comparison in comparisons:
-            rendered.append(self._encoder.format.render(comparison.prompt))
-            texts.append([response_text(response, "response") for response in comparison.responses])
-        self._add_prompts(rendered)
-        self._add_responses(texts)
-        return [
-            EncodedComparison(
-                prompt_ids=self._prompts[prompt],
-                responses=tuple(self._responses[text] for text in answers),
-                pairs=comparison.pairs,
-                where=comparison.where,
-            )
-            for comparison, prompt, answers in zip(comparisons, rendered, texts, strict=True)
-        ]
+        read = [[self._encoder.read(comparison.prompt, response) for response in comparison.responses] for comparison in comparisons]
+        self._add_prompts([prompt for answers in read for prompt, _ in answers])
+        self._add_responses([answer for answers in read for _, answer in answers])
+        return [self._comparison(comparison, answers) for comparison, answers in zip(comparisons, read, strict=True)]
+
+    def _comparison(self, comparison: Comparison, answers: Sequence[tuple[str, str | Turns]]) -> EncodedComparison:
+        prompts = [self._prompts[prompt] for prompt, _ in answers]
+        responses = [self._responses[answer] for _, answer in answers]
+        prompt_ids = prompts[0]
+        if any(prompt is not prompt_ids for prompt in prompts):
+            prompt_ids = prompt_ids[: _num_common(prompts)]
+            if not len(prompt_ids):
+                raise RowProblem(
+                    "its conversations do not share their first token, and a row needs one for all",
+                    "Give them the same system message, or use a tokenizer whose template opens with a token of its own",
+                )
+            responses = [_with_own_prompt(prompt[len(prompt_ids) :], response) for prompt, response in zip(prompts, responses, strict=True)]
+        return EncodedComparison(prompt_ids=prompt_ids, responses=tuple(responses), pairs=comparison.pairs, where=comparison.where)
 
     def _add_prompts(self, rendered: list[str]) -> None:
         new = [prompt for prompt in dict.fromkeys(rendered) if prompt not in self._prompts]
         for prompt, ids in zip(new, self._encoder.encode_prompts(new), strict=True):
             self._prompts[prompt] = _shared(np.array(ids, dtype=np.int32))
 
-    def _add_responses(self, texts: list[list[str]]) -> None:
-        new = [text for text in dict.fromkeys(chain.from_iterable(texts)) if text not in self._responses]
-        for text, response in zip(new, self._encoder.encode_responses(new), strict=True):
+    def _add_responses(self, answers: list[str | Turns]) -> None:
+        new = [answer for answer in dict.fromkeys(answers) if answer not in self._responses]
+        for answer, response in zip(new, self._encoder.encode_responses(new), strict=True):
             # Without its text, which nobody asks for again.
-            self._responses[text] = ResponseIds(
+            self._responses[answer] = ResponseIds(
                 ids=_shared(response.ids), sentence_ends=_shared(response.sentence_ends), opening=response.opening
             )
+
+
+def _num_common(rows: Sequence[IntArray]) -> int:
+    """How many tokens all of `rows` begin with."""
+    length = min(map(len, rows))
+    same = np.all([row[:length] == rows[0][:length] for row in rows], axis=0)
+    return length if same.all() else int(same.argmin())
+
+
+def _with_own_prompt(prompt: IntArray, response: ResponseIds) -> ResponseIds:
+    """A response that opens with what only it answers: tokens of no sentence, behind which its first boundary is."""
+    first = np.int32(len(prompt))
+    return ResponseIds(
+        ids=np.concatenate([prompt, response.ids]), sentence_ends=response.sentence_ends + first, opening=len(prompt) + response.opening
+    )
 
 
 def _shared(array: IntArray) -> IntArray:

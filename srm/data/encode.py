@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +15,9 @@ from typing_extensions import Self
 from srm.data.answers import AnswerTokens
 from srm.data.bounds import TokenFloor
 from srm.data.messages import check_prompt, response_text
-from srm.data.schema import Prompt, Response, RowProblem
+from srm.data.schema import Message, Prompt, Response, RowProblem
 from srm.data.template import ChatFormat
+from srm.data.turns import Turns, read_answer
 from srm.errors import UserError
 from srm.packing import ResponseIds
 from srm.packing.batch import IntArray
@@ -118,30 +120,82 @@ class ResponseEncoder:
     def encode_response(self, prompt: Prompt, response: Response) -> EncodedResponse:
         """Tokens and sentences of `response`, an answer to `prompt`.
 
-        The tokens do not depend on the prompt: a policy's answer is the same text wherever it stands.
+        The tokens of one message do not depend on the prompt: a policy's answer is the same text wherever it stands.
 
         Args:
             prompt: text or chat messages.
-            response: text, or one assistant message.
+            response: text, one assistant message, or several messages that end with one.
 
         Returns:
-            Its ids, where its sentences end in them, and its text.
+            Its ids, where its sentences end in them, and its text; of several messages, what the chat template writes of them.
 
         Raises:
-            UserError: the response is empty, or is no single assistant message.
+            UserError: the response is empty, does not end with an assistant message, or is written otherwise by the chat template.
         """
-        return self.encode_responses([response])[0]
+        return self.encode_responses([self.read(prompt, response)[1]])[0]
 
-    def encode_responses(self, responses: Sequence[Response]) -> list[EncodedResponse]:
-        """Tokens and sentences of `responses`, as a batch: several times faster than one by one. Raises as `encode_response`."""
+    def read(self, prompt: Prompt, response: Response) -> tuple[str, str | Turns]:
+        """The text of what `response` answers, for `encode_prompts`, and the answer, for `encode_responses`. Both are good keys.
+
+        Args:
+            prompt: text or chat messages; no message where `response` opens with those that it answers.
+            response: in any form that a file may hold.
+
+        Raises:
+            UserError: as `encode_prompt` and `encode_response`.
+        """
         with _as_user_error():
-            texts = [self.answers.without_end(response_text(response, "response")) for response in responses]
-            for text in texts:
-                response_text(text, "response")
-        if not texts:
-            return []
-        rows = zip(texts, self.answers.encode(texts), self.segmenter.segment_batch(texts), strict=True)
-        return [self._encode(text, ids, offsets, spans) for text, (ids, offsets), spans in rows]
+            return read_answer(self.format, self.answers, prompt, response)
+
+    def encode_responses(self, responses: Sequence[str | list[Message] | Turns]) -> list[EncodedResponse]:
+        """Tokens and sentences of answers, as a batch: several times faster than one by one.
+
+        Args:
+            responses: texts, assistant messages, or what `read` gave.
+
+        Raises:
+            UserError: as `encode_response`.
+        """
+        with _as_user_error():
+            answers = [self._answer(response) for response in responses]
+        texts = [answer for answer in answers if isinstance(answer, str)]
+        found = iter(zip(self.answers.encode(texts), self.segmenter.segment_batch(texts), strict=True) if texts else ())
+        encoded = []
+        for answer in answers:
+            if isinstance(answer, str):
+                (ids, offsets), spans = next(found)
+                encoded.append(self._encode(answer, ids, offsets, spans))
+            else:
+                encoded.append(self._encode_turns(answer))
+        return encoded
+
+    def _answer(self, response: Response | Turns) -> str | Turns:
+        if not isinstance(response, Turns):
+            return response_text(self.answers.without_end(response_text(response, "response")), "response")
+        if len(response.words) > 1:
+            return response
+        text = response_text(self.answers.without_end(response.text), "response")
+        return replace(response, text=text, words=(Span(response.words[0].start, len(text)),))
+
+    def _encode_turns(self, turns: Turns) -> EncodedResponse:
+        spans: list[Span] = []
+        begins: dict[int, int] = {}
+        stop = 0
+        for place, sentences in zip(turns.words, self.segmenter.segment_batch([turns.text[a:b] for a, b in turns.words]), strict=True):
+            if not sentences:
+                continue
+            # What stands between two turns goes to the sentence behind it, so that all boundaries are in the assistant's words.
+            begin = place.start + sentences[0].start
+            opening = stop if spans else begin
+            begins[opening] = begin
+            edges = [opening, *(place.start + sentence.end for sentence in sentences)]
+            spans += [Span(*edge) for edge in pairwise(edges)]
+            stop = place.end
+        # A turn without sentences at the end, all of it a thought that is left out, has no boundary to end at.
+        text = turns.text[:stop] if spans else turns.text
+        encoded = self._encode(text, *self.answers.encode_behind(turns.prompt, turns.lead, text), spans)
+        # In the result a sentence is its words alone.
+        return replace(encoded, spans=[Span(begins.get(start, start), end) for start, end in encoded.spans])
 
     def _encode(self, text: str, ids: list[int], offsets: list[tuple[int, int]], spans: list[Span]) -> EncodedResponse:
         if not ids:

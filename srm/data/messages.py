@@ -12,12 +12,15 @@ from srm.data.schema import Conversation, Message, Prompt, RowProblem
 
 __all__ = [
     "MEDIA",
+    "METADATA",
     "ROLES",
     "answerable",
     "check_is_text",
     "check_messages",
     "check_prompt",
+    "check_words_only",
     "is_message_list",
+    "is_prefilled",
     "plain",
     "response_text",
     "whole_text",
@@ -25,7 +28,7 @@ __all__ = [
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # What says something about a message and is no part of what it says. So do numbers.
-_METADATA = frozenset({"role", "content", "name", "id"})
+METADATA = frozenset({"role", "content", "name", "id"})
 MEDIA = frozenset({"image", "images", "image_url", "video", "videos", "audio", "audios", "input_audio"})
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 # Messages that went through a CSV file or `str`: {'role': 'user', ...} in a list or alone.
@@ -129,7 +132,7 @@ def whole_text(text: str, name: str) -> str:
 
 
 def check_prompt(value: Any) -> Prompt:
-    """A prompt as given by the column `prompt`: not empty, and not ending with the assistant's words.
+    """A prompt as given by the column `prompt`: not empty, and such that an answer can follow.
 
     Args:
         value: text or messages.
@@ -151,17 +154,30 @@ def check_prompt(value: Any) -> Prompt:
 
 
 def answerable(messages: list[Message], name: str) -> list[Message]:
-    """`messages`, which somebody else than the assistant ends, or a `RowProblem`.
+    """`messages` that an answer can follow, or a `RowProblem`. An assistant message at their end is the answer's beginning.
 
     Args:
         messages: of a prompt.
         name: what a message calls them.
     """
-    if messages[-1]["role"] == "assistant":
-        raise RowProblem(f"{name} ends with an assistant message, and a response must answer someone else's")
     if not any(message["content"].strip() for message in messages):
         raise RowProblem(f"{name} is empty")
+    if is_prefilled(messages):
+        if all(message["role"] == "assistant" for message in messages):
+            raise RowProblem(f"{name} ends with an assistant message, and holds nothing that it answers")
+        if "tool_calls" in messages[-1] or not messages[-1]["content"].strip():
+            what = "calls a tool" if "tool_calls" in messages[-1] else "is empty"
+            raise RowProblem(f"{name} ends with an assistant message that {what}, from which no answer can go on")
     return messages
+
+
+def is_prefilled(prompt: Prompt) -> bool:
+    """Whether `prompt` ends with the beginning of the answer, from which a response goes on.
+
+    Args:
+        prompt: text or chat messages.
+    """
+    return not isinstance(prompt, str) and len(prompt) > 0 and prompt[-1]["role"] == "assistant"
 
 
 def response_text(value: Any, name: str) -> str:
@@ -185,18 +201,25 @@ def response_text(value: Any, name: str) -> str:
             raise RowProblem(
                 f"`{name}` must be one assistant message, got {len(messages)} ({roles})", "Move the messages before it into `prompt`"
             )
-        _check_words_only(messages[0], name)
+        check_words_only(messages[0], f"`{name}`")
         text = messages[0]["content"]
     if not text.strip():
         raise RowProblem(f"`{name}` is empty")
     return text
 
 
-def _check_words_only(message: Message, name: str) -> None:
+def check_words_only(message: Message, name: str, *, beside: frozenset[str] = METADATA) -> None:
+    """Raise `RowProblem` where an assistant message says more than would be scored.
+
+    Args:
+        message: from `check_messages`.
+        name: what a message calls it.
+        beside: fields that may stand in it.
+    """
     for key, value in message.items():
-        if key not in _METADATA and value and not isinstance(value, (bool, int, float)):
+        if key not in beside and value and not isinstance(value, (bool, int, float)):
             raise RowProblem(
-                f"`{name}` has `{key}` beside its content, and only the content of a response is scored",
+                f"{name} has `{key}` beside its content, and only the content of a response is scored",
                 f"Write `{key}` into the content as your chat template does, or delete it",
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeVar
 
 from srm.data.boundary import BadRows, RowCheck, as_bad_row
@@ -51,7 +52,9 @@ def first_pass(
     def parse(row: RawRow) -> tuple[int, int]:
         responses = _parse_responses(row)
         if check is not None:
-            check(responses[0].prompt, [response.response for response in responses])
+            for _, same in groupby(responses, key=lambda response: response.prompt):
+                row_responses = list(same)
+                check(row_responses[0].prompt, [response.response for response in row_responses])
         return row.number, len(responses)
 
     bad = BadRows(source, skip_bad_rows)

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from srm.data.conversations import is_conversation, split_conversations, split_strings
-from srm.data.messages import check_is_text, check_prompt, response_text, whole_text
-from srm.data.schema import BadRow, Comparison, Pair, Prompt, RawRow, ResponseRow, RowProblem
+from srm.data.messages import check_is_text, check_prompt, whole_text
+from srm.data.responses import check_response, own_prompt
+from srm.data.schema import BadRow, Comparison, Pair, Prompt, RawRow, Response, ResponseRow, RowProblem
 from srm.data.settings import SETTING_COLUMNS, with_settings
 
-__all__ = ["parse_responses", "parse_row", "row_id"]
+__all__ = ["parse_parts", "parse_responses", "parse_row", "row_id"]
 
 _PAIR = ("chosen", "rejected")
 _USED = frozenset({"id", "prompt", "chosen", "rejected", "margin", "responses", "scores", "ranks"}) | SETTING_COLUMNS
@@ -53,6 +54,22 @@ def parse_responses(row: RawRow) -> Iterator[ResponseRow]:
 
     Raises `BadRow` before the first response where the row cannot be used.
     """
+    own_id, labels, prompt, responses, extra = parse_parts(row)
+    for label, response in zip(labels, responses, strict=True):
+        name = own_id if label == "response" else f"{own_id}/{label}"
+        own, answer = own_prompt(prompt, response)
+        yield ResponseRow(id=name, row_id=own_id, row=row.number, label=label, prompt=own, response=answer, where=row.where, extra=extra)
+
+
+def parse_parts(row: RawRow) -> tuple[str, Sequence[str], Prompt, tuple[Response, ...], dict[str, Any]]:
+    """The id, the responses' labels, the prompt, the responses and the other columns of a row for scoring, as `Comparison` has them.
+
+    Args:
+        row: of a file.
+
+    Raises:
+        BadRow: the row cannot be used.
+    """
     fields = row.fields
     try:
         own_id = row_id(fields, row.id)
@@ -70,12 +87,7 @@ def parse_responses(row: RawRow) -> Iterator[ResponseRow]:
             raise RowProblem(_missing(fields, f"prompt + response, {_FORMS}"))
     except RowProblem as problem:
         raise BadRow(row.where, problem) from None
-    extra = {name: value for name, value in fields.items() if name not in used | SETTING_COLUMNS}
-    for label, response in zip(labels, responses, strict=True):
-        name = own_id if label == "response" else f"{own_id}/{label}"
-        yield ResponseRow(
-            id=name, row_id=own_id, row=row.number, label=label, prompt=prompt, response=response, where=row.where, extra=extra
-        )
+    return own_id, labels, prompt, responses, {name: value for name, value in fields.items() if name not in used | SETTING_COLUMNS}
 
 
 def _has(fields: Mapping[str, Any], *names: str) -> bool:
@@ -98,26 +110,26 @@ def row_id(fields: Mapping[str, Any], default: str) -> str:
     return whole_text(str(value), "`id`")
 
 
-def _prompt_and_responses(fields: Mapping[str, Any], values: Sequence[Any], names: Sequence[str]) -> tuple[Prompt, tuple[str, ...]]:
+def _prompt_and_responses(fields: Mapping[str, Any], values: Sequence[Any], names: Sequence[str]) -> tuple[Prompt, tuple[Response, ...]]:
     prompt, responses = _split(fields, values, names)
     return with_settings(prompt, fields), responses
 
 
-def _split(fields: Mapping[str, Any], values: Sequence[Any], names: Sequence[str]) -> tuple[Prompt, tuple[str, ...]]:
+def _split(fields: Mapping[str, Any], values: Sequence[Any], names: Sequence[str]) -> tuple[Prompt, tuple[Response, ...]]:
     if any(is_conversation(value) for value in values):
         return split_conversations(fields.get("prompt"), values, names)
-    texts = tuple(response_text(value, name) for value, name in zip(values, names, strict=True))
+    answers = tuple(check_response(value, name) for value, name in zip(values, names, strict=True))
     for value, name in zip(values, names, strict=True):
         if isinstance(value, str):
             check_is_text(value, name)
     if "prompt" in fields:
-        return check_prompt(fields["prompt"]), texts
+        return check_prompt(fields["prompt"]), answers
     if tuple(names) == _PAIR and all(isinstance(value, str) for value in values):
-        return split_strings(texts[0], texts[1])
+        return split_strings(values[0], values[1])
     raise RowProblem(f"there is no `prompt` (columns found: {', '.join(fields)})", "Add the column")
 
 
-def _listed_responses(fields: Mapping[str, Any], *, least: int) -> tuple[Prompt, tuple[str, ...]]:
+def _listed_responses(fields: Mapping[str, Any], *, least: int) -> tuple[Prompt, tuple[Response, ...]]:
     values = fields["responses"]
     if not isinstance(values, (list, tuple)):
         raise RowProblem(f"`responses` must be a list, got {type(values).__name__}")
@@ -126,7 +138,7 @@ def _listed_responses(fields: Mapping[str, Any], *, least: int) -> tuple[Prompt,
     return _prompt_and_responses(fields, values, [f"responses[{index}]" for index in range(len(values))])
 
 
-def _ranked_pairs(fields: Mapping[str, Any], responses: Sequence[str]) -> tuple[Pair, ...]:
+def _ranked_pairs(fields: Mapping[str, Any], responses: Sequence[Response]) -> tuple[Pair, ...]:
     """All (better, worse) pairs of a ranking. Ties make none."""
     if fields.get("margin") is not None:
         raise RowProblem("`margin` belongs to a chosen/rejected pair, not to a list of `responses`", "Delete the column")

@@ -25,7 +25,7 @@ __all__ = [
 # {"role": ..., "content": ...}, with what else a chat template may read, such as `name` or `tool_calls`.
 Message = dict[str, Any]
 Prompt = str | list[Message]  # a `Conversation` among the lists
-# A list holds one assistant message.
+# A list ends with an assistant message.
 Response = str | list[Message]
 # What the loss is trained on: the rewards of sentences, the value at the last token, or the mean over the values of all tokens.
 Granularity = Literal["sentence", "response", "token"]
@@ -47,7 +47,7 @@ class Conversation(list[Message]):
         self.settings = settings
 
     def __eq__(self, other: object) -> bool:
-        return super().__eq__(other) and self.settings == getattr(other, "settings", {})
+        return isinstance(other, list) and super().__eq__(other) and self.settings == getattr(other, "settings", {})
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -102,8 +102,9 @@ class Comparison:
     """Responses to one prompt, and which of them are better than which.
 
     Attributes:
-        prompt: text or chat messages.
-        responses: at least two.
+        prompt: text or chat messages; no message where the responses share none.
+        responses: at least two: texts, or messages where several belong to the response. Those before the first assistant message are what
+            that response answers, beside the prompt.
         pairs: (better, worse, margin) as indices into `responses`. A plain preference pair has the responses (chosen, rejected) and the
             pairs ((0, 1, margin),); a ranking has all pairs of responses that do not tie.
         id: the row's own, or its file and number.
@@ -135,11 +136,11 @@ class ResponseRow:
     Attributes:
         id: unique within its row's id: the row's own for a plain response, `<row id>/chosen`, `<row id>/rejected` for a pair,
             `<row id>/1`, `<row id>/2`, ... for a list.
-        row_id: id of the input row. Responses of a row follow each other and share their prompt.
+        row_id: id of the input row. Responses of a row follow each other, and most share their prompt.
         row: number of the input row, from 1, over all files.
         label: `response`, `chosen`, `rejected`, or the response's number in its list.
         prompt: text or chat messages.
-        response: the text to score.
+        response: what to score: text, or several messages, the first and the last of them the assistant's.
         where: file and row, for messages.
         extra: the row's other columns.
     """
@@ -149,6 +150,6 @@ class ResponseRow:
     row: int
     label: str
     prompt: Prompt
-    response: str
+    response: Response
     where: str
     extra: dict[str, Any] = field(default_factory=dict)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from srm.data.messages import is_prefilled
+from srm.data.responses import THOUGHTS
 from srm.data.schema import Conversation, Message, Prompt
 from srm.data.tool_calls import names_of, spell_out, texts_of, unwritten
 from srm.errors import UserError, first_line
@@ -31,7 +33,6 @@ QUESTION = "Hello"
 """The short question of `ChatFormat.question` and `ChatFormat.head`."""
 # A word that no template rewrites, strips or writes itself.
 _PROBE = "Xylophone"
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 class ChatFormat:
@@ -59,7 +60,7 @@ class ChatFormat:
         self._said: set[str] = set()
         self.header = ""
         question: list[Message] = [{"role": "user", "content": QUESTION}]
-        whole = self._render([*question, {"role": "assistant", "content": _PROBE}], add_generation_prompt=False)
+        whole = self.write([*question, {"role": "assistant", "content": _PROBE}])
         if _PROBE not in whole:
             raise UserError(
                 f"{_name(tokenizer)}: its chat template does not write the assistant's words as they are, so its tokens cannot "
@@ -70,7 +71,7 @@ class ChatFormat:
         self.question = self.render(question)
 
     def render(self, prompt: Prompt) -> str:
-        """The text of `prompt`, up to where the assistant's answer begins. A string is one user message.
+        """The text of `prompt`, up to where the assistant's answer begins, or goes on. A string is one user message.
 
         Tools and settings of a `Conversation` go to the template. Calls of tools that the template leaves out are spelled out in the
         messages.
@@ -81,9 +82,13 @@ class ChatFormat:
         Raises:
             UserError: the template refuses the conversation, or does not write its tools.
         """
+        return self.read(prompt)[2]
+
+    def read(self, prompt: Prompt) -> tuple[list[Message], dict[str, Any], str]:
+        """The messages of `prompt` as the template takes them, what else it is given, and the text of `render`. Raises as `render`."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         settings = prompt.settings if isinstance(prompt, Conversation) else {}
-        text = self._render(messages, **settings)
+        text = self._write_prompt(messages, settings)
         if (tools := settings.get("tools")) and self._drops(messages, {**settings, "tools": None}, text, names_of(tools)):
             raise UserError(
                 "the chat template does not write `tools`, so the model would not read which tools there are. Delete the column, or use "
@@ -92,10 +97,11 @@ class ChatFormat:
         said = [part for message in messages for part in texts_of(message.get("tool_calls") or ())]
         if said and self._drops([{**message, "tool_calls": None} for message in messages], settings, text, said):
             self.say_once("leaves out calls of tools, so they are read as <tool_call> blocks of JSON in their messages")
-            text = self._render(spell_out(messages), **settings)
-        if any(unwritten([message[key]], text) for message in messages for key in _THOUGHTS if isinstance(message.get(key), str)):
+            messages = spell_out(messages)
+            text = self._write_prompt(messages, settings)
+        if any(unwritten([message[key]], text) for message in messages for key in THOUGHTS if isinstance(message.get(key), str)):
             self.say_once("leaves the thoughts of earlier answers out, so the model does not read them")
-        return text + self.header
+        return messages, settings, text + ("" if is_prefilled(messages) else self.header)
 
     def prompt_ids(self, texts: list[str]) -> list[list[int]]:
         """Tokens of rendered prompts.
@@ -105,17 +111,38 @@ class ChatFormat:
         rows = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"] if texts else []
         return [[*self._bos, *ids] or self._ids_of_nothing() for ids in rows]
 
+    @property
+    def special_tokens(self) -> list[str]:
+        """The tokenizer's special tokens, as texts."""
+        return [str(token) for token in self._tokenizer.all_special_tokens]
+
     def say_once(self, what: str) -> None:
         """Log what the template does, unless it has been said: "<tokenizer>: its chat template <what>"."""
         if what not in self._said:
             self._said.add(what)
             logger.warning("%s: its chat template %s", _name(self._tokenizer), what)
 
-    def _render(self, messages: list[Message], *, add_generation_prompt: bool = True, **settings: Any) -> str:
+    def _write_prompt(self, messages: list[Message], settings: dict[str, Any]) -> str:
+        if not is_prefilled(messages):
+            return self.write(messages, add_generation_prompt=True, **settings)
+        text = self.write(messages, continue_final_message=True, **settings)
+        content = messages[-1]["content"]
+        # A template may trim it, and the answer's first word would join its last one.
+        space = content[len(content.rstrip()) :]
+        return text if text.endswith(space) else text.rstrip() + space
+
+    def write(self, messages: list[Message], **settings: Any) -> str:
+        """What the template makes of `messages`.
+
+        Args:
+            messages: as `read` returns them.
+            **settings: keyword arguments of `apply_chat_template`.
+
+        Raises:
+            UserError: the template refuses them.
+        """
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages, chat_template=self._template, add_generation_prompt=add_generation_prompt, tokenize=False, **settings
-            )
+            text = self._tokenizer.apply_chat_template(messages, chat_template=self._template, tokenize=False, **settings)
         except Exception as error:
             # A template is a program that came with the model: what it makes of odd messages may be any error.
             name = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
@@ -133,7 +160,7 @@ class ChatFormat:
         if unwritten(parts, text):
             return True
         try:
-            return self._render([{k: v for k, v in message.items() if v is not None} for message in messages], **settings) == text
+            return self._write_prompt([{k: v for k, v in message.items() if v is not None} for message in messages], settings) == text
         except UserError:
             # It misses them, so it writes them.
             return False

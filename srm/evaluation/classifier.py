@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from transformers import AutoModelForSequenceClassification
 
 from srm.data import Conversation, OverlongPolicy, Prompt, Response, ResponseRow
 from srm.data.boundary import RowCheck
-from srm.data.messages import response_text
+from srm.data.messages import is_prefilled
 from srm.data.overlong import length_limit
+from srm.data.responses import check_response, own_prompt, words_of
+from srm.data.template import ChatFormat
+from srm.data.turns import read_turns
 from srm.errors import UserError
 from srm.modeling.adapter import merge_adapter, read_adapter
 from srm.modeling.config import SentenceRewardConfig, positions_of
@@ -89,7 +93,7 @@ class ClassifierModel:
     def score(
         self,
         prompts: Sequence[Prompt],
-        responses: Sequence[str],
+        responses: Sequence[Response],
         *,
         tokens_per_batch: int = 8192,
         max_length: int | None = None,
@@ -100,7 +104,7 @@ class ClassifierModel:
 
         Args:
             prompts: one a response, text or chat messages.
-            responses: the texts to score.
+            responses: what to score, texts or messages.
             tokens_per_batch: upper bound on the tokens of a batch, padding included.
             max_length: longest prompt + response in tokens, template included; the model's own limit where None.
             overlong: `error`, `truncate_prompt` (cut on the left, as RewardBench does) or `truncate_response` (cut on the right).
@@ -133,7 +137,7 @@ class ClassifierModel:
                 rewards[index] = reward
         return rewards
 
-    def _encode(self, prompt: Prompt, response: str) -> list[int]:
+    def _encode(self, prompt: Prompt, response: Response) -> list[int]:
         # The template writes the bos token itself.
         return self.tokenizer(_rendered(self.tokenizer, prompt, response), add_special_tokens=False, verbose=False)["input_ids"]
 
@@ -153,15 +157,30 @@ def classifier_check(name: str) -> RowCheck:
 
     def check(prompt: Prompt, responses: Sequence[Response]) -> None:
         for response in responses:
-            _rendered(tokenizer, prompt, response_text(response, "response")).encode()
+            _rendered(tokenizer, prompt, response).encode()
 
     return check
 
 
-def _rendered(tokenizer: Any, prompt: Prompt, response: str) -> str:
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    settings = prompt.settings if isinstance(prompt, Conversation) else {}
-    return tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False, **settings)
+def _rendered(tokenizer: Any, prompt: Prompt, response: Response) -> str:
+    own, answer = own_prompt(prompt, check_response(response, "response"))
+    messages = [{"role": "user", "content": own}] if isinstance(own, str) else list(own)
+    settings = own.settings if isinstance(own, Conversation) else {}
+    if isinstance(answer, str):
+        turns = [{"role": "assistant", "content": answer}]
+    else:
+        # Refuses what the template leaves out.
+        read_turns(_format(tokenizer), own, answer)
+        turns = answer
+    if is_prefilled(messages):
+        *messages, begun = messages
+        turns = [{**begun, **turns[0], "content": begun["content"] + turns[0]["content"]}, *turns[1:]]
+    return tokenizer.apply_chat_template([*messages, *turns], tokenize=False, **settings)
+
+
+@lru_cache(maxsize=4)
+def _format(tokenizer: Any) -> ChatFormat:
+    return ChatFormat(tokenizer)
 
 
 def _load(name: str, dtype: torch.dtype | str) -> Any:
@@ -219,14 +238,15 @@ def append_classifier_scores(
     return num_scored
 
 
-def as_one_sentence(response: str, reward: float) -> ScoredResponse:
+def as_one_sentence(response: Response, reward: float) -> ScoredResponse:
     """A response without sentences, as one.
 
     Args:
-        response: its text.
+        response: text or messages, of which the sentence is the assistant's words.
         reward: the response's, which is then the sentence's.
     """
-    sentence = ScoredSentence(text=response, start=0, end=len(response), reward=reward, weight=1.0, weighted_reward=reward)
+    text = words_of(response)
+    sentence = ScoredSentence(text=text, start=0, end=len(text), reward=reward, weight=1.0, weighted_reward=reward)
     return ScoredResponse(reward=reward, prompt_reward=0.0, sentences=(sentence,))
 
 

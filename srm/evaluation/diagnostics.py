@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from srm.data.responses import num_chars
 from srm.evaluation.intervals import Bootstrap, Interval, interval
 from srm.evaluation.suites import Suite
 
@@ -102,7 +103,7 @@ def pair_table(suite: Suite, rewards: Sequence[Sequence[float]]) -> PairTable:
     for index, (row, values) in enumerate(zip(suite.rows, rewards, strict=True)):
         right, wrong = range(row.num_correct), range(row.num_correct, len(row.responses))
         share = 1 / (len(right) * len(wrong))
-        length = [np.log2(len(text)) for text in row.responses]
+        length = [np.log2(num_chars(response)) for response in row.responses]
         columns += [(index, values[i] - values[j], length[i] - length[j], share) for i in right for j in wrong]
     index_P, difference_P, ratio_P, weight_P = (np.array(column) for column in zip(*columns, strict=True))
     return PairTable(row=index_P, difference=difference_P, log_ratio=ratio_P, weight=weight_P)
@@ -136,7 +137,7 @@ def length_report(suite: Suite, rewards: Sequence[Sequence[float]], pairs: PairT
     balanced = (accuracy(pairs.log_ratio > 0) + accuracy(pairs.log_ratio < 0)) / 2
     agrees = (np.sign(pairs.difference) * np.sign(pairs.log_ratio) + 1) / 2
     reward = np.array([value for values in rewards for value in values])
-    length = np.array([np.log(len(text)) for row in suite.rows for text in row.responses])
+    length = np.array([np.log(num_chars(response)) for row in suite.rows for response in row.responses])
     return LengthReport(
         strata=strata,
         balanced=interval(balanced),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from srm.data import ResponseRow, read_responses
+from srm.data.responses import num_chars
 from srm.scoring.lines import read_scores_of
 
 __all__ = ["PairOutcome", "SubsetAccuracy", "accuracy_by_subset", "pair_outcomes", "scored_rows", "won"]
@@ -22,8 +23,8 @@ class PairOutcome:
         subset: what the pair is counted under.
         chosen_reward: of the chosen response.
         rejected_reward: of the rejected one.
-        chosen_length: in characters.
-        rejected_length: in characters.
+        chosen_length: in characters of the assistant's words.
+        rejected_length: in the same.
     """
 
     subset: str
@@ -80,8 +81,8 @@ def pair_outcomes(rows: Iterable[Sequence[tuple[ResponseRow, dict[str, Any]]]]) 
             subset=str(chosen.extra.get("subset", "pairs")),
             chosen_reward=chosen_reward,
             rejected_reward=rejected_reward,
-            chosen_length=len(chosen.response),
-            rejected_length=len(rejected.response),
+            chosen_length=num_chars(chosen.response),
+            rejected_length=num_chars(rejected.response),
         )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from srm.data import ResponseRow, read_responses
+from srm.data.responses import num_chars, own_prompt
 from srm.data.settings import columns_of
 from srm.errors import UserError
 from srm.evaluation.classifier import ClassifierModel, append_classifier_scores, as_one_sentence
@@ -49,7 +50,7 @@ def baseline_rewards(suite: Suite, name: str) -> list[list[float]]:
         name: `longer` or `shorter`.
     """
     sign = {"longer": 1.0, "shorter": -1.0}[name]
-    return [[sign * len(text) for text in row.responses] for row in suite.rows]
+    return [[sign * num_chars(response) for response in row.responses] for row in suite.rows]
 
 
 def score_suite(model: SentenceRewardModel | ClassifierModel, suite: Suite, **settings: Any) -> list[list[ScoredResponse]]:
@@ -63,9 +64,9 @@ def score_suite(model: SentenceRewardModel | ClassifierModel, suite: Suite, **se
     prompts, responses = suite.texts
     if not isinstance(model, ClassifierModel):
         return cast("list[list[ScoredResponse]]", model.score(prompts, responses, **settings))
-    flat = [(prompt, text) for prompt, texts in zip(prompts, responses, strict=True) for text in texts]
-    rewards = iter(model.score([prompt for prompt, _ in flat], [text for _, text in flat], **settings))
-    return [[as_one_sentence(text, next(rewards)) for text in texts] for texts in responses]
+    flat = [(prompt, response) for prompt, answers in zip(prompts, responses, strict=True) for response in answers]
+    rewards = iter(model.score([prompt for prompt, _ in flat], [response for _, response in flat], **settings))
+    return [[as_one_sentence(response, next(rewards)) for response in answers] for answers in responses]
 
 
 def write_responses(rows: Iterable[SuiteRow], path: Path) -> int:
@@ -155,8 +156,9 @@ def response_rows(rows: Iterable[SuiteRow]) -> Iterator[ResponseRow]:
     """The responses of a suite's rows as `srm-score` reads them, in order."""
     for number, row in enumerate(rows, 1):
         where = f"row {number} of the suite"
-        for label, text in zip(row.labels, row.responses, strict=True):
-            yield ResponseRow(id=f"{row.id}/{label}", row_id=row.id, row=number, label=label, prompt=row.prompt, response=text, where=where)
+        for label, response in zip(row.labels, row.responses, strict=True):
+            own, answer = own_prompt(row.prompt, response)
+            yield ResponseRow(id=f"{row.id}/{label}", row_id=row.id, row=number, label=label, prompt=own, response=answer, where=where)
 
 
 def _lines(rows: Sequence[SuiteRow], output: Path) -> list[list[dict[str, Any]]]:

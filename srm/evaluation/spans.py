@@ -150,6 +150,8 @@ def _parse(row: RawRow) -> SpanRow:
     response, *others = parse_responses(row)
     if others:
         raise BadRow(row.where, RowProblem("marked errors belong to one `response`, and the row has several"))
+    if not isinstance(response.response, str):
+        raise BadRow(row.where, RowProblem("marked errors are places in a text, and `response` is several messages"))
     errors = row.fields.get("errors")
     if not isinstance(errors, (list, tuple)):
         raise BadRow(row.where, RowProblem(f"`errors` must be a list, got {type(errors).__name__}"))

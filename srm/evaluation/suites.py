@@ -23,8 +23,9 @@ import numpy as np
 from srm.data.boundary import RowCheck
 from srm.data.messages import check_prompt, response_text
 from srm.data.read import usable_rows
-from srm.data.rows import parse_responses, row_id
-from srm.data.schema import BadRow, Prompt, RawRow, RowProblem
+from srm.data.responses import own_prompt
+from srm.data.rows import parse_parts, row_id
+from srm.data.schema import BadRow, Prompt, RawRow, Response, RowProblem
 from srm.data.settings import with_settings
 from srm.data.sources import raw_rows
 from srm.errors import UserError
@@ -44,7 +45,7 @@ class SuiteRow:
 
     Attributes:
         id: the row's.
-        prompt: text or chat messages.
+        prompt: text or chat messages; as in `srm.data.Comparison`, no message where the responses share none.
         responses: the right ones first.
         num_correct: how many of them are right.
         section: what its subset belongs to.
@@ -54,7 +55,7 @@ class SuiteRow:
 
     id: str
     prompt: Prompt
-    responses: tuple[str, ...]
+    responses: tuple[Response, ...]
     num_correct: int
     section: str
     subset: str
@@ -87,7 +88,7 @@ class Suite:
     weights: dict[str, dict[str, float]]
 
     @property
-    def texts(self) -> tuple[list[Prompt], list[list[str]]]:
+    def texts(self) -> tuple[list[Prompt], list[list[Response]]]:
         """Prompts and responses, as `SentenceRewardModel.score` takes them."""
         return [row.prompt for row in self.rows], [list(row.responses) for row in self.rows]
 
@@ -165,11 +166,10 @@ def _parse(row: RawRow) -> tuple[Rule, SuiteRow]:
     except RowProblem as problem:
         raise BadRow(row.where, problem) from None
     # Not `parse_row`, which is for training: a pair of identical responses cannot be won, but it counts.
-    responses = list(parse_responses(row))
-    if [response.label for response in responses] != ["chosen", "rejected"]:
+    own_id, labels, prompt, responses, _ = parse_parts(row)
+    if list(labels) != ["chosen", "rejected"]:
         raise BadRow(row.where, RowProblem("a suite needs `chosen` and `rejected`", "Turn rankings into pairs"))
-    first = responses[0]
-    return "pairs", _row(first.row_id, first.prompt, tuple(response.response for response in responses), 1, fields)
+    return "pairs", _row(own_id, prompt, responses, 1, fields)
 
 
 def _is_texts(value: Any) -> bool:
@@ -200,12 +200,21 @@ def _domain(fields: Any) -> str:
     return str(fields.get("domain") or WHOLE).split("-")[0]
 
 
-def _row(id: str, prompt: Prompt, responses: tuple[str, ...], num_correct: int, fields: Any) -> SuiteRow:
+def _row(id: str, prompt: Prompt, responses: tuple[Response, ...], num_correct: int, fields: Any) -> SuiteRow:
     subset = str(fields.get("subset") or WHOLE)
     # RewardBench 2 has no sections: its six subsets stand for themselves.
     section = str(fields.get("section") or (subset if "num_correct" in fields else WHOLE))
-    unit = f"{_TIES} {id.split(':')[1]}" if subset == _TIES and "num_correct" in fields else json.dumps(prompt, sort_keys=True)
+    unit = (
+        f"{_TIES} {id.split(':')[1]}"
+        if subset == _TIES and "num_correct" in fields
+        else json.dumps(_asked(prompt, responses), sort_keys=True)
+    )
     return SuiteRow(id=id, prompt=prompt, responses=responses, num_correct=num_correct, section=section, subset=subset, unit=unit)
+
+
+def _asked(prompt: Prompt, responses: Sequence[Response]) -> Any:
+    """What a row asks: its prompt, or where its responses answer different messages, what the first one answers."""
+    return prompt if len(prompt) else own_prompt(prompt, responses[0])[0]
 
 
 def _counted(rows: Sequence[SuiteRow]) -> dict[str, dict[str, float]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ with name_the_extra("srm.integrations.trl"):
 from accelerate.utils import gather_object
 
 from srm.data.settings import with_columns
+from srm.errors import UserError
 from srm.rl import group_advantages
 from srm.scoring.token_ids import ScoredTokens
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from srm.data import Prompt
     from srm.modeling import SentenceRewardModel
+    from srm.scoring.results import ScoredResponse
 
 __all__ = ["SentenceGRPOTrainer", "SentenceRewardFunction"]
 
@@ -58,17 +60,32 @@ class SentenceRewardFunction:
         """Rewards of the completions, in order. What the model said about their sentences stays in `last`.
 
         Prompts, strings or messages, are read through the reward model's own chat template, with the columns `tools` and
-        `chat_template_kwargs` where there are any.
+        `chat_template_kwargs` where there are any. So is a completion of several messages, as a policy with tools writes it, up to the
+        policy's last words: its ids hold the tools' turns too. Its sentences have no place in the policy's ids, so nothing stays in `last`.
         """
         prompts = with_columns(prompts, columns)
-        self.last = self.model.score_tokens(
+        written = [_up_to_last_words(completion) for completion in completions]
+        several = [index for index, messages in enumerate(written) if len(messages) > 1]
+        if several:
+            self.last = None
+            alone = [index for index in range(len(prompts)) if index not in several]
+            rewards = dict(
+                zip(alone, self._score_ids([prompts[i] for i in alone], [completion_ids[i] for i in alone]).reward.tolist(), strict=True)
+            )
+            scored = self.model.score([prompts[i] for i in several], [written[i] for i in several], tokens_per_batch=self.tokens_per_batch)
+            rewards |= {index: one.reward for index, one in zip(several, cast("list[ScoredResponse]", scored), strict=True)}
+            return [rewards[index] for index in range(len(prompts))]
+        self.last = self._score_ids(prompts, completion_ids)
+        return self.last.reward.tolist()
+
+    def _score_ids(self, prompts: Sequence[Prompt], completion_ids: Sequence[Sequence[int]]) -> ScoredTokens:
+        return self.model.score_tokens(
             self._prompt_ids(prompts),
             completion_ids,
             tokenizer=self.tokenizer,
             prompts=prompts,
             tokens_per_batch=self.tokens_per_batch,
         )
-        return self.last.reward.tolist()
 
     def _prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         encoder = self.model.encoder
@@ -111,7 +128,11 @@ class SentenceGRPOTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         function = self.reward_funcs[0]
         assert isinstance(function, SentenceRewardFunction), "checked at construction"
-        assert function.last is not None, "the reward function has just been called"
+        if function.last is None:
+            raise UserError(
+                "SentenceGRPOTrainer: a completion has several messages, and the sentences of such have no place in the policy's ids. "
+                "Train without tools, or use GRPOTrainer with the same reward function."
+            )
         mask = output["completion_mask"]
         # Groups may be spread over processes.
         everyone = _join(gather_object(_split(function.last)))
@@ -129,6 +150,16 @@ class SentenceGRPOTrainer(GRPOTrainer):
         first = self.accelerator.process_index * mask.shape[0]
         output["advantages"] = _fit(advantages[first : first + mask.shape[0]].to(mask.device), mask.shape[1]) * mask
         return output
+
+
+def _up_to_last_words(completion: Any) -> list[dict[str, Any]]:
+    """The messages of a completion up to the policy's last one that says something: a tool may have had the last word. None of a text's."""
+    messages = [] if isinstance(completion, str) else list(completion)
+    while messages and not (
+        messages[-1]["role"] == "assistant" and ((messages[-1].get("content") or "").strip() or messages[-1].get("tool_calls"))
+    ):
+        messages.pop()
+    return messages
 
 
 def _split(scored: ScoredTokens) -> list[dict[str, Any]]:

@@ -19,8 +19,10 @@ class ScoredSentence:
     """One sentence of a scored response.
 
     Attributes:
-        text: the sentence, trailing white space included, so that sentences join to the response.
-        start: offset of its first character in the response.
+        text: the sentence, trailing white space included, so that sentences join to the response. Of a response of several messages it is
+            the assistant's words; what stands between its turns is in none, and counts for the sentence behind it.
+        start: offset of its first character in the response; of several messages, in what the chat template writes of them behind the
+            prompt (`model.encoder.encode_response(prompt, response).text`).
         end: offset behind its last character.
         reward: `r_i`, what the sentence changed in the model's value.
         weight: `w_i`, its weight in the response reward.
@@ -64,17 +66,20 @@ class ScoredResponse:
         return response_html(self)
 
 
-def problem_in(reward: Any, response: str | Sequence[int]) -> str | None:
+def problem_in(reward: Any, response: str | Sequence[int] | Sequence[dict[str, Any]]) -> str | None:
     """What is wrong with a reward that came over the network: None, or words for "a row with ...".
 
     Args:
         reward: JSON that should be what `to_dict` gives, with `prompt_weight`; of ids, without the sentences' text.
-        response: the text or the ids that were scored.
+        response: the text, the messages or the ids that were scored.
     """
     if not isinstance(reward, dict) or not isinstance(reward.get("sentences"), list):
         return "no list of sentences"
     if (problem := _odd_number(reward, "reward", "prompt_reward", "prompt_weight")) is not None:
         return problem
+    # Places in messages are in what the server's chat template makes of them.
+    is_written = len(response) > 0 and isinstance(response[0], dict)
+    length = _HUGE if is_written else len(response)
     last = 0
     for number, sentence in enumerate(reward["sentences"]):
         if not isinstance(sentence, dict):
@@ -82,10 +87,12 @@ def problem_in(reward: Any, response: str | Sequence[int]) -> str | None:
         if (problem := _odd_number(sentence, "reward", "weight", "weighted_reward")) is not None:
             return f"a sentence {number} with {problem}"
         start, end = sentence.get("start"), sentence.get("end")
-        if type(start) is not int or type(end) is not int or not last <= start <= end <= len(response):
+        if type(start) is not int or type(end) is not int or not last <= start <= end <= length:
             return f"a sentence {number} at {start!r}:{end!r} of {len(response)}"
         if isinstance(response, str) and sentence.get("text") != response[start:end]:
             return f"a sentence {number} whose text is not in the response there"
+        if is_written and not (isinstance(text := sentence.get("text"), str) and len(text) == end - start):
+            return f"a sentence {number} whose text is not as long as its place"
         last = end
     return None
 

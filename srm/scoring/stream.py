@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
+from functools import partial
 from itertools import takewhile
 from types import TracebackType
 
@@ -16,6 +17,7 @@ from transformers import DynamicCache
 
 from srm.data import EncodedResponse, Prompt
 from srm.data.overlong import length_limit
+from srm.data.turns import answer_behind
 from srm.errors import UserError
 from srm.scoring.cache_check import check_cache, run_cached
 from srm.scoring.guards import check_ids, require_finite
@@ -66,7 +68,9 @@ class RewardStream:
         self._ids: list[int] = []
         self._closed = False
         self.text = ""
-        prompt_ids = model.encoder.encode_prompt(prompt)
+        rendered = model.encoder.render(prompt)
+        self._as_answer = partial(answer_behind, prompt, rendered)
+        (prompt_ids,) = model.encoder.encode_prompts([rendered])
         self._check_length(len(prompt_ids))
         self._cache = DynamicCache()
         # Row 0 is the prompt's last token, row 1 + t the response's token t.
@@ -122,7 +126,7 @@ class RewardStream:
             return self._scored
         if not self.text.strip():
             raise UserError("stream: the response is empty. A reward needs at least one sentence: feed some text before closing.")
-        response = self._model.encoder.encode_responses([self.text])[0]
+        response = self._model.encoder.encode_responses([self._as_answer(self.text)])[0]
         self._advance(response.ids.tolist())
         self._scored = self._score(response)
         self._free()
@@ -155,7 +159,7 @@ class RewardStream:
         shown = max((end for end in ends if _SHOWN.match(text, end)), default=0)
         if not shown:
             return None
-        response = self._model.encoder.encode_responses([text])[0]
+        response = self._model.encoder.encode_responses([self._as_answer(text)])[0]
         count = sum(span.end <= shown for span in response.spans)
         if not count:
             return None

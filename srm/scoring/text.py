@@ -9,9 +9,10 @@ from typing import Any, cast
 import numpy as np
 
 from srm.data import EncodedResponse, OverlongPolicy, Prompt, Response
-from srm.data.messages import check_prompt, is_message_list, response_text
+from srm.data.messages import check_prompt, is_message_list
 from srm.data.overlong import cut_group, refuse_hopeless
 from srm.data.schema import RowProblem
+from srm.data.turns import Turns
 from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup
 from srm.packing.batch import IntArray
@@ -48,7 +49,7 @@ def score(
     texts: list[list[Any]] = [list(entry) if is_nested else [entry] for entry, is_nested in zip(responses, nested, strict=True)]
     for row, (prompt, answers) in enumerate(zip(prompts, texts, strict=True)):
         try:
-            checked = check_prompt(prompt)
+            checked = _checked(prompt, answers)
         except RowProblem as problem:
             raise UserError(f"score: row {row}: {problem}. {problem.fix}.") from None
         where = [f"score: row {row}" if len(answers) == 1 else f"score: row {row}, response {number}" for number in range(len(answers))]
@@ -73,11 +74,11 @@ def encode_groups(
     max_length: int | None,
     overlong: OverlongPolicy = "error",
 ) -> list[PromptGroup]:
-    """Ids and boundaries of a prompt and its responses: one group, or several where the prompt had to be cut for some of them.
+    """Ids and boundaries of a prompt and its responses: one group, or several where some answer more than the prompt or had it cut.
 
     Args:
         model: the reward model.
-        prompt: text or chat messages, as `srm.data.messages.check_prompt` returns them.
+        prompt: text or chat messages, as `srm.data.messages.check_prompt` returns them; no message where each response brings its own.
         responses: what answers it, texts or messages.
         where: what a message calls each response.
         max_length: longest prompt + response in tokens; never more than the backbone's own limit.
@@ -91,30 +92,39 @@ def encode_groups(
         UserError: an empty response, one that no tokens come from or that has tokens the model does not know, or one that is too long with
             its prompt.
     """
-    texts = [_words(response, place) for response, place in zip(responses, where, strict=True)]
+    read = [_read(model, prompt, response, place) for response, place in zip(responses, where, strict=True)]
     positions = model.config.max_positions
-    # Not `encode_prompt`: pairs of texts that share no word come with an empty prompt.
-    rendered = model.encoder.format.render(prompt)
-    for text, place in zip(texts, where, strict=True):
+    for (rendered, answer), place in zip(read, where, strict=True):
+        text = answer.text if isinstance(answer, Turns) else answer
         refuse_hopeless(model.encoder.floor, rendered, text, max_length=max_length, positions=positions, policy=overlong, where=place)
-    prompt_ids = np.asarray(model.encoder.encode_prompts([rendered])[0], dtype=np.int32)
+    rendered_once = list(dict.fromkeys(rendered for rendered, _ in read))
+    ids_of = zip(rendered_once, model.encoder.encode_prompts(rendered_once), strict=True)
+    prompt_ids = {rendered: np.asarray(ids, dtype=np.int32) for rendered, ids in ids_of}
     num_closing = len(model.encoder.boundary_ids)
     cut: list[tuple[IntArray, list[EncodedResponse]]] = []
-    for whole, place in zip(model.encoder.encode_responses(texts), where, strict=True):
-        group = PromptGroup(prompt_ids=prompt_ids, responses=[whole])
+    encoded = model.encoder.encode_responses([answer for _, answer in read])
+    for (rendered, _), whole, place in zip(read, encoded, where, strict=True):
+        group = PromptGroup(prompt_ids=prompt_ids[rendered], responses=[whole])
         group = cut_group(group, max_length=max_length, positions=positions, policy=overlong, num_closing=num_closing, where=place)
         check_ids(model.backbone, place, group.prompt_ids, *(response.ids for response in group.responses))
-        if not cut or len(cut[-1][0]) != len(group.prompt_ids):
+        if not cut or not np.array_equal(cut[-1][0], group.prompt_ids):
             cut.append((group.prompt_ids, []))
         cut[-1][1].append(cast(EncodedResponse, group.responses[0]))
-    return [PromptGroup(prompt_ids=ids, responses=encoded) for ids, encoded in cut]
+    return [PromptGroup(prompt_ids=ids, responses=responses) for ids, responses in cut]
 
 
-def _words(response: Response, where: str) -> str:
+def _checked(prompt: Prompt, responses: Sequence[Response]) -> Prompt:
+    """`prompt`, which may hold no message where each response opens with those that it answers."""
+    if isinstance(prompt, list) and not prompt and responses and all(map(is_message_list, responses)):
+        return prompt
+    return check_prompt(prompt)
+
+
+def _read(model: RewardModel, prompt: Prompt, response: Response, where: str) -> tuple[str, str | Turns]:
     try:
-        return response_text(response, "response")
-    except RowProblem as problem:
-        raise UserError(f"{where}: {problem}. A reward needs the words of one answer: mend or drop the row.") from None
+        return model.encoder.read(prompt, response)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def read_off_group(group: PromptGroup, scores: Sequence[ResponseScore]) -> list[ScoredResponse]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from srm.data import Prompt
+from srm.data.turns import answer_behind
 from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup, ResponseIds
 from srm.packing.batch import IntArray
@@ -241,11 +242,12 @@ def _other_groups(
     table = model.encoder.token_segmenter(policy).table
     groups = []
     for prompt, ids, length in zip(prompts, padded.cpu(), lengths.tolist(), strict=True):
+        rendered = model.encoder.render(prompt)
         text, offsets = table.decode(ids[:length])
         response = NO_TEXT
         # Where there is no text the policy may still have written tokens, but nothing to pay them for.
         if text.strip():
-            encoded = model.encoder.encode_responses([text])[0]
+            encoded = model.encoder.encode_responses([answer_behind(prompt, rendered, text)])[0]
             policy_ends = np.array([_token_at(offsets, text, start, end) for start, end in encoded.spans], dtype=np.int32)
             response = PolicyResponse(
                 ids=encoded.ids,
@@ -254,7 +256,8 @@ def _other_groups(
                 policy_ends=policy_ends,
                 policy_opening=opening_tokens(encoded.spans, offsets, text) if encoded.opening else 0,
             )
-        groups.append(PromptGroup(prompt_ids=np.array(model.encoder.encode_prompt(prompt), dtype=np.int32), responses=[response]))
+        (prompt_ids,) = model.encoder.encode_prompts([rendered])
+        groups.append(PromptGroup(prompt_ids=np.array(prompt_ids, dtype=np.int32), responses=[response]))
         check_ids(model.backbone, f"score_tokens: prompt {len(groups) - 1} and its response", groups[-1].prompt_ids, response.ids)
     return groups
 

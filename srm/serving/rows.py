@@ -16,6 +16,7 @@ from srm.data import EncodedResponse
 from srm.data.messages import check_prompt
 from srm.data.schema import RowProblem
 from srm.data.settings import with_settings
+from srm.data.turns import Turns, read_answer
 from srm.errors import UserError
 from srm.integrations.openrlhf import encode_request, encode_samples
 from srm.modeling import SentenceRewardModel
@@ -51,10 +52,10 @@ class BadField(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class _Texts:
-    """A row of text, ready for the tokenizer."""
+    """A row of text, ready for the tokenizer. answer: "" where there is none."""
 
     prompt: str
-    response: str
+    answer: str | Turns
 
 
 def _longest_row(model: SentenceRewardModel, max_length: int | None) -> int:
@@ -138,15 +139,16 @@ def reward_of(row: PromptGroup, score: ResponseScore) -> dict[str, Any]:
 def _size(row: TextRow | IdsRow) -> int:
     if isinstance(row, IdsRow):
         return len(row.prompt_ids) + len(row.response_ids)
-    prompt = row.prompt if isinstance(row.prompt, str) else "".join(str(message.get("content")) for message in row.prompt)
-    return len(prompt) + len(row.response)
+    return sum(
+        len(text if isinstance(text, str) else "".join(str(message.get("content")) for message in text))
+        for text in (row.prompt, row.response)
+    )
 
 
 def _ready(model: SentenceRewardModel, row: TextRow | IdsRow, index: int, limit: int) -> _Texts | IdsRow:
     """`row` as far as it needs no tokenizer."""
     if isinstance(row, TextRow):
-        response = model.encoder.answers.without_end(row.response)
-        return _Texts(prompt=_render(model, row, index), response=row.response if response.strip() else "")
+        return _read(model, row, index)
     # A backbone may have more rows of embeddings than there are tokens, or fewer.
     size = min(len(model.encoder.tokenizer), num_embeddings(model.backbone))
     for name, ids in (("prompt_ids", row.prompt_ids), ("response_ids", row.response_ids)):
@@ -158,19 +160,27 @@ def _ready(model: SentenceRewardModel, row: TextRow | IdsRow, index: int, limit:
     return row.model_copy(update={"response_ids": row.response_ids[: limit + 1]})
 
 
-def _render(model: SentenceRewardModel, row: TextRow, index: int) -> str:
-    field = ("rows", index, "prompt")
+def _read(model: SentenceRewardModel, row: TextRow, index: int) -> _Texts:
+    form, answers = model.encoder.format, model.encoder.answers
+    field = "prompt"
     try:
-        settings = {"tools": row.tools, "chat_template_kwargs": row.chat_template_kwargs}
-        return model.encoder.format.render(with_settings(check_prompt(row.prompt), settings))
+        prompt = with_settings(check_prompt(row.prompt), {"tools": row.tools, "chat_template_kwargs": row.chat_template_kwargs})
+        if isinstance(row.response, str) and not answers.without_end(row.response).strip():
+            return _Texts(prompt=form.render(prompt), answer="")
+        if isinstance(row.response, list):
+            form.render(prompt)
+            field = "response"
+        rendered, answer = read_answer(form, answers, prompt, row.response)
+        return _Texts(prompt=rendered, answer=answer)
     except Exception as error:
         # Templates are programs: they read whatever keys a message has, and stumble over odd values in ways of their own.
-        raise BadField(field, str(error) if isinstance(error, RowProblem) else _reason(error)) from error
+        raise BadField(("rows", index, field), str(error) if isinstance(error, RowProblem) else _reason(error)) from error
 
 
 def _refuse_hopeless(model: SentenceRewardModel, row: _Texts, index: int, limit: int) -> Slices:
     """Stops between pieces of a long text while its tokens are counted."""
-    for least in model.encoder.floor.at_least([row.prompt, row.response], limit=limit):
+    text = row.answer.text if isinstance(row.answer, Turns) else row.answer
+    for least in model.encoder.floor.at_least([row.prompt, text], limit=limit):
         if least > limit:
             raise _too_long(index, least, limit)
         yield []
@@ -181,18 +191,18 @@ def _encode_texts(model: SentenceRewardModel, ready: Mapping[int, _Texts | IdsRo
     rows = {index: row for index, row in ready.items() if isinstance(row, _Texts)}
     new = [prompt for prompt in dict.fromkeys(row.prompt for row in rows.values()) if prompt not in prompts]
     prompts.update(zip(new, (np.asarray(ids, dtype=np.int32) for ids in model.encoder.encode_prompts(new)), strict=True))
-    responses = _encode_responses(model, {index: row.response for index, row in rows.items() if row.response})
+    responses = _encode_responses(model, {index: row.answer for index, row in rows.items() if row.answer})
     return {index: PromptGroup(prompt_ids=prompts[row.prompt], responses=[responses.get(index, NO_TEXT)]) for index, row in rows.items()}
 
 
-def _encode_responses(model: SentenceRewardModel, texts: Mapping[int, str]) -> dict[int, EncodedResponse]:
+def _encode_responses(model: SentenceRewardModel, answers: Mapping[int, str | Turns]) -> dict[int, EncodedResponse]:
     try:
-        return dict(zip(texts, model.encoder.encode_responses(list(texts.values())), strict=True))
+        return dict(zip(answers, model.encoder.encode_responses(list(answers.values())), strict=True))
     except Exception as error:
-        if len(texts) > 1:
+        if len(answers) > 1:
             # One by one, to find out which row it was.
-            return {index: _encode_responses(model, {index: text})[index] for index, text in texts.items()}
-        raise BadField(("rows", *texts, "response"), _reason(error)) from error
+            return {index: _encode_responses(model, {index: answer})[index] for index, answer in answers.items()}
+        raise BadField(("rows", *answers, "response"), _reason(error)) from error
 
 
 def _encode_ids(model: SentenceRewardModel, ready: Mapping[int, _Texts | IdsRow]) -> dict[int, PromptGroup]:

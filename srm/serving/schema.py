@@ -16,12 +16,15 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_leng
 
 
 class TextRow(BaseModel):
-    """A prompt and a response as text. The reward model's chat template is put around the prompt."""
+    """A prompt and a response, as text or messages. The reward model's chat template is put around the prompt, and around the messages of a
+    response that has several."""
 
     model_config = ConfigDict(extra="forbid")
 
     prompt: str | Messages = Field(description="a string, or a list of messages with `role` and `content`")
-    response: str = Field(description="what answers the prompt; one without text gets the prompt's reward")
+    response: str | Messages = Field(
+        description="what answers the prompt; one without text gets the prompt's reward. A list of messages ends with the assistant's"
+    )
     tools: Messages | None = Field(None, description="JSON schemas of tools, for the chat template")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="what else the chat template is given, such as enable_thinking")
 
@@ -62,8 +65,8 @@ class RewardRequest(BaseModel):
 
 
 class SentenceReward(BaseModel):
-    """One sentence. In a row of text: its `text`, and `start` and `end` in characters of the response. In a row of ids: no text, and
-    `start` and `end` in tokens of the response."""
+    """One sentence. In a row of text: its `text`, and `start` and `end` in characters of the response, or of what the chat template
+    writes of its messages where it has several. In a row of ids: no text, and `start` and `end` in tokens of the response."""
 
     text: str | None = None
     start: int

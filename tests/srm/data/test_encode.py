@@ -97,7 +97,7 @@ def test_an_unknown_boundary_token(chatml: PreTrainedTokenizerFast) -> None:
         ("", "`response` is empty"),
         (" \n", "`response` is empty"),
         ([{"role": "user", "content": "Yes."}], r"must be one assistant message, got 1 \(user\)"),
-        ([{"role": "assistant", "content": "Yes."}] * 2, r"must be one assistant message, got 2 \(assistant, assistant\)"),
+        ([{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "No."}], "ends with a message of the role user"),
     ],
 )
 def test_bad_responses(response: str, message: str, encoder: ResponseEncoder) -> None:

@@ -17,6 +17,9 @@ S = {"role": "system", "content": "Be brief."}
 A = {"role": "assistant", "content": "Air scatters blue."}
 B = {"role": "assistant", "content": "Because of the sea."}
 U2 = {"role": "user", "content": "And snow?"}
+BEGUN = {"role": "assistant", "content": "Well, "}
+CALLS = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {"at": "sky"}}}]}
+TOOL = {"role": "tool", "content": "blue"}
 TEXT = U["content"]
 PLAIN = {"prompt": TEXT, "chosen": "Air scatters blue.", "rejected": "Because of the sea."}
 
@@ -61,6 +64,76 @@ def test_every_form_gives_the_same_comparison(fields: dict[str, Any], prompt: An
     assert row.responses == ("Air scatters blue.", "Because of the sea.")
     assert row.pairs == ((0, 1, None),)
     assert (row.id, row.where) == ("pairs-7", "pairs.jsonl line 7")
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt", "responses"),
+    [
+        # Conversations that differ before the last turn, of one length and of two.
+        ({"chosen": [U, A, U2, B], "rejected": [U, B, U2, A]}, [U], ([A, U2, B], [B, U2, A])),
+        ({"chosen": [S, U, A, U2, B], "rejected": [S, U, B]}, [S, U], ([A, U2, B], "Because of the sea.")),
+        ({"chosen": [U, A], "rejected": [U, A, U2, B]}, [U], ("Air scatters blue.", [A, U2, B])),
+        ({"responses": [[U, A, U2, B], [U, A, U2, A], [U, B, U2, B]]}, [U], ([A, U2, B], [A, U2, A], [B, U2, B])),
+        (
+            {"chosen": f"\n\nHuman: {TEXT}\n\nAssistant: a\n\nHuman: b\n\nAssistant: c", "rejected": f"\n\nHuman: {TEXT}\n\nAssistant: d"},
+            [U],
+            ([{**A, "content": "a"}, {**U, "content": "b"}, {**A, "content": "c"}], "d"),
+        ),
+        # Conversations that answer different messages: each brings its own.
+        ({"chosen": [U, A], "rejected": [U2, B]}, [], ([U, A], [U2, B])),
+        ({"chosen": [S, U, A], "rejected": [S, U2, B]}, [S], ([U, A], [U2, B])),
+        ({"chosen": [S, U, A], "rejected": [U, B]}, [], ([S, U, A], [U, B])),
+        ({"chosen": [A, U, B], "rejected": [A, U2, B]}, [A], ([U, B], [U2, B])),
+        ({"chosen": [A, U, B], "rejected": [B, U, B]}, [], ([A, U, B], [B, U, B])),
+        ({"prompt": [S], "chosen": [U, A], "rejected": [U2, B]}, [S], ([U, A], [U2, B])),
+        (
+            {"prompt": [U, CALLS], "chosen": [TOOL, A], "rejected": [{**TOOL, "content": "red"}, A]},
+            [U, CALLS],
+            ([TOOL, A], [{**TOOL, "content": "red"}, A]),
+        ),
+        # Completions of several messages; what all share belongs to the prompt.
+        ({"prompt": [U], "chosen": [CALLS, TOOL, A], "rejected": [B]}, [U], ([CALLS, TOOL, A], "Because of the sea.")),
+        ({"prompt": TEXT, "chosen": [CALLS, TOOL, A], "rejected": "Because of the sea."}, [U], ([CALLS, TOOL, A], "Because of the sea.")),
+        ({"prompt": [U], "chosen": [CALLS, TOOL, A], "rejected": [CALLS, TOOL, B]}, [U, CALLS, TOOL], (A["content"], B["content"])),
+        ({"prompt": [U, CALLS], "chosen": [TOOL, A], "rejected": [TOOL, B]}, [U, CALLS, TOOL], (A["content"], B["content"])),
+        # Answers that go on from the prompt's last words.
+        ({"prompt": [U, BEGUN], "chosen": [A], "rejected": B["content"]}, [U, BEGUN], (A["content"], B["content"])),
+        ({"prompt": [U, BEGUN], "chosen": [A, U2, B], "rejected": [B]}, [U, BEGUN], ([A, U2, B], B["content"])),
+        (
+            {"prompt": [U, BEGUN], "chosen": [A, U2, B], "rejected": [A, U2, A]},
+            [U, {**A, "content": "Well, Air scatters blue."}, U2],
+            (B["content"], A["content"]),
+        ),
+        ({"prompt": [U, BEGUN], "chosen": [U2, A], "rejected": [U2, B]}, [U, BEGUN, U2], (A["content"], B["content"])),
+    ],
+)
+def test_responses_of_several_messages(fields: dict[str, Any], prompt: Any, responses: tuple[Any, ...]) -> None:
+    row = parse(fields)
+    assert (row.prompt, row.responses) == (prompt, responses)
+    scored = list(parse_responses(RawRow(where="w", id="7", number=7, fields=fields)))
+    assert [one.response for one in scored] == [rest if isinstance(rest, str) else strip(prompt, rest) for rest in responses]
+    for one, response in zip(scored, responses, strict=True):
+        # Whatever the split, nothing is lost between prompt and answer.
+        said = response if isinstance(response, list) else [{"role": "assistant", "content": response}]
+        answer = one.response if isinstance(one.response, list) else [{"role": "assistant", "content": one.response}]
+        assert [*one.prompt, *answer] == [*prompt, *said]
+        assert one.prompt[-1]["role"] != "assistant" or one.prompt[-1] == BEGUN
+
+
+def strip(prompt: list[Any], response: list[Any]) -> Any:
+    """The answer alone: from the first assistant message that answers someone."""
+    first = 0 if prompt and response[0]["role"] == "assistant" else 1 + next(i for i, m in enumerate(response) if m["role"] != "assistant")
+    while response[first]["role"] != "assistant":
+        first += 1
+    rest = response[first:]
+    return rest[0]["content"] if len(rest) == 1 else rest
+
+
+def test_one_conversation_is_its_last_answer_and_a_completion_is_all_of_it() -> None:
+    whole = RawRow(where="w", id="7", number=7, fields={"response": [U, A, U2, B]})
+    assert [(one.prompt, one.response) for one in parse_responses(whole)] == [([U, A, U2], B["content"])]
+    behind = RawRow(where="w", id="7", number=7, fields={"prompt": [U], "response": [A, U2, B]})
+    assert [(one.prompt, one.response) for one in parse_responses(behind)] == [([U], [A, U2, B])]
 
 
 def test_other_columns_are_kept() -> None:
@@ -139,7 +212,9 @@ def test_rankings(ranking: dict[str, Any], pairs: set[tuple[int, int]]) -> None:
         ({"prompt": [{"role": "user"}]}, "`prompt`: message 1 must have a string `content`, got null"),
         ({"prompt": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]}, "message 1 has content that is not text"),
         ({"prompt": [{"role": "user", "content": " "}]}, "`prompt` is empty"),
-        ({"prompt": [U, A]}, "`prompt` ends with an assistant message"),
+        ({"prompt": [A]}, "`prompt` ends with an assistant message, and holds nothing that it answers"),
+        ({"prompt": [U, {**A, "content": " "}]}, "`prompt` ends with an assistant message that is empty, from which no answer can go on"),
+        ({"prompt": [U, CALLS]}, "`prompt` ends with an assistant message that calls a tool, from which no answer can go on"),
         ({"prompt": "a \ud83d b"}, "`prompt` holds half a surrogate pair at character 3"),
         ({"chosen": "\ud83d"}, "`chosen` holds half a surrogate pair at character 1"),
         ({"margin": math.nan}, "`margin` must be finite, got nan"),
@@ -148,9 +223,13 @@ def test_rankings(ranking: dict[str, Any], pairs: set[tuple[int, int]]) -> None:
         ({"margin": True}, "`margin` must be a number, got True"),
         ({"id": [1]}, "`id` must be a string or an integer, got [1]"),
         ({"chosen": [U]}, "`chosen` and `rejected` must all be strings or all be whole conversations"),
-        ({"chosen": [U, A], "rejected": [U2, B]}, "differ before their last message (they share 0, `chosen` has 2)"),
-        ({"chosen": [U, A], "rejected": [U, U2]}, "a response must be one assistant message that ends its conversation"),
-        ({"chosen": [U, A, U2, A], "rejected": [U, B, U2, B]}, "differ before their last message (they share 1, `chosen` has 4)"),
+        ({"chosen": [U, A], "rejected": [U, U2]}, "`rejected` ends with a message of the role user, and must end with the assistant's"),
+        ({"chosen": [A, TOOL], "rejected": [B, U2, A]}, "`chosen` ends with a message of the role tool, and must end with the assistant's"),
+        ({"chosen": [A, U2, {**B, "audio": "x"}], "rejected": [B]}, "`chosen`: message 3 has `audio`; only text can be scored"),
+        ({"chosen": [A, U2, {**B, "refusal": "x"}], "rejected": [B]}, "`chosen`: message 3 has `refusal` beside its content"),
+        ({"chosen": [{**A, "content": " "}, U2, B], "rejected": [B]}, "`chosen`: message 1 is empty"),
+        ({"prompt": [U, A], "chosen": [U2, A], "rejected": [B]}, "`prompt` is not among the messages"),
+        ({"prompt": [U, CALLS], "chosen": [A, U2, B], "rejected": [B]}, "an assistant message that calls a tool, from which no answer"),
         ({"prompt": "Else?", "chosen": [U, A], "rejected": [U, B]}, "`prompt` is not among the messages that `chosen` and `rejected`"),
         ({"prompt": [U2], "chosen": [U, A], "rejected": [U, B]}, "`prompt` is not among the messages"),
         ({"prompt": [S], "chosen": [{**S, "content": "x"}, U, A], "rejected": [{**S, "content": "x"}, U, B]}, "`prompt` is not among"),
@@ -174,11 +253,10 @@ def test_bad_pairs(change: dict[str, Any], message: str) -> None:
         ({}, "columns found: none"),
         ({"chosen": [A], "rejected": [B]}, "there is no `prompt` (columns found: chosen, rejected). Add the column"),
         ({"chosen": [U, A], "rejected": [U, A]}, "`chosen` and `rejected` are identical"),
-        ({"chosen": [A, A], "rejected": [A, B]}, "what `chosen` and `rejected` share ends with an assistant message"),
+        ({"chosen": [A, A], "rejected": [A, B]}, "there is no prompt, and no message that the response answers. Add a `prompt` column"),
         ({"chosen": "", "rejected": "Yes."}, "`chosen` is empty"),
         ({"chosen": "same words", "rejected": "same words"}, "`chosen` and `rejected` are identical"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant:"}, "`rejected` is empty"),
-        ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"}, "differ before their last message"),
         ({"prompt": TEXT, "responses": "a"}, "`responses` must be a list, got str"),
         ({"prompt": TEXT, "responses": ["a"]}, "`responses` must hold at least 2, got 1"),
         ({"prompt": TEXT, "responses": ["a", ""]}, "`responses[1]` is empty"),

@@ -77,6 +77,45 @@ def test_reward_function_in_grpo(reward_function: SentenceRewardFunction, tiny_p
     assert rewards == pytest.approx(alone, abs=1e-5)
 
 
+CALL = {"role": "assistant", "content": "The cat sat.", "tool_calls": [{"function": {"name": "look", "arguments": {"at": "mat"}}}]}
+TOOL = {"role": "tool", "content": "It was warm."}
+ANSWER = {"role": "assistant", "content": "It is warm there."}
+
+
+def test_completions_of_several_messages(reward_function: SentenceRewardFunction) -> None:
+    """A policy with tools writes them: its ids hold the tools' turns, and end ids in their midst."""
+    model = reward_function.model
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    template = tokenizer.chat_template
+    tokenizer.chat_template = template.replace(
+        "{{ message['content'] }}", "{{ message['content'] }}{{ message.tool_calls | default('', true) }}"
+    )
+    try:
+        function = SentenceRewardFunction(model)
+        users = [[{"role": "user", "content": text}] for text in PROMPTS]
+        ids = [tokenizer(text)["input_ids"] for text in ("The cat sat.", ANSWER["content"])]
+        got = function([users[0], users[1], users[0]], [[CALL, TOOL, ANSWER], [ANSWER], [CALL, TOOL]], [ids[0], ids[1], ids[0]])
+        whole, alone = model.score([users[0], users[1]], [[CALL, TOOL, ANSWER], ANSWER["content"]])
+        assert function.last is None
+        # A tool that has the last word says nothing for the policy: what is left is one message, which its ids hold.
+        cut = model.score_tokens([model.encoder.encode_prompt(users[0])], [ids[0]])
+        assert got == pytest.approx([whole.reward, alone.reward, cut.reward.item()], abs=1e-5)
+        assert len({round(reward, 4) for reward in got}) == 3
+        assert function([users[1]], [[ANSWER]], [ids[1]]) == pytest.approx(got[1:2], abs=1e-5)
+        assert function.last is not None
+    finally:
+        tokenizer.chat_template = template
+
+
+def test_prompts_that_begin_the_answer(reward_function: SentenceRewardFunction) -> None:
+    model = reward_function.model
+    prompt = [{"role": "user", "content": PROMPTS[0]}, {"role": "assistant", "content": "The cat"}]
+    ids = model.tokenizer(" sat on the mat.")["input_ids"]
+    (got,) = reward_function([prompt], [[{"role": "assistant", "content": " sat on the mat."}]], [ids])
+    assert got == pytest.approx(model.score([prompt], [" sat on the mat."])[0].reward, abs=1e-5)
+
+
 def test_sentence_advantages_in_grpo(reward_function: SentenceRewardFunction, tiny_policy_dir: Path, tmp_path: Path) -> None:
     outputs: list[dict[str, Any]] = []
 

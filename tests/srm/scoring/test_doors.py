@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaModel, PreTrainedTo
 from srm import SentenceRewardModel, UserError
 from srm.data import Conversation
 from srm.integrations.openrlhf import answer_request
+from srm.packing import PromptGroup
 from srm.scoring.run import score_all
 from srm.scoring.token_ids import encode_ids
 
@@ -64,6 +65,64 @@ def model(folder: Path, awake_model: Callable[..., SentenceRewardModel]) -> Sent
 
 def reward(model: SentenceRewardModel, prompt: Any = USER, text: Any = TEXT) -> float:
     return model.score([prompt], [text])[0].reward  # type: ignore[union-attr]
+
+
+U2 = {"role": "user", "content": "And Rome?"}
+A = {"role": "assistant", "content": "It is in France."}
+B = {"role": "assistant", "content": "It was warm. It is in Italy."}
+
+
+def test_a_response_of_several_messages(model: SentenceRewardModel) -> None:
+    """Its reward is that of the ids that the chat template writes, with boundaries in the assistant's turns."""
+    (scored,) = model.score([USER], [[A, U2, B]])
+    encoded = model.encoder.encode_response(USER, [A, U2, B])
+    assert [sentence.text for sentence in scored.sentences] == ["It is in France.", "It was warm. ", "It is in Italy."]
+    assert all(encoded.text[sentence.start : sentence.end] == sentence.text for sentence in scored.sentences)
+    group = PromptGroup(prompt_ids=model.encoder.encode_prompt(USER), responses=[encoded])
+    assert score_all(model, [group], tokens_per_batch=4096, packing=None, show_progress=False)[0][0].reward == pytest.approx(
+        scored.reward, abs=1e-6
+    )
+    # Beside others that answer the same and that answer more, in any order.
+    ((first, second, third),) = model.score([USER], [[TEXT, [A, U2, B], [U2, A]]])
+    assert second.reward == pytest.approx(scored.reward, abs=1e-5)
+    assert first.reward == pytest.approx(reward(model), abs=1e-5)
+    assert third.reward == pytest.approx(reward(model, [*USER, U2], A["content"]), abs=1e-5)
+    with pytest.raises(UserError, match="score: row 0: `response` ends with a message of the role user"):
+        model.score([USER], [[A, U2]])
+
+
+def test_each_response_may_bring_what_it_answers(model: SentenceRewardModel) -> None:
+    ((first, second),) = model.score([[]], [[[*USER, A], [U2, B]]])
+    assert first.reward == pytest.approx(reward(model, USER, A["content"]), abs=1e-5)
+    assert second.reward == pytest.approx(reward(model, [U2], B["content"]), abs=1e-5)
+    with pytest.raises(UserError, match="`prompt` is an empty list"):
+        model.score([[]], [["It is."]])
+
+
+def test_an_answer_goes_on_from_the_prompt(model: SentenceRewardModel) -> None:
+    prompt = [*USER, {"role": "assistant", "content": "It is"}]
+    want = pytest.approx(reward(model, prompt, " in France. It was warm."), abs=1e-5)
+    assert want != reward(model)
+    assert reward(model, prompt, [{"role": "assistant", "content": " in France. It was warm."}]) == want
+    with model.stream(prompt) as stream:
+        for part in (" in Fra", "nce. It was", " warm."):
+            stream.feed(part)
+        assert stream.close().reward == want
+    ids = model.encoder.encode_response(prompt, " in France. It was warm.").ids.tolist()
+    assert model.score_tokens([model.encoder.encode_prompt(prompt)], [ids]).reward.item() == want
+    # Through text, for a policy with another vocabulary.
+    policy = other_tokenizer(model)
+    ids = policy(" in France. It was warm.")["input_ids"]
+    assert model.score_tokens([[0]], [ids], tokenizer=policy, prompts=[prompt]).reward.item() == want
+
+
+def other_tokenizer(model: SentenceRewardModel) -> PreTrainedTokenizerFast:
+    assert model.tokenizer is not None
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.train_from_iterator(["x"], trainers.BpeTrainer(special_tokens=["<e>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<e>")
 
 
 @pytest.mark.parametrize("end", [(), ("<eos>",), ("<end_of_turn>",), ("<stop>",), ("<end_of_turn>", "<pad>", "I"), ("<pad>",)])

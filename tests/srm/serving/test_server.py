@@ -318,6 +318,30 @@ def test_settings_are_checked(model: SentenceRewardModel):
             create_app(model, ServerSettings(**bad))
 
 
+def test_responses_of_messages(serve: Callable[..., str], model: SentenceRewardModel) -> None:
+    user, more = ({"role": "user", "content": text} for text in ("Is it warm?", "And now?"))
+    first, last = ({"role": "assistant", "content": text} for text in ("It is. Very.", "It was."))
+    with Client(serve()) as client:
+        got = client.score([[user], [user], [user, first]], [[first, more, last], [first], " Or not."])
+        want = model.score([[user], [user], [user, first]], [[first, more, last], [first], " Or not."])
+        for mine, theirs in zip(got, want, strict=True):
+            assert [(s.text, s.start, s.end) for s in mine.sentences] == [(s.text, s.start, s.end) for s in theirs.sentences]
+            assert mine.reward == pytest.approx(theirs.reward, abs=1e-5)
+        ((one, other),) = client.score([[user]], [[[first, more, last], [first]]])
+        assert (one.reward, other.reward) == pytest.approx((got[0].reward, got[1].reward), abs=1e-5)
+        for response, problem in (
+            ([first, more], "ends with a message of the role user"),
+            ([], "empty list"),
+            ([{"role": "x"}], "unknown role"),
+        ):
+            row = {"prompt": "Hi", "response": response}
+            answer = httpx.post(f"{client._http.base_url}/v1/rewards", json={"rows": [row]})
+            assert answer.status_code == 422
+            (detail,) = answer.json()["detail"]
+            assert detail["loc"] == ["body", "rows", 0, "response"]
+            assert problem in detail["msg"]
+
+
 def test_tools_and_settings_of_the_template_come_along(serve: Callable[..., str], model: SentenceRewardModel):
     """The tiny template writes no tools, which is said rather than left out in silence."""
     with Client(serve()) as client:
