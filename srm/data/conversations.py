@@ -82,7 +82,8 @@ def _start(prompt: Any, conversations: list[list[Message]], names: Sequence[str]
         return []
     if isinstance(prompt, str):
         check_prompt(prompt)
-        repeated = any(message["content"].strip() == prompt.strip() for message in conversations[0][: _common(conversations)])
+        shared = conversations[0][: _common(conversations)]
+        repeated = any(message["role"] != "assistant" and message["content"].strip() == prompt.strip() for message in shared)
         given: list[Message] = [{"role": "user", "content": prompt}]
     else:
         given = check_messages(prompt, "prompt")

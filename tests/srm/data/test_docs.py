@@ -29,4 +29,4 @@ def test_the_examples_for_training(example: dict[str, Any]) -> None:
 
 
 def test_there_are_examples_of_every_form() -> None:
-    assert len(EXAMPLES) == 12
+    assert len(EXAMPLES) == 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from srm import SentenceRewardModel
 from srm.data import Conversation, read_responses
 from srm.evaluation.classifier import ClassifierModel
 from srm.evaluation.compare import evaluate_suite
-from srm.evaluation.score_suite import baseline_rewards, score_suite, write_responses
-from srm.evaluation.suites import Suite, SuiteRow
+from srm.evaluation.score_suite import baseline_rewards, read_rewards, read_scored, score_responses, score_suite, write_responses
+from srm.evaluation.suites import Suite, SuiteRow, read_suite
+from srm.scoring.file import RowSettings
 
 WORDS = ["It was warm there.", "Bread needs flour.", "No, it is wrong!", "Is this right?", "The cat sat on the mat.", "Water and salt."]
 
@@ -85,3 +87,50 @@ def test_tools_of_a_suite_are_scored(tmp_path: Path) -> None:
     row = SuiteRow(id="1", prompt=prompt, responses=("Yes.", "No."), num_correct=1, section="all", subset="all", unit="1")
     assert write_responses([row], tmp_path / "rows.jsonl") == 2
     assert [read.prompt for read in read_responses(str(tmp_path / "rows.jsonl"))] == [prompt, prompt]
+
+
+U, U2 = ({"role": "user", "content": text} for text in ("Is it warm?", "And now?"))
+A, B = ({"role": "assistant", "content": text} for text in ("It was warm there. Yes.", "No, it is wrong!"))
+BEGUN = {"role": "assistant", "content": "It was"}
+ROWS = [
+    {"id": "several turns", "chosen": [U, A, U2, B], "rejected": [U, B, U2, A]},
+    {"id": "two lengths", "prompt": [U], "chosen": [A, U2, B], "rejected": "No."},
+    {"id": "two questions", "chosen": [U, A], "rejected": [U2, B, U, A]},
+    {"id": "begun", "prompt": [U, BEGUN], "chosen": " warm there.", "rejected": [{**A, "content": " wrong!"}, U2, B]},
+    {"id": "begun, with settings", "prompt": [U, BEGUN], "chosen": " warm.", "rejected": " cold.", "chat_template_kwargs": {"loud": True}},
+]
+# What each row's responses answer, and the responses.
+SAID = [
+    (([U], [A, U2, B]), ([U], [B, U2, A])),
+    (([U], [A, U2, B]), ([U], "No.")),
+    (([U], A["content"]), ([U2], [B, U, A])),
+    (([U, BEGUN], " warm there."), ([U, BEGUN], [{**A, "content": " wrong!"}, U2, B])),
+    (([U, BEGUN], " warm."), ([U, BEGUN], " cold.")),
+]
+
+
+@pytest.mark.parametrize("kind", ["sentence", "classifier"])
+def test_every_form_of_a_response(
+    kind: str, awake_model: Callable[..., SentenceRewardModel], tiny_backbone_dir: Path, tmp_path: Path
+) -> None:
+    """In memory and through files, a response is scored as what follows its own prompt."""
+    model = classifier(tiny_backbone_dir, tmp_path / "classifier") if kind == "classifier" else awake_model()
+    source, rows, output = (tmp_path / name for name in ("suite.jsonl", "rows.jsonl", "scores.jsonl"))
+    source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    read = read_suite(str(source))
+    scores = [[model.score([prompt], [response])[0] for prompt, response in row] for row in SAID]
+    want = [pytest.approx([getattr(score, "reward", score) for score in row], abs=1e-5) for row in scores]
+    assert [[one.reward for one in row] for row in score_suite(model, read)] == want
+
+    assert write_responses(read.rows, rows) == 2 * len(ROWS)
+    score_responses(
+        model, rows, output, identity={}, settings=RowSettings(overlong="error", max_length=None, packing=None, tokens_per_batch=512)
+    )
+    assert read_rewards(read.rows, output) == want
+    words = [[sentence.text for sentence in scored.sentences] for scored in read_scored(read.rows, output)[0]]
+    assert ["".join(texts).replace("\n", "") for texts in words] == [
+        "It was warm there. Yes.No, it is wrong!",
+        "No, it is wrong!It was warm there. Yes.",
+    ]
+    # The longer response is the one with more of the assistant's words.
+    assert baseline_rewards(read, "longer")[1] == [len("It was warm there. Yes.\n\nNo, it is wrong!"), len("No.")]
