@@ -250,8 +250,8 @@ class SentenceRewardModel(PreTrainedModel):
 
         Args:
             prompts: one a row, a string or a list of `{"role", "content"}` messages.
-            responses: for each prompt a response, text or a list of one assistant message, or a list of responses; those share one pass
-                over their prompt.
+            responses: for each prompt a response, text or a list of messages that ends with the assistant's, or a list of responses; those
+                share one pass over their prompt. See docs/data.md for responses of several messages.
             tokens_per_batch: upper bound on the tokens of one forward pass; a single longer response still runs, alone.
             max_length: longest prompt + response in tokens; never more than the backbone's own limit.
             packing: `shared`, `packed` or `none`; where None, see `packing_mode`.
