@@ -9,7 +9,7 @@ from srm.data.answers import AnswerTokens
 from srm.data.messages import response_text
 from srm.data.schema import BadRow, Prompt, Response, RowProblem
 from srm.data.template import ChatFormat
-from srm.data.turns import Turns, read_answer
+from srm.data.turns import Turns, read_answers
 from srm.errors import UserError
 
 __all__ = ["BadRows", "RowCheck", "as_bad_row", "check_row"]
@@ -88,7 +88,7 @@ def check_row(format: ChatFormat, answers: AnswerTokens, prompt: Prompt, respons
         prompt: text or chat messages.
         responses: what answers it, in the forms of `srm.data.responses.check_response`.
     """
-    read = [read_answer(format, answers, prompt, response) for response in responses]
+    read = list(read_answers(format, answers, prompt, responses))
     for rendered in dict.fromkeys(rendered for rendered, _ in read) or [format.render(prompt)]:
         rendered.encode()
         format.prompt_ids([rendered[:_HEAD]])

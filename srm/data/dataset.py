@@ -118,7 +118,7 @@ class _Memory:
 
     def encode(self, comparisons: Sequence[Comparison]) -> list[EncodedComparison]:
         """The comparisons as arrays; equal texts share theirs."""
-        read = [[self._encoder.read(comparison.prompt, response) for response in comparison.responses] for comparison in comparisons]
+        read = [list(self._encoder.read_each(comparison.prompt, comparison.responses)) for comparison in comparisons]
         self._add_prompts([prompt for answers in read for prompt, _ in answers])
         self._add_responses([answer for answers in read for _, answer in answers])
         return [self._comparison(comparison, answers) for comparison, answers in zip(comparisons, read, strict=True)]

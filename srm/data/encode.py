@@ -17,7 +17,7 @@ from srm.data.bounds import TokenFloor
 from srm.data.messages import check_prompt, response_text
 from srm.data.schema import Message, Prompt, Response, RowProblem
 from srm.data.template import ChatFormat
-from srm.data.turns import Turns, read_answer
+from srm.data.turns import Turns, read_answers
 from srm.errors import UserError
 from srm.packing import ResponseIds
 from srm.packing.batch import IntArray
@@ -144,8 +144,12 @@ class ResponseEncoder:
         Raises:
             UserError: as `encode_prompt` and `encode_response`.
         """
+        return next(self.read_each(prompt, [response]))
+
+    def read_each(self, prompt: Prompt, responses: Iterable[Response]) -> Iterator[tuple[str, str | Turns]]:
+        """`read` of each of several responses to a prompt, which is written once."""
         with _as_user_error():
-            return read_answer(self.format, self.answers, prompt, response)
+            yield from read_answers(self.format, self.answers, prompt, responses)
 
     def encode_responses(self, responses: Sequence[str | list[Message] | Turns]) -> list[EncodedResponse]:
         """Tokens and sentences of answers, as a batch: several times faster than one by one.

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from srm.data.boundary import BadRows, RowCheck, as_bad_row
 from srm.data.messages import check_prompt
+from srm.data.responses import own_prompt
 from srm.data.rows import parse_responses, parse_row
 from srm.data.schema import BadRow, Comparison, Prompt, RawRow, ResponseRow, RowProblem
 from srm.data.settings import with_settings
@@ -145,12 +146,20 @@ def read_prompts(
 
     def parse(row: RawRow) -> Prompt:
         fields = row.fields
-        prompt = with_settings(check_prompt(fields["prompt"]), fields) if "prompt" in fields else _parse_comparison(row).prompt
+        prompt = with_settings(check_prompt(fields["prompt"]), fields) if "prompt" in fields else _only_prompt(_parse_comparison(row))
         if check is not None:
             check(prompt, ())
         return prompt
 
     return list(usable_rows(source, raw_rows(source, split=split, config=config), parse, skip_bad_rows))
+
+
+def _only_prompt(comparison: Comparison) -> Prompt:
+    """What all responses of a pair or a ranking answer."""
+    first, *others = (own_prompt(comparison.prompt, response)[0] for response in comparison.responses)
+    if any(other != first for other in others):
+        raise RowProblem("its responses answer different messages, so there is no one prompt", "Add a `prompt` column")
+    return first
 
 
 def _parse_comparison(row: RawRow) -> Comparison:

@@ -6,6 +6,7 @@ Where the assistant's words stand in the text is measured: a message is replaced
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from srm.data.tool_calls import texts_of, unwritten
 from srm.errors import UserError
 from srm.segmentation import Span
 
-__all__ = ["Turns", "answer_behind", "read_answer", "read_turns"]
+__all__ = ["Turns", "answer_behind", "read_answers", "read_turns"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,29 +39,44 @@ class Turns:
     words: tuple[Span, ...]
 
 
-def read_answer(form: ChatFormat, answers: AnswerTokens, prompt: Prompt, response: Response) -> tuple[str, str | Turns]:
-    """The text of what a response answers, and the answer: a text, or what the template writes of its messages.
+def read_answers(
+    form: ChatFormat, answers: AnswerTokens, prompt: Prompt, responses: Iterable[Response]
+) -> Iterator[tuple[str, str | Turns]]:
+    """For each response the text of what it answers, and the answer: a text, or what the template writes of its messages.
 
     Args:
         form: the tokenizer's chat template.
         answers: how it reads an answer.
-        prompt: text or chat messages; no message where `response` opens with those that it answers.
-        response: in any form that a file may hold.
+        prompt: text or chat messages; no message where each response opens with those that it answers.
+        responses: in any form that a file may hold.
 
     Raises:
-        RowProblem: the response is empty, answers nothing, or does not end with an assistant message.
+        RowProblem: a response is empty, answers nothing, or does not end with an assistant message.
         UserError: as `read_turns`.
     """
-    own, answer = own_prompt(prompt, check_response(response, "response"))
-    if own or not isinstance(own, str):
-        # Pairs of texts that share no word come with an empty one.
-        own = check_prompt(own)
-    if not isinstance(answer, str):
-        turns = [{**turn, "content": answers.without_end(turn["content"])} if turn["role"] == "assistant" else turn for turn in answer]
-        written = read_turns(form, own, turns)
-        return written.prompt, written
-    rendered = form.render(own)
-    return rendered, answer_behind(own, rendered, answer)
+    shared: tuple[Prompt, str] | None = None
+    for response in responses:
+        own, answer = own_prompt(prompt, check_response(response, "response"))
+        if not isinstance(answer, str):
+            turns = [{**turn, "content": answers.without_end(turn["content"])} if turn["role"] == "assistant" else turn for turn in answer]
+            written = read_turns(form, _checked(own), turns)
+            yield written.prompt, written
+            continue
+        # Most responses answer the prompt alone, which is then written once.
+        checked, rendered = shared if shared and own is prompt else _written(form, own)
+        if own is prompt:
+            shared = checked, rendered
+        yield rendered, answer_behind(checked, rendered, answer)
+
+
+def _written(form: ChatFormat, prompt: Prompt) -> tuple[Prompt, str]:
+    checked = _checked(prompt)
+    return checked, form.render(checked)
+
+
+def _checked(prompt: Prompt) -> Prompt:
+    # Pairs of texts that share no word come with an empty one.
+    return check_prompt(prompt) if prompt or not isinstance(prompt, str) else prompt
 
 
 def answer_behind(prompt: Prompt, rendered: str, text: str) -> str | Turns:

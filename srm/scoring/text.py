@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, cast
 
@@ -92,7 +92,7 @@ def encode_groups(
         UserError: an empty response, one that no tokens come from or that has tokens the model does not know, or one that is too long with
             its prompt.
     """
-    read = [_read(model, prompt, response, place) for response, place in zip(responses, where, strict=True)]
+    read = list(_read(model, prompt, responses, where))
     positions = model.config.max_positions
     for (rendered, answer), place in zip(read, where, strict=True):
         text = answer.text if isinstance(answer, Turns) else answer
@@ -120,11 +120,13 @@ def _checked(prompt: Prompt, responses: Sequence[Response]) -> Prompt:
     return check_prompt(prompt)
 
 
-def _read(model: RewardModel, prompt: Prompt, response: Response, where: str) -> tuple[str, str | Turns]:
-    try:
-        return model.encoder.read(prompt, response)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+def _read(model: RewardModel, prompt: Prompt, responses: Sequence[Response], where: Sequence[str]) -> Iterator[tuple[str, str | Turns]]:
+    reading = model.encoder.read_each(prompt, responses)
+    for place in where:
+        try:
+            yield next(reading)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
 
 
 def read_off_group(group: PromptGroup, scores: Sequence[ResponseScore]) -> list[ScoredResponse]:

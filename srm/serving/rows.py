@@ -16,7 +16,7 @@ from srm.data import EncodedResponse
 from srm.data.messages import check_prompt
 from srm.data.schema import RowProblem
 from srm.data.settings import with_settings
-from srm.data.turns import Turns, read_answer
+from srm.data.turns import Turns, read_answers
 from srm.errors import UserError
 from srm.integrations.openrlhf import encode_request, encode_samples
 from srm.modeling import SentenceRewardModel
@@ -170,7 +170,7 @@ def _read(model: SentenceRewardModel, row: TextRow, index: int) -> _Texts:
         if isinstance(row.response, list):
             form.render(prompt)
             field = "response"
-        rendered, answer = read_answer(form, answers, prompt, row.response)
+        ((rendered, answer),) = read_answers(form, answers, prompt, [row.response])
         return _Texts(prompt=rendered, answer=answer)
     except Exception as error:
         # Templates are programs: they read whatever keys a message has, and stumble over odd values in ways of their own.

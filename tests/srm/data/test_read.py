@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from srm.data import read_comparisons, read_responses
+from srm.data import read_comparisons, read_prompts, read_responses
 from srm.errors import UserError
 
 Write = Callable[..., str]
@@ -139,3 +139,14 @@ def test_real_responses(shared_data: Path) -> None:
 
 def test_a_folder_of_real_data_has_its_splits(shared_data: Path) -> None:
     assert len(read_comparisons(str(shared_data), split="train", max_pairs=100)) == 100
+
+
+def test_prompts_of_conversations(write: Callable[..., str]) -> None:
+    user, other = ({"role": "user", "content": text} for text in ("Why?", "How?"))
+    yes, no = ({"role": "assistant", "content": text} for text in ("Yes.", "No."))
+    source = write(
+        "pairs.jsonl", [{"chosen": [user, yes, other, no], "rejected": [user, no, user, no]}, {"prompt": [user, yes], "chosen": "a"}]
+    )
+    assert read_prompts(source) == [[user], [user, yes]]
+    with pytest.raises(UserError, match="line 1: its responses answer different messages, so there is no one prompt"):
+        read_prompts(write("apart.jsonl", [{"chosen": [user, yes], "rejected": [other, no]}]))

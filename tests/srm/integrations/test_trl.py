@@ -17,7 +17,9 @@ pytest.importorskip("trl", reason="trl is not installed: pip install trl")
 
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
+from trl.data_utils import _tokenize
 
+from srm.data import encode_comparisons, parse_row
 from srm.integrations.trl import SentenceGRPOTrainer, SentenceRewardFunction, _join, _split
 from srm.rl import group_advantages
 
@@ -80,6 +82,24 @@ def test_reward_function_in_grpo(reward_function: SentenceRewardFunction, tiny_p
 CALL = {"role": "assistant", "content": "The cat sat.", "tool_calls": [{"function": {"name": "look", "arguments": {"at": "mat"}}}]}
 TOOL = {"role": "tool", "content": "It was warm."}
 ANSWER = {"role": "assistant", "content": "It is warm there."}
+
+
+def test_ids_are_those_that_trls_reward_trainer_reads(reward_function: SentenceRewardFunction) -> None:
+    """Up to what ends the last turn, behind which TRL looks for its reward and we do not."""
+    encoder = reward_function.model.encoder
+    user, more = ({"role": "user", "content": text} for text in PROMPTS)
+    rows = [
+        {"chosen": [user, ANSWER, more, ANSWER], "rejected": [user, {**ANSWER, "content": "No."}]},
+        {"chosen": [user, ANSWER], "rejected": [more, ANSWER, user, {**ANSWER, "content": "No. Yes."}]},
+        {"prompt": [user], "chosen": [ANSWER, more, ANSWER], "rejected": [{**ANSWER, "content": "No."}]},
+    ]
+    comparisons = [parse_row(row, where="w", id="1") for row in rows]
+    encoded, _ = encode_comparisons(comparisons, encoder, max_length=None, progress=False)
+    end = encoder.tokenizer("<|im_end|>\n", add_special_tokens=False)["input_ids"]
+    for row, comparison in zip(rows, encoded, strict=True):
+        for name, response in zip(("chosen", "rejected"), comparison.responses, strict=True):
+            trl_ids = _tokenize(encoder.tokenizer, [*row.get("prompt", []), *row[name]])["input_ids"]
+            assert [*comparison.prompt_ids.tolist(), *response.ids.tolist(), *end] == trl_ids
 
 
 def test_completions_of_several_messages(reward_function: SentenceRewardFunction) -> None:
