@@ -147,7 +147,15 @@ class ResponseEncoder:
         return next(self.read_each(prompt, [response]))
 
     def read_each(self, prompt: Prompt, responses: Iterable[Response]) -> Iterator[tuple[str, str | Turns]]:
-        """`read` of each of several responses to a prompt, which is written once."""
+        """`read` of each of several responses to a prompt, which is written once.
+
+        Args:
+            prompt: as in `read`.
+            responses: each as in `read`.
+
+        Raises:
+            UserError: as `read`, at the response that is to blame.
+        """
         with _as_user_error():
             yield from read_answers(self.format, self.answers, prompt, responses)
 
