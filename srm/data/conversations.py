@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from srm.data.messages import answerable, check_messages, check_prompt, is_prefilled, response_text
+from srm.data.messages import answerable, check_is_text, check_messages, check_prompt, is_prefilled, response_text
 from srm.data.responses import check_end, check_response, own_prompt
 from srm.data.schema import Message, Prompt, Response, RowProblem
 
@@ -70,10 +70,11 @@ def _as_conversations(prompt: Any, values: Sequence[Any], names: Sequence[str]) 
         raise RowProblem(f"{_listed(names)} must all be strings or all be whole conversations")
     for name, messages in lists.items():
         check_end(messages, name)
-    return [
-        lists[name] if name in lists else [{"role": "assistant", "content": response_text(value, name)}]
-        for value, name in zip(values, names, strict=True)
-    ]
+    for value, name in zip(values, names, strict=True):
+        if name not in lists:
+            check_is_text(value, name)
+            lists[name] = [{"role": "assistant", "content": response_text(value, name)}]
+    return [lists[name] for name in names]
 
 
 def _start(prompt: Any, conversations: list[list[Message]], names: Sequence[str]) -> list[Message]:

@@ -228,6 +228,7 @@ def test_rankings(ranking: dict[str, Any], pairs: set[tuple[int, int]]) -> None:
         ({"chosen": [A, U2, {**B, "audio": "x"}], "rejected": [B]}, "`chosen`: message 3 has `audio`; only text can be scored"),
         ({"chosen": [A, U2, {**B, "refusal": "x"}], "rejected": [B]}, "`chosen`: message 3 has `refusal` beside its content"),
         ({"chosen": [{**A, "content": " "}, U2, B], "rejected": [B]}, "`chosen`: message 1 is empty"),
+        ({"chosen": [A, U2, B], "rejected": "[{'role': 'assistant', 'content': 'No.'}]"}, "`rejected` is messages written as text"),
         ({"prompt": [U, A], "chosen": [U2, A], "rejected": [B]}, "`prompt` is not among the messages"),
         ({"prompt": [U, CALLS], "chosen": [A, U2, B], "rejected": [B]}, "an assistant message that calls a tool, from which no answer"),
         ({"prompt": "Else?", "chosen": [U, A], "rejected": [U, B]}, "`prompt` is not among the messages that `chosen` and `rejected`"),
