@@ -33,7 +33,7 @@ try:
 except ImportError as error:
     raise ImportError(f"this reward model's code is the package srm-kernels: pip install 'srm-kernels[srm]' ({error})") from error
 
-__all__ = ["CODE_FILE", "SentenceRewardConfig", "SentenceRewardForSequenceClassification", "SentenceRewardModel"]
+__all__ = ["SentenceRewardConfig", "SentenceRewardForSequenceClassification", "SentenceRewardModel"]
 '''
 _AUTO_MAP = {
     "AutoConfig": "modeling_srm.SentenceRewardConfig",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 import yaml
@@ -87,6 +88,8 @@ def test_the_lines_of_use_in_the_card_run(
     card = (folder / "README.md").read_text()
     assert ("srm-kernels[peft]" in card) == as_adapter
     assert "[More Information Needed]" not in card
+    code = run_path(str(folder / "modeling_srm.py"))
+    assert set(code["__all__"]) <= code.keys()
     monkeypatch.chdir(folder.parent)
     exec(use_of(card))
     expected = SentenceRewardModel.from_pretrained(folder).score(["Where is Paris?"], ["It is in France. You should know that."])[0]
