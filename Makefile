@@ -3,8 +3,9 @@
 # make check  ruff, mypy and the layers
 # make fuzz   odd files, flags and requests through the commands, for an hour or SECONDS=...
 # make test-wheel, make test-pythons   what is installed, and on which Pythons; both make environments of their own
+# make test-newest   what other people's releases break first, on the newest ones that there are today
 # make test-peers   our integrations inside other projects' own programs, each in an environment on top of .venv
-.PHONY: demo test fuzz test-reference test-interpreter test-compile test-wheel test-pythons test-peers check clean venv
+.PHONY: demo test fuzz test-reference test-interpreter test-compile test-wheel test-pythons test-newest test-peers check clean venv
 .DEFAULT_GOAL := demo
 
 PYTHON_VENV := .venv/bin/python
@@ -40,6 +41,9 @@ test-wheel: venv
 
 test-pythons: venv
 	./scripts/test_pythons.sh
+
+test-newest: venv
+	./scripts/test_newest.sh
 
 test-peers: venv
 	./scripts/test_peers.sh

@@ -8,14 +8,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHON
 
 names=("$@")
 [ $# -gt 0 ] || mapfile -t names < <(cd tests/peers/requirements && basename -s .txt -- *.txt)
-base=$(realpath .venv/lib/python3.*/site-packages)
 
-# An environment whose own packages come before those of .venv; kept as long as its pins stay.
+# The environment of a peer; kept as long as its pins stay.
 make_environment() {
     local folder=build/peers/$1 pins=tests/peers/requirements/$1.txt
     if ! cmp -s "$pins" "$folder/pins.txt" || ! "$folder/bin/python" -c 'import torch, pytest' 2>/dev/null; then
-        .venv/bin/python -m venv --clear "$folder"
-        echo "import site; site.addsitedir('$base')" >"$(echo "$folder"/lib/python3.*/site-packages)/base.pth"
+        ./scripts/layered_venv.sh "$folder"
         "$folder/bin/python" -m pip install --quiet --progress-bar off --no-deps --requirement "$pins"
         cp "$pins" "$folder/pins.txt"
     fi

@@ -25,7 +25,7 @@ from srm.data.responses import check_response, own_prompt, words_of
 from srm.data.template import ChatFormat
 from srm.data.turns import read_turns
 from srm.errors import UserError
-from srm.modeling.adapter import merge_adapter, read_adapter
+from srm.modeling.adapter import find_adapter, is_of_classifier, merge_adapter, read_adapter
 from srm.modeling.config import SentenceRewardConfig, positions_of
 from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole, read_config
 from srm.packing import PromptGroup
@@ -38,6 +38,8 @@ from srm.scoring.token_ids import NO_TEXT
 
 __all__ = ["ClassifierModel", "append_classifier_scores", "as_one_sentence", "classifier_check", "is_classifier"]
 
+# What transformers calls the output layer of a classifier.
+_OUTPUTS = ("score", "classifier")
 # Rows that are sorted by length together, and on disk together.
 _WINDOW = 512
 
@@ -48,9 +50,9 @@ def is_classifier(name: str) -> bool:
     Raises:
         UserError: no configuration could be loaded.
     """
-    if (Path(name) / "adapter_config.json").is_file():
-        adapter = read_adapter(Path(name))
-        return str(adapter.task_type) == "SEQ_CLS" and "head" not in (adapter.modules_to_save or [])
+    folder = find_adapter(name)
+    if folder is not None:
+        return is_of_classifier(read_adapter(folder))
     config = read_config(name, "Check the name and the path.")
     # A reward model of ours has sentences, whichever of its classes saved it.
     is_ours = config.model_type == SentenceRewardConfig.model_type
@@ -186,13 +188,21 @@ def _format(tokenizer: Any) -> ChatFormat:
 def _load(name: str, dtype: torch.dtype | str) -> Any:
     """The classifier at `name`; one with a LoRA adapter, as TRL saves it, merged."""
     load = AutoModelForSequenceClassification.from_pretrained
-    if not (Path(name) / "adapter_config.json").is_file():
+    folder = find_adapter(name)
+    if folder is None:
         return load_whole(load, name, dtype=dtype)[0]
-    adapter = read_adapter(Path(name))
+    adapter = read_adapter(folder)
+    base = str(adapter.base_model_name_or_path)
     # The output layer is the adapter's own, and the model it was trained on need have none.
-    new = adapter.modules_to_save or []
-    base, _ = load_whole(load, str(adapter.base_model_name_or_path), extra_heads=True, new=new, dtype=dtype, num_labels=1)
-    return merge_adapter(base, Path(name))
+    saved = adapter.modules_to_save or []
+    at = {} if adapter.revision is None else {"revision": adapter.revision}
+    model, info = load_whole(load, base, extra_heads=True, new=saved or _OUTPUTS, dtype=dtype, num_labels=1, **at)
+    if not saved and info["missing_keys"]:
+        raise UserError(
+            f"{name}: the adapter was saved without the output layer that gives the reward ({min(info['missing_keys'])}), and {base} has "
+            "none. No program can score with it. Train it again with --lora_task_type SEQ_CLS, which saves the layer."
+        )
+    return merge_adapter(model, folder)
 
 
 def append_classifier_scores(

@@ -7,18 +7,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
+from transformers.utils import cached_file
 
 from srm.errors import UserError
 from srm.extras import name_the_extra
+from srm.modeling.alias import resolve_model_name
 from srm.modeling.config import SentenceRewardConfig
-from srm.modeling.loading import load_tokenizer, one_line, read_config
+from srm.modeling.loading import hub_arguments, load_tokenizer, one_line, read_config
 
-__all__ = ["check_adapter", "load_adapter", "merge_adapter", "read_adapter"]
+__all__ = ["check_adapter", "find_adapter", "is_of_classifier", "load_adapter", "merge_adapter", "read_adapter"]
 
+_CONFIG = "adapter_config.json"
 _COPY_AGAIN = "The adapter must be whole: copy or download the folder again."
-# What AutoModel and transformers hand to every class, and has no meaning for the backbone.
-_OF_AUTOMODEL = ("config", "adapter_kwargs", "output_loading_info", "_from_auto", "_from_pipeline")
+_OF_SNAPSHOT = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+# What AutoModel and transformers hand to every class, and where the adapter lies: of no meaning for the backbone.
+_NOT_FOR_BASE = ("config", "adapter_kwargs", "output_loading_info", "_from_auto", "_from_pipeline", "revision", "subfolder")
+
+
+def find_adapter(name: str, **hub_arguments: Any) -> Path | None:
+    """The folder with the LoRA adapter `name`, downloaded where it is one on the hub; None where there is no adapter.
+
+    Where nothing can be read under `name`, that is None, too: reading its configuration says why.
+    """
+    if Path(name).is_dir():
+        return Path(name) if (Path(name) / _CONFIG).is_file() else None
+    try:
+        if cached_file(name, _CONFIG, _raise_exceptions_for_missing_entries=False, **hub_arguments) is None:
+            return None
+    except (OSError, ValueError):
+        return None
+    where = {key: value for key, value in hub_arguments.items() if key in _OF_SNAPSHOT}
+    with one_line(name, "the adapter could not be downloaded", "Try again."):
+        return Path(snapshot_download(name, ignore_patterns=["*checkpoint*"], **where), hub_arguments.get("subfolder") or "")
 
 
 def load_adapter(cls: Any, path: Path, *, dtype: torch.dtype | str | None = None, **model_kwargs: Any) -> Any:
@@ -32,15 +54,22 @@ def load_adapter(cls: Any, path: Path, *, dtype: torch.dtype | str | None = None
     """
     adapter = read_adapter(path)
     if "head" not in (adapter.modules_to_save or []):
-        way_out = "It has no sentences: srm-eval reads it" if adapter.task_type == "SEQ_CLS" else "Train one with srm-train"
-        raise UserError(f"{path}: the adapter saves no reward head of ours (`modules_to_save` lacks 'head'). {way_out}.")
+        what, way_out = "saves no reward head of ours (`modules_to_save` lacks 'head')", "Train a sentence reward model with srm-train."
+        if is_of_classifier(adapter):
+            what, way_out = "belongs to a sequence classifier, whose reward is one number and has no sentences", "srm-eval reads it."
+        raise UserError(f"{path}: the adapter {what}. {way_out}")
+    with one_line(str(path), "config.json cannot be read", _COPY_AGAIN):
+        config = SentenceRewardConfig.from_pretrained(str(path))
     # Older releases of AutoModel write the dtype that was asked for into the configuration they pass.
     dtype = dtype or getattr(model_kwargs.get("config"), "dtype", None) or torch.float32
-    model_kwargs = {name: value for name, value in model_kwargs.items() if name not in _OF_AUTOMODEL}
+    model_kwargs = {name: value for name, value in model_kwargs.items() if name not in _NOT_FOR_BASE}
+    if adapter.revision is not None:
+        model_kwargs["revision"] = adapter.revision
     base = str(adapter.base_model_name_or_path)
-    model = _load_base(cls, base, path, dtype=dtype, tokenizer=load_tokenizer(str(path)), model_kwargs=model_kwargs)
+    model = _load_base(cls, base, config, dtype=dtype, tokenizer=load_tokenizer(str(path)), model_kwargs=model_kwargs)
     merged = merge_adapter(model, path)
     merged.name_or_path = str(path)
+    merged.config.training = config.training
     return merged.eval()
 
 
@@ -52,8 +81,16 @@ def read_adapter(path: Path) -> Any:
     """
     with name_the_extra(f"{path} holds a LoRA adapter"):
         from peft import PeftConfig
-    with one_line(str(path), "adapter_config.json cannot be read", _COPY_AGAIN):
+    with one_line(str(path), f"{_CONFIG} cannot be read", _COPY_AGAIN):
         return PeftConfig.from_pretrained(str(path))
+
+
+def is_of_classifier(adapter: Any) -> bool:
+    """Whether an adapter belongs to a sequence classifier: peft's task says so, or the class it was trained on."""
+    trained_on = str((adapter.auto_mapping or {}).get("base_model_class", ""))
+    return "head" not in (adapter.modules_to_save or []) and (
+        adapter.task_type == "SEQ_CLS" or trained_on.endswith("ForSequenceClassification")
+    )
 
 
 def merge_adapter(model: nn.Module, path: Path) -> Any:
@@ -92,10 +129,9 @@ def _require_same(path: str, saved: Mapping[str, torch.Tensor], loaded: Mapping[
             raise UserError(f"{path}: the adapter's {name} in memory is not the one in the file, or is NaN. {_COPY_AGAIN}")
 
 
-def _load_base(cls: Any, base: str, path: Path, *, dtype: Any, tokenizer: Any, model_kwargs: dict[str, Any]) -> Any:
+def _load_base(cls: Any, base: str, config: SentenceRewardConfig, *, dtype: Any, tokenizer: Any, model_kwargs: dict[str, Any]) -> Any:
     """The model as it was before the adapter was trained: a plain backbone with a fresh head, or a trained reward model."""
-    if Path(base).is_dir() and read_config(base, _COPY_AGAIN).model_type == SentenceRewardConfig.model_type:
+    found = read_config(resolve_model_name(base), "The adapter is of no use without it.", **hub_arguments(model_kwargs))
+    if found.model_type == SentenceRewardConfig.model_type:
         return cls.from_pretrained(base, dtype=dtype, **model_kwargs)
-    with one_line(str(path), "config.json cannot be read", _COPY_AGAIN):
-        fields = SentenceRewardConfig.from_pretrained(str(path)).own_fields()
-    return cls.from_backbone(base, tokenizer=tokenizer, dtype=dtype, model_kwargs=model_kwargs, **fields)
+    return cls.from_backbone(base, tokenizer=tokenizer, dtype=dtype, model_kwargs=model_kwargs, **config.own_fields())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ from srm.data.schema import Granularity
 from srm.packing import PackingMode
 from srm_kernels import Pooling
 
-__all__ = ["SentenceRewardConfig", "positions_of"]
+__all__ = ["CODE_FILE", "SentenceRewardConfig", "positions_of"]
 
 # What `granularity` decides by itself, so that sum(weight * sentence_reward) is the response reward in each of the three.
 # response: differences telescope, r_0 + ... + r_n = v_n. token: boundaries at every response token, the mean of their values.
@@ -21,11 +22,16 @@ _HEAD_OF_GRANULARITY: dict[str, dict[str, Any]] = {
     "response": {"pooling": "sum", "difference": True, "include_prompt": True},
     "token": {"pooling": "mean", "difference": False, "include_prompt": False},
 }
-# Lies beside each saved config.json: programs that do not import srm load the model with `trust_remote_code=True`.
-_CODE_FILE = "modeling_srm.py"
-_CODE = '''"""The code of this reward model is the package srm-kernels: pip install "srm-kernels[srm]"."""
+CODE_FILE = "modeling_srm.py"
+"""Lies beside each saved config.json: programs that do not import srm load the model with `trust_remote_code=True`."""
 
-from srm.modeling import SentenceRewardConfig, SentenceRewardForSequenceClassification, SentenceRewardModel
+_CODE = '''"""The code of this reward model is the package srm-kernels: pip install 'srm-kernels[srm]'."""
+
+# In a `try`, transformers does not advise to install a package `srm`, which is somebody else's.
+try:
+    from srm.modeling import SentenceRewardConfig, SentenceRewardForSequenceClassification, SentenceRewardModel
+except ImportError as error:
+    raise ImportError(f"this reward model's code is the package srm-kernels: pip install 'srm-kernels[srm]' ({error})") from error
 
 __all__ = ["SentenceRewardConfig", "SentenceRewardForSequenceClassification", "SentenceRewardModel"]
 '''
@@ -79,6 +85,7 @@ class SentenceRewardConfig(PretrainedConfig):
         segmenter: `{"name": "punkt" | "punkt_tab" | "sat" | "newline", ...}`, the arguments of `srm.segmentation.make_segmenter`.
         packing: `shared`, `packed` or `none`; how `score` runs responses unless told otherwise, where the backbone can.
         pad_token_id: of the tokenizer, for programs that ask for it here.
+        training: what the model was trained on and how, as (name, value): the lines of its card.
         **kwargs: fields of `transformers.PretrainedConfig`.
 
     Raises:
@@ -100,6 +107,7 @@ class SentenceRewardConfig(PretrainedConfig):
         segmenter: dict[str, Any] | None = None,
         packing: PackingMode = "shared",
         pad_token_id: int | None = None,
+        training: Sequence[tuple[str, Any]] = (),
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -116,6 +124,8 @@ class SentenceRewardConfig(PretrainedConfig):
         self.segmenter = dict(segmenter) if segmenter else {"name": "punkt"}
         self.packing = packing
         self.pad_token_id = pad_token_id
+        # Pairs, because JSON is written with its keys sorted.
+        self.training = [(name, value) for name, value in training]
         self._check()
         # A classifier with one label, whose score is the bare logit.
         super().__init__(**{"id2label": {0: "reward"}, "label2id": {"reward": 0}, "problem_type": "regression", **kwargs})
@@ -130,7 +140,7 @@ class SentenceRewardConfig(PretrainedConfig):
         """
         self.auto_map = dict(_AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
-        Path(save_directory, _CODE_FILE).write_text(_CODE, encoding="utf-8")
+        Path(save_directory, CODE_FILE).write_text(_CODE, encoding="utf-8")
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

@@ -20,8 +20,9 @@ from transformers.utils import ModelOutput, cached_file
 
 from srm.data import Prompt, Response, ResponseEncoder
 from srm.errors import UserError
-from srm.modeling.adapter import load_adapter
+from srm.modeling.adapter import find_adapter, load_adapter
 from srm.modeling.alias import resolve_model_name
+from srm.modeling.card import replace_draft, write_card
 from srm.modeling.config import SentenceRewardConfig
 from srm.modeling.head_file import check_head, in_float32
 from srm.modeling.loading import (
@@ -46,6 +47,8 @@ from srm_kernels import SentenceLayout, SentenceRewardHead
 __all__ = ["SentenceRewardModel", "SentenceRewardOutput"]
 
 logger = logging.getLogger(__name__)
+
+_OF_PUSH = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 
 @dataclass
@@ -163,8 +166,9 @@ class SentenceRewardModel(PreTrainedModel):
             UserError: what is there is no reward model, or not a whole one.
         """
         name, hub = str(pretrained_model_name_or_path), hub_arguments(kwargs)
-        if (Path(name) / "adapter_config.json").is_file():
-            return load_adapter(cls, Path(name), **kwargs)
+        adapter = None if pretrained_model_name_or_path is None else find_adapter(name, **hub)
+        if adapter is not None:
+            return load_adapter(cls, adapter, **kwargs)
         if kwargs.get("config") is None:
             check_is_reward_model(name, **hub)
         wants_info = kwargs.pop("output_loading_info", False)
@@ -179,7 +183,7 @@ class SentenceRewardModel(PreTrainedModel):
         return (model, info) if wants_info else model  # type: ignore[return-value]  # as PreTrainedModel with output_loading_info
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save weights (safetensors; the head in float32), config and tokenizer: the folder is all that `from_pretrained` needs.
+        """Save weights (safetensors; the head in float32), config, tokenizer and a card: the folder is all that `from_pretrained` needs.
 
         Args:
             save_directory: the folder; made where there is none.
@@ -189,9 +193,21 @@ class SentenceRewardModel(PreTrainedModel):
         # Trainers that compute in 16 bits hand over all weights in 16.
         if kwargs.get("state_dict") is not None or any(weight.dtype != torch.float32 for weight in self.head.parameters()):
             kwargs["state_dict"] = in_float32(kwargs.get("state_dict") or self.state_dict())
+        push = kwargs.pop("push_to_hub", False)
+        to_hub = {name: kwargs.pop(name) for name in _OF_PUSH if name in kwargs}
         super().save_pretrained(save_directory, *args, **kwargs)
-        if self.tokenizer is not None and kwargs.get("is_main_process", True):
-            self.tokenizer.save_pretrained(save_directory)
+        if kwargs.get("is_main_process", True):
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(save_directory)
+            write_card(self.config, Path(save_directory))
+            if push:
+                # When all is there: transformers would push in between, without the tokenizer.
+                self.push_to_hub(to_hub.pop("repo_id", Path(save_directory).resolve().name), **to_hub)
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        # The last that `push_to_hub` asks for; a release that asks otherwise fails the tests.
+        replace_draft(self.config, Path(working_dir), repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def forward(self, batch: PackedBatch) -> SentenceRewardOutput:
         """Rewards of every response and sentence in `batch`."""

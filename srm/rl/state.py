@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from srm.errors import UserError
+from srm.modeling.card import CARD
 from srm.modeling.loading import one_line
 from srm.rl.arguments import RLConfig
+from srm.rl.card import policy_card
 from srm.runs.folders import publish_folder, publish_model, rotate, staging, write_whole, writing
 from srm.runs.settings import settings_changes, to_yaml
 
@@ -108,6 +110,7 @@ class RunFolder:
         if self._accelerator.is_main_process:
             with writing("the policy", self.path, _GO_ON):
                 _save_model(staged, policy, tokenizer)
+                (staged / CARD).write_text(policy_card(self._config), encoding="utf-8")
                 publish_model(staged, self.path)
             shutil.rmtree(staging(self.path))
         self._accelerator.wait_for_everyone()

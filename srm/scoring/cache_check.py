@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -75,12 +77,17 @@ def run_cached(model: RewardModel, ids: list[int], cache: DynamicCache) -> Tenso
     was_training = model.training
     model.eval()
     try:
-        output = model.backbone(input_ids=input_ids, position_ids=position_ids, past_key_values=cache, use_cache=True)
+        output = model.backbone(input_ids=input_ids, position_ids=position_ids, use_cache=True, **{_cache_argument(model): cache})
     finally:
         model.train(was_training)
     if cache.get_seq_length() != start + len(ids):
         raise _refused(f"{type(unwrap(model.backbone)).__name__} does not keep its keys and values in the cache it is given")
     return output.last_hidden_state[0]
+
+
+def _cache_argument(model: RewardModel) -> str:
+    """What the backbone calls its cache: transformers renamed it in 5.24, architecture by architecture."""
+    return "cache" if "cache" in inspect.signature(unwrap(model.backbone).forward).parameters else "past_key_values"
 
 
 def _refused(reason: str) -> UserError:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from srm.errors import UserError
 from srm.extras import name_the_extra
-from srm.modeling import SentenceRewardModel
+from srm.modeling import SentenceRewardConfig, SentenceRewardModel
+from srm.modeling.card import replace_draft, write_card
 from srm.modeling.head_file import in_float32
 from srm.modeling.loading import unsharded
 
@@ -48,15 +50,35 @@ def add_adapters(model: SentenceRewardModel, arguments: ModelArguments) -> PeftM
             trainable_token_indices=_new_token_rows(model),
         ),
     )
-    adapted.save_pretrained = partial(_save, adapted.save_pretrained)  # type: ignore[method-assign]  # meant
+    adapted.save_pretrained = partial(_save, adapted.save_pretrained, model)  # type: ignore[method-assign]  # meant, as the two below
+    adapted.create_or_update_model_card = lambda output_dir: write_card(model.config, Path(output_dir), is_adapter=True)  # type: ignore[method-assign]
+    adapted._upload_modified_files = partial(_upload, adapted._upload_modified_files, model.config)  # type: ignore[method-assign]
     return adapted
 
 
-def _save(save_pretrained: Callable[..., None], *args: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:
-    """peft's own saving, with the head in float32 where a trainer that computes in 16 bits hands over the weights."""
+def _save(
+    save_pretrained: Callable[..., None],
+    model: SentenceRewardModel,
+    save_directory: str,
+    *args: Any,
+    state_dict: dict[str, Tensor] | None = None,
+    **kwargs: Any,
+) -> None:
+    """peft's own saving, with what the folder needs to be a reward model; the head in float32 whatever a trainer computes in."""
     state_dict = None if state_dict is None else in_float32(state_dict)
     # It would ask the hub at every save whether the vocabulary has grown; a new token's row is saved by itself.
-    save_pretrained(*args, state_dict=state_dict, save_embedding_layers=False, **kwargs)
+    save_pretrained(save_directory, *args, state_dict=state_dict, save_embedding_layers=False, **kwargs)
+    if kwargs.get("is_main_process", True):
+        # peft saves the adapter alone; our config says what model it belongs to.
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(save_directory)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(save_directory)
+
+
+def _upload(upload: Callable[..., Any], config: SentenceRewardConfig, working_dir: str, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+    replace_draft(config, Path(working_dir), repo_id, is_adapter=True)
+    return upload(working_dir, repo_id, *args, **kwargs)
 
 
 def _target_pattern(model: SentenceRewardModel, wanted: list[str] | None) -> str:

@@ -18,11 +18,13 @@ from transformers.utils import logging as transformers_logging
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
 from srm.modeling.adapter import check_adapter
+from srm.modeling.card import CARD, TAGS, model_card
+from srm.modeling.config import CODE_FILE
 from srm.modeling.loading import one_line
 from srm.runs.folders import publish_folder, publish_model, recover, rotate, staging, writing
 from srm.runs.lock import hold_together
 from srm.training.arguments import RewardConfig
-from srm.training.card import model_card
+from srm.training.card import training_facts
 
 __all__ = ["AtomicSavingTrainer"]
 
@@ -105,10 +107,11 @@ class AtomicSavingTrainer(Trainer):
     def _save_whole(self, final: Path) -> None:
         staged = staging(final) / "model"
         self._clear(staged)
+        self.reward_model.config.training = training_facts(self)
         with writing("the model", final, _GO_ON), _no_bar():
             super().save_model(str(staged), _internal_call=True)
             if self.args.should_save:
-                (staged / "README.md").write_text(model_card(self), encoding="utf-8")
+                self._write_card(staged)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with writing("the model", final, _GO_ON):
@@ -116,10 +119,19 @@ class AtomicSavingTrainer(Trainer):
             shutil.rmtree(staging(final))
         self.accelerator.wait_for_everyone()
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """As Trainer's, which the hub gets; ours whatever is asked for."""
+    def create_model_card(  # type: ignore[override]  # what Trainer's takes beside these is in `kwargs`
+        self, language: str | None = None, license: str | None = None, tags: str | list[str] | None = None, **kwargs: Any
+    ) -> None:
+        """As Trainer's, which the hub gets, but ours; what else Trainer's takes it knows itself."""
         if self.is_world_process_zero():
-            (Path(self.args.output_dir) / "README.md").write_text(model_card(self), encoding="utf-8")
+            extra = [tags] if isinstance(tags, str) else tags or []
+            front = {"language": language, "license": license, "tags": extra and [*TAGS, *extra]}
+            self._write_card(Path(self.args.output_dir), {key: value for key, value in front.items() if value})
+
+    def _write_card(self, folder: Path, front: dict[str, Any] | None = None) -> None:
+        name = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
+        card = model_card(self.reward_model.config, name, is_adapter=hasattr(self.model, "peft_config"), front=front)
+        (folder / CARD).write_text(card, encoding="utf-8")
 
     def check_finite(self) -> None:
         """Raise UserError where a trained weight is NaN or infinite: such a model must never replace a good one."""
@@ -137,6 +149,7 @@ class AtomicSavingTrainer(Trainer):
         staged, final = staging(run) / name, run / name
         self._clear(staged)
         self._staged_run = staged.parent
+        self.reward_model.config.training = training_facts(self)
         try:
             with writing(name, run, _GO_ON), _no_bar():
                 super()._save_checkpoint(model, trial)
@@ -156,6 +169,10 @@ class AtomicSavingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self._push_later is not None:
             self._push_later = None
+            if self.is_world_process_zero():
+                # Trainer picks the files that it knows, and these two it does not.
+                self._write_card(run)
+                shutil.copy(final / CODE_FILE, run / CODE_FILE)
             super()._push_from_checkpoint(str(final))
 
     def _name_best(self, staged: Path, final: Path) -> None:

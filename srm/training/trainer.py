@@ -326,10 +326,6 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
             head = float32_weights((name, weight) for name, weight in self.model.named_parameters() if not _is_backbone(name))
             state_dict = state_dict and {**state_dict, **head}
         super()._save(output_dir, state_dict)
-        if self.model is not self.reward_model and self.args.should_save and hasattr(self.model, "peft_config"):
-            # peft saves the adapter alone; our config says what model it belongs to.
-            self.reward_model.config.architectures = [type(self.reward_model).__name__]
-            self.reward_model.config.save_pretrained(output_dir or self.args.output_dir)
 
 
 class _Collator:

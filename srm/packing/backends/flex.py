@@ -100,10 +100,8 @@ def _kernel(kind: str) -> Callable[..., Any]:
 
 @lru_cache(maxsize=8)
 def _cap(softcap: float) -> Callable[..., Tensor]:
-    def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
-
-    return capped
+    # A constant of the code: a variable may become an input of the compiled graph, and torch 2.15 takes no floats among FlexAttention's.
+    return eval(f"lambda score, batch, head, query, key: {float(softcap)!r} * torch.tanh(score / {float(softcap)!r})")
 
 
 def _mask(plan: AttentionPlan, window: int | None, device: torch.device) -> BlockMask:

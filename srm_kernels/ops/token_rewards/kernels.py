@@ -70,16 +70,9 @@ def token_rewards_kernel(
     kl_coef = joined(kl_high, kl_low, ACC)
     token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     in_range = token < num_tokens
-    x, _ = log_ratio(logprob_ptr, ref_logprob_ptr, token, in_range, kl_coef, ACC)
-    if ESTIMATOR == K1:
-        kl = x
-    elif ESTIMATOR == K2:
-        kl = 0.5 * x * x
-    else:
-        kl = expm1_less_y(-x)
-    total = -kl_coef * kl
     first, last = equal_range(sorted_ptr, num, token, steps)
     most = tl.max(last - first, 0)
+    total = tl.zeros((BLOCK,), ACC)
     j = 0
     while j < most:
         present = first + j < last
@@ -89,6 +82,15 @@ def token_rewards_kernel(
         # Index 0 sits on the prompt and earns nothing.
         total += tl.load(reward_ptr + n, mask=present & (n > begin), other=0).to(ACC)
         j += 1
+    # Behind the loop, which takes all registers: in front of it, what is paid would be held through it, and Triton 3.9 spills it.
+    x, _ = log_ratio(logprob_ptr, ref_logprob_ptr, token, in_range, kl_coef, ACC)
+    if ESTIMATOR == K1:
+        kl = x
+    elif ESTIMATOR == K2:
+        kl = 0.5 * x * x
+    else:
+        kl = expm1_less_y(-x)
+    total -= kl_coef * kl
     tl.store(out_ptr + token, total, mask=in_range)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from srm import SentenceRewardModel
 from srm.errors import UserError
 from srm.evaluation.classifier import ClassifierModel, is_classifier
 
@@ -112,24 +115,61 @@ def test_a_classifier_is_loaded_whole(folder: Path) -> None:
         ClassifierModel(str(folder))
 
 
-def test_an_adapter_of_trl_is_a_classifier(tiny_policy_dir: Path, tmp_path: Path) -> None:
-    """`trl reward --use_peft` saves the adapter and the output layer; the model below is a language model without one."""
-    peft = pytest.importorskip("peft")
-    base = AutoModelForSequenceClassification.from_pretrained(tiny_policy_dir, num_labels=1)
-    base.config.pad_token_id = 0
-    adapted = peft.get_peft_model(base, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], modules_to_save=["score"]))
+@pytest.fixture(scope="module")
+def trl_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Any]]:
+    """trl_adapter(base, **settings): what TRL's RewardTrainer leaves after two steps with LoRA, and the trainer."""
+    pytest.importorskip("peft")
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from peft import LoraConfig
+
+    def train(base: Path, **settings: Any) -> tuple[Path, Any]:
+        folder = tmp_path_factory.mktemp("trl")
+        arguments = trl.RewardConfig(
+            output_dir=str(folder), max_steps=2, learning_rate=1e-1, bf16=False, report_to=[], use_cpu=True, disable_tqdm=True
+        )
+        say = [{"role": "user", "content": "Is it warm?"}], "It was warm there.", "No, it is wrong!"
+        row = {"prompt": say[0]} | {
+            key: [{"role": "assistant", "content": text}] for key, text in zip(("chosen", "rejected"), say[1:], strict=True)
+        }
+        adapter = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], **settings)
+        trainer = trl.RewardTrainer(model=str(base), args=arguments, train_dataset=Dataset.from_list([row] * 4), peft_config=adapter)
+        trainer.train()
+        trainer.save_model()
+        return folder, trainer
+
+    return train
+
+
+def trl_rewards(trainer: Any) -> list[float]:
+    """Of the first row, as TRL itself has tokenized it, by the model that it holds."""
+    row, model = trainer.train_dataset[0], trainer.model.eval()
     with torch.no_grad():
-        for weight in adapted.parameters():
-            if weight.requires_grad:
-                weight.normal_(std=0.3)
-    adapted.save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(tiny_policy_dir).save_pretrained(tmp_path)
-    assert is_classifier(str(tmp_path))
-    model = ClassifierModel(str(tmp_path))
-    with torch.no_grad():
-        expected = adapted.eval()(torch.tensor([model._encode("Hi", "There.")])).logits.item()
-    assert model.score(["Hi"], ["There."]) == pytest.approx([expected], abs=1e-5)
-    weights = load_file(tmp_path / "adapter_model.safetensors")
-    save_file({name: weight for name, weight in weights.items() if "score" not in name}, tmp_path / "adapter_model.safetensors")
+        return [float(model(torch.tensor([row[f"{name}_ids"]])).logits[0, 0]) for name in ("chosen", "rejected")]
+
+
+def test_an_adapter_of_trl_is_a_classifier(trl_adapter: Callable[..., tuple[Path, Any]], tiny_policy_dir: Path) -> None:
+    """`trl reward --use_peft --lora_task_type SEQ_CLS` saves the adapter and the output layer; the model below has none."""
+    folder, trainer = trl_adapter(tiny_policy_dir, task_type="SEQ_CLS")
+    assert is_classifier(str(folder))
+    expected = trl_rewards(trainer)
+    assert expected[0] != expected[1]
+    found = ClassifierModel(str(folder)).score(["Is it warm?"] * 2, ["It was warm there.", "No, it is wrong!"])
+    assert found == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(UserError, match=r"a sequence classifier, whose reward is one number and has no sentences\. srm-eval reads it"):
+        SentenceRewardModel.from_pretrained(folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({name: weight for name, weight in weights.items() if "score" not in name}, folder / "adapter_model.safetensors")
     with pytest.raises(UserError, match="the adapter could not be loaded"):
-        ClassifierModel(str(tmp_path))
+        ClassifierModel(str(folder))
+
+
+def test_an_adapter_of_trl_without_a_task(trl_adapter: Callable[..., tuple[Path, Any]], tiny_policy_dir: Path, folder: Path) -> None:
+    """peft then saves no output layer: it is the base's own, or it is lost and no number means anything."""
+    on_classifier, trainer = trl_adapter(folder)
+    found = ClassifierModel(str(on_classifier)).score(["Is it warm?"] * 2, ["It was warm there.", "No, it is wrong!"])
+    assert found == pytest.approx(trl_rewards(trainer), abs=1e-5)
+    lost, _ = trl_adapter(tiny_policy_dir)
+    assert is_classifier(str(lost))
+    with pytest.raises(UserError, match=r"saved without the output layer that gives the reward \(score.weight\).*--lora_task_type SEQ_CLS"):
+        ClassifierModel(str(lost))

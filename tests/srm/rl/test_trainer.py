@@ -49,6 +49,20 @@ def test_a_price_on_kl_keeps_the_policy_near(new_config: NewConfig, new_trainer:
     assert found[1] < 0.5 * found[0]
 
 
+def test_the_policy_has_a_card_whose_lines_run(
+    new_config: NewConfig, new_trainer: NewTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = new_config(max_steps=1, output_dir=str(tmp_path / "policy"), reward_model_path="me/reward", dataset_name=str(tmp_path))
+    new_trainer(config).train()
+    card = (tmp_path / "policy" / "README.md").read_text()
+    assert "| reward model | me/reward |" in card
+    assert str(tmp_path) not in card
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    exec(card.split("```python\n")[1].split("```")[0])
+    assert capsys.readouterr().out.startswith("Where is Paris?")
+
+
 @pytest.mark.parametrize("algorithm", ["reinforce", "ppo"])
 def test_resumed_is_as_uninterrupted(new_config: NewConfig, new_trainer: NewTrainer, algorithm: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM

@@ -243,7 +243,7 @@ def test_backbones_that_cannot_stream(tiny_tokenizer_dir: Path, tmp_path: Path, 
         with pytest.raises(UserError, match=said):
             hybrid.stream(PROMPT)
     plain = model.backbone.forward
-    model.backbone.forward = lambda **kwargs: plain(**kwargs | {"past_key_values": None, "use_cache": False})  # type: ignore[method-assign]
+    model.backbone.forward = lambda input_ids, position_ids, **cache: plain(input_ids, position_ids=position_ids)  # type: ignore[method-assign]
     with pytest.raises(UserError, match="does not keep its keys and values"):
         model.stream(PROMPT)
 

@@ -39,6 +39,11 @@ def test_a_saved_model_has_a_card(new_model, rows, make_trainer, tmp_path, peft)
     (tmp_path / "run" / "README.md").unlink()
     trainer.create_model_card(model_name="x")
     assert (tmp_path / "run" / "README.md").read_text() == card
+    # Its metadata may be asked for.
+    trainer.create_model_card(license="mit", tags="mine")
+    front = yaml.safe_load((tmp_path / "run" / "README.md").read_text().split("---\n")[1])
+    assert front["license"] == "mit"
+    assert front["tags"] == ["reward-model", "sentence-level", "srm", "mine"]
 
 
 def test_a_card_names_no_place_on_this_machine(new_model, rows, make_trainer, tmp_path):
