@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import sys
 import typing
@@ -31,11 +30,11 @@ from skyrl.train.utils import validate_cfg
 from srm import SentenceRewardModel, UserError
 from srm.rl import group_advantages, token_level_rewards
 from srm.scoring.token_ids import ScoredTokens
+from tests.example_scripts import load
 from tests.servers import in_thread
 
 PROMPTS = ["Why is bread salty?", "Where does the cat sit?"]
 RESPONSES = ["It needs salt. Flour alone is dull.", "No, it is wrong!", "", "Bread is white. It is old. Salt is dear!"]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Written:
@@ -68,14 +67,7 @@ def url(model: SentenceRewardModel) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    """examples/skyrl_grpo.py, which must not hide SkyRL itself."""
-    spec = importlib.util.spec_from_file_location("skyrl_example", ROOT / "examples" / "skyrl_grpo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load("skyrl_grpo")
 
 
 @pytest.fixture
