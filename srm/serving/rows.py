@@ -26,9 +26,9 @@ from srm.scoring.guards import check_ids
 from srm.scoring.run import ResponseScore
 from srm.scoring.text import read_off
 from srm.scoring.token_ids import NO_TEXT, PolicyResponse, encode_ids
-from srm.serving.schema import IdsRow, TextRow
+from srm.serving.schema import IdsRow, SlimeRequest, TextRow
 
-__all__ = ["BadField", "encode_openrlhf", "encode_rows", "reward_of"]
+__all__ = ["BadField", "encode_openrlhf", "encode_rows", "encode_slime", "reward_of"]
 
 # Characters or ids that are encoded without a stop, unless one row has more.
 _SLICE = 1 << 16
@@ -107,6 +107,19 @@ def encode_openrlhf(
         yield rows
 
 
+def encode_slime(
+    model: SentenceRewardModel, sample: SlimeRequest, *, max_length: int | None, on_mended: Callable[[str, int], None]
+) -> Slices:
+    """As `encode_openrlhf`, for the body of slime's `remote_rm`. A prompt that is text is read as it stands.
+
+    Raises:
+        BadField: messages that the model's chat template does not take.
+    """
+    prompt = sample.prompt if isinstance(sample.prompt, str) else _render(model, sample.prompt, {}, ("prompt",))
+    request = {"query": [prompt + sample.response], "prompts": [prompt]}
+    yield from encode_openrlhf(model, request, max_length=max_length, on_mended=on_mended)
+
+
 def _slices(rows: Sequence[Row], size: Callable[[Row], int]) -> Iterator[list[Row]]:
     """`rows` in slices to encode at once: none is much work, and none would be much padding."""
     part: list[Row] = []
@@ -146,7 +159,9 @@ def _ready(model: SentenceRewardModel, row: TextRow | IdsRow, index: int, limit:
     """`row` as far as it needs no tokenizer."""
     if isinstance(row, TextRow):
         response = model.encoder.answers.without_end(row.response)
-        return _Texts(prompt=_render(model, row, index), response=row.response if response.strip() else "")
+        settings = {"tools": row.tools, "chat_template_kwargs": row.chat_template_kwargs}
+        prompt = _render(model, row.prompt, settings, ("rows", index, "prompt"))
+        return _Texts(prompt=prompt, response=row.response if response.strip() else "")
     # A backbone may have more rows of embeddings than there are tokens, or fewer.
     size = min(len(model.encoder.tokenizer), num_embeddings(model.backbone))
     for name, ids in (("prompt_ids", row.prompt_ids), ("response_ids", row.response_ids)):
@@ -158,11 +173,11 @@ def _ready(model: SentenceRewardModel, row: TextRow | IdsRow, index: int, limit:
     return row.model_copy(update={"response_ids": row.response_ids[: limit + 1]})
 
 
-def _render(model: SentenceRewardModel, row: TextRow, index: int) -> str:
-    field = ("rows", index, "prompt")
+def _render(
+    model: SentenceRewardModel, prompt: str | list[dict[str, Any]], settings: Mapping[str, Any], field: tuple[str | int, ...]
+) -> str:
     try:
-        settings = {"tools": row.tools, "chat_template_kwargs": row.chat_template_kwargs}
-        return model.encoder.format.render(with_settings(check_prompt(row.prompt), settings))
+        return model.encoder.format.render(with_settings(check_prompt(prompt), settings))
     except Exception as error:
         # Templates are programs: they read whatever keys a message has, and stumble over odd values in ways of their own.
         raise BadField(field, str(error) if isinstance(error, RowProblem) else _reason(error)) from error

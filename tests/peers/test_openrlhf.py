@@ -100,7 +100,7 @@ def test_prompts_that_its_query_does_not_begin_with(model: SentenceRewardModel, 
 
 def mended(url: str) -> float:
     lines = httpx.get(f"{url}/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("srm_openrlhf_mended_samples_total"))
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("srm_mended_samples_total"))
 
 
 def parsed(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
