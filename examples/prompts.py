@@ -27,8 +27,9 @@ def rows_of(name: str, split: str) -> Iterable[Mapping[str, Any]]:
 
 def row_of(prompt: str | list[dict[str, str]]) -> dict[str, Any]:
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    # verl asks for the others; `extra_info` is where its reward function looks for the prompt.
-    return {"prompt": messages, "data_source": "srm", "reward_model": {"ground_truth": ""}, "extra_info": {"prompt": messages}}
+    # verl asks for a source and a truth. Its reward function looks for the prompt in `extra_info`, slime's in `metadata`.
+    own = {"prompt": messages}
+    return {"prompt": messages, "data_source": "srm", "reward_model": {"ground_truth": ""}, "extra_info": own, "metadata": own}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

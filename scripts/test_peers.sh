@@ -2,12 +2,16 @@
 # Runs our integrations inside other projects' own programs. Each tests/peers/requirements/NAME.txt is a peer: its wheels go, without
 # what they declare to need, into build/peers/NAME, on top of .venv, and tests/peers/test_NAME.py runs there.
 # make test-peers, or: scripts/test_peers.sh rewardbench
+# slime has no wheel: it runs where SLIME names a checkout, as in SLIME=../slime scripts/test_peers.sh slime
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PIP_DISABLE_PIP_VERSION_CHECK=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=$PWD
 
 names=("$@")
-[ $# -gt 0 ] || mapfile -t names < <(cd tests/peers/requirements && basename -s .txt -- *.txt)
+if [ $# -eq 0 ]; then
+    mapfile -t names < <(cd tests/peers/requirements && basename -s .txt -- *.txt)
+    [ -n "${SLIME:-}" ] || mapfile -t names < <(printf '%s\n' "${names[@]}" | grep -vx slime)
+fi
 base=$(realpath .venv/lib/python3.*/site-packages)
 
 # An environment whose own packages come before those of .venv; kept as long as its pins stay.

@@ -40,7 +40,8 @@ class SentenceRewardGenerator(SkyRLGymGenerator):
 
     Args:
         kind: what a sentence earns, as in `srm.rl.sentence_rewards`.
-        url, token: of a running `srm-serve`.
+        url: of a running `srm-serve`.
+        token: the server's, if it has one.
         model: in place of `url`: a folder or a name on the Hub.
         *args, **kwargs: go to `SkyRLGymGenerator`.
 

@@ -34,7 +34,8 @@ class RewardSource:
     """A running `srm-serve`, or a model in this process.
 
     Args:
-        url, token: the server's.
+        url: the server's address.
+        token: the server's, if it has one.
         model: in place of `url`: a folder or a name on the Hub. It is loaded once a process, when the first response is there.
 
     Raises:

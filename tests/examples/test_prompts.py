@@ -15,7 +15,7 @@ def test_every_tenth_prompt_is_for_the_test(tmp_path: Path) -> None:
     load("prompts").main(["--dataset", str(source), "--output", str(tmp_path / "out")])
     read = {split: (tmp_path / "out" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines() for split in ("train", "test")}
     assert [json.loads(row)["prompt"] for row in read["test"]] == [prompts[9]]
-    assert [json.loads(row)["extra_info"]["prompt"] for row in read["train"]] == [*prompts[:9], *prompts[10:]]
+    assert [json.loads(row)["metadata"]["prompt"] for row in read["train"]] == [*prompts[:9], *prompts[10:]]
 
 
 def test_text_becomes_a_message() -> None:
