@@ -18,11 +18,11 @@ from datasets import load_dataset
 
 
 def rows_of(name: str, split: str) -> Iterable[Mapping[str, Any]]:
-    """A split of a data set on the Hub. Of a local JSONL file every tenth row is the test split."""
+    """A split of a data set on the Hub. Of a local JSONL file the first of every ten rows is for the test."""
     if not name.endswith((".json", ".jsonl")):
         return load_dataset(name, split=split)
     rows = load_dataset("json", data_files=name, split="train")
-    return [row for number, row in enumerate(rows) if (number % 10 == 9) == (split == "test")]
+    return [row for number, row in enumerate(rows) if (number % 10 == 0) == (split == "test")]
 
 
 def row_of(prompt: str | list[dict[str, str]]) -> dict[str, Any]:

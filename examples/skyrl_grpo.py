@@ -4,7 +4,8 @@
     python examples/skyrl_grpo.py srm.url=http://localhost:8000 trainer.policy.model.path=Qwen/Qwen2.5-1.5B-Instruct \
         trainer.algorithm.advantage_estimator=srm trainer.placement.policy_num_gpus_per_node=4 generator.inference_engine.num_engines=4
 
-Takes SkyRL's settings, and `srm.url`, `srm.token`, `srm.model` and `srm.kind`. Needs `pip install 'skyrl[fsdp]' 'srm-kernels[srm,client]'`.
+Takes SkyRL's settings, and `srm.url`, `srm.token`, `srm.model` and `srm.kind`. Needs Python 3.12 and GPUs. SkyRL wants transformers below
+5.9, so srm-serve runs in an environment of its own: here `pip install 'skyrl[fsdp]' httpx`, then `pip install --no-deps srm-kernels`.
 Prompts come from the Hub; `data.train_data="['prompts.jsonl']"` takes your own, whose rows have a `prompt` of messages.
 """
 

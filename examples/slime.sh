@@ -6,14 +6,15 @@
 #   bash examples/slime.sh
 #
 # POLICY is a folder with the policy, and POLICY_torch_dist beside it what slime's tools/convert_hf_to_torch_dist.py made of it; MODEL names its shape,
-# one of slime's scripts/models. DATASET is a name on the Hub or a JSONL file. What is typed behind the command goes to slime and counts.
+# one of slime's scripts/models. DATASET is a name on the Hub or a JSONL file, PROMPTS a folder that examples/prompts.py has written already.
+# What is typed behind the command goes to slime and counts.
 # For one reward a response, without our code in slime: --rm-type remote_rm --rm-url http://localhost:8000/remote_rm in place of the REWARD flags.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 policy=${POLICY:-/root/Qwen2.5-1.5B-Instruct}
 prompts=$(realpath -m "${PROMPTS:-outputs/prompts}")
 
-[ -f "$prompts/test.jsonl" ] || python "$here/prompts.py" --dataset "${DATASET:-trl-lib/ultrafeedback-prompt}" --output "$prompts"
+[ -n "${PROMPTS:-}" ] || python "$here/prompts.py" --dataset "${DATASET:-trl-lib/ultrafeedback-prompt}" --output "$prompts"
 
 cd "${SLIME:-/root/slime}"
 # It sets MODEL_ARGS.

@@ -1,6 +1,6 @@
 """TRL's GRPO, with a sentence-level reward model as its reward: one number a completion.
 
-    pip install trl 'srm-kernels[srm]'
+    pip install 'srm-kernels[trl]'
     python examples/trl_grpo.py --reward_model out/rm --output_dir outputs/grpo
 
 Takes every flag of TRL's GRPOConfig. `--model` is the policy; `--dataset` is a name on the Hub, or a JSONL file whose rows have a `prompt`

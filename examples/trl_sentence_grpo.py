@@ -1,6 +1,6 @@
 """TRL's GRPO, where every sentence of a completion has an advantage of its own.
 
-    pip install trl 'srm-kernels[srm]'
+    pip install 'srm-kernels[trl]'
     python examples/trl_sentence_grpo.py --reward_model out/rm --output_dir outputs/sentence_grpo
 
 Takes every flag of TRL's GRPOConfig. `--model` is the policy; `--dataset` is a name on the Hub, or a JSONL file whose rows have a `prompt`

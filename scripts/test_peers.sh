@@ -20,7 +20,7 @@ make_environment() {
     if ! cmp -s "$pins" "$folder/pins.txt" || ! "$folder/bin/python" -c 'import torch, pytest' 2>/dev/null; then
         .venv/bin/python -m venv --clear "$folder"
         echo "import site; site.addsitedir('$base')" >"$(echo "$folder"/lib/python3.*/site-packages)/base.pth"
-        "$folder/bin/python" -m pip install --quiet --progress-bar off --no-deps --requirement "$pins"
+        "$folder/bin/python" -m pip install --quiet --progress-bar off --no-compile --no-deps --requirement "$pins"
         cp "$pins" "$folder/pins.txt"
     fi
 }

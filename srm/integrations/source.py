@@ -88,7 +88,7 @@ class PolicyRewards:
 
         Args:
             prompt: text or messages.
-            ids: the response as the policy wrote it, at least one. Its text ends before the first end token.
+            ids: the response as the policy wrote it. Its text ends before the first end token.
 
         Returns:
             The response with its sentences, and what each of `ids` earned. A sentence's reward is on the token that writes its last
@@ -101,7 +101,7 @@ class PolicyRewards:
         paid = [0.0] * len(ids)
         spans = [Span(sentence.start, sentence.end) for sentence in scored.sentences]
         ends, owners = sentence_ends_from_offsets(spans, offsets, text=text) if spans else ([], [])
-        if self._kind == "response":
+        if self._kind == "response" and paid:
             paid[ends[-1] if ends else min(length, len(ids) - 1)] = scored.reward
             return scored, paid
         for end, owner in zip(ends, owners, strict=True):
