@@ -6,12 +6,8 @@ Runs inside verl, which imports it by the path `pkg://srm.integrations.verl` (wr
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
-from threading import Lock
-from typing import TYPE_CHECKING, Any, get_args
-from weakref import WeakKeyDictionary
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,13 +17,9 @@ from verl.experimental.reward_loop.reward_manager import register
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.trainer.ppo.core_algos import register_adv_est
 
-from srm.client import AsyncClient
 from srm.errors import UserError
-from srm.modeling import SentenceRewardModel
-from srm.rl import RewardKind, group_advantages
-from srm.scoring.results import ScoredResponse
-from srm.scoring.token_ids import ScoredTokens
-from srm.segmentation import Span, TokenSegmenter, content_lengths, sentence_ends_from_offsets
+from srm.integrations.source import PolicyRewards, RewardSource
+from srm.rl import token_group_advantages
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -36,10 +28,6 @@ if TYPE_CHECKING:
     from srm.data import Prompt
 
 __all__ = ["SentenceRewardManager", "TokenRewards", "compute_score", "sentence_group_advantages"]
-
-_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | None], AsyncClient]] = WeakKeyDictionary()
-_models: dict[str, SentenceRewardModel] = {}
-_loading = Lock()
 
 
 async def compute_score(
@@ -70,7 +58,7 @@ async def compute_score(
     """
     if not extra_info or "prompt" not in extra_info:
         raise UserError("compute_score: `extra_info` must hold the prompt. Add a `prompt` to the `extra_info` of each row of the data.")
-    scored = await _scorer(url, token, model)(_plain(extra_info["prompt"]), solution_str)
+    scored = await RewardSource(url=url, token=token, model=model).score(_plain(extra_info["prompt"]), solution_str)
     return {"score": scored.reward, "num_sentences": float(len(scored.sentences))}
 
 
@@ -121,14 +109,9 @@ class SentenceRewardManager(RewardManagerBase):
     ) -> None:
         super().__init__(config, tokenizer, compute_score)
         settings = dict(config.reward.get("reward_kwargs") or {})
-        self.kind: RewardKind = settings.pop("kind", "weighted")
-        if self.kind not in get_args(RewardKind):
-            raise UserError(f"reward.reward_kwargs.kind must be one of {', '.join(get_args(RewardKind))}, got {self.kind!r}.")
-        if unknown := sorted(set(settings) - {"url", "token", "model"}):
+        if unknown := sorted(set(settings) - {"url", "token", "model", "kind"}):
             raise UserError(f"reward.reward_kwargs: unknown setting {', '.join(unknown)}. Choose from url, token, model, kind.")
-        _one_of(settings.get("url"), settings.get("model"))
-        self._settings = settings
-        self._segmenter = TokenSegmenter(tokenizer)
+        self._rewards = PolicyRewards(tokenizer, **settings)
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """Rewards of one sample.
@@ -148,22 +131,8 @@ class SentenceRewardManager(RewardManagerBase):
             raise UserError("SentenceRewardManager: the batch has no `raw_prompt`. Set data.return_raw_chat=True.")
         ids = item.batch["responses"]
         ids = ids[: int(item.batch["attention_mask"][-len(ids) :].sum())]
-        length = int(content_lengths(ids[None], self._segmenter.end_ids)[0])
-        text, offsets = self._segmenter.table.decode(ids[:length])
-        scored = await _scorer(**self._settings)(_plain(item.non_tensor_batch["raw_prompt"]), text)
-        paid = [0.0] * len(ids)
-        spans = [Span(sentence.start, sentence.end) for sentence in scored.sentences]
-        found = sentence_ends_from_offsets(spans, offsets, text=text) if spans else ((), ())
-        for end, span in zip(*found, strict=True):
-            # More than one where a single token of the policy writes the end of two.
-            paid[end] = sum(self._earned(scored, number) for number, inner in enumerate(spans) if span.start <= inner.start < span.end)
-        return {"reward_score": TokenRewards(scored.reward, paid), "reward_extra_info": {"num_sentences": len(spans)}}
-
-    def _earned(self, scored: ScoredResponse, number: int) -> float:
-        sentence = scored.sentences[number]
-        if self.kind == "response":
-            return scored.reward if number == len(scored.sentences) - 1 else 0.0
-        return sentence.weighted_reward if self.kind == "weighted" else sentence.reward
+        scored, paid = await self._rewards.score(_plain(item.non_tensor_batch["raw_prompt"]), ids.tolist())
+        return {"reward_score": TokenRewards(scored.reward, paid), "reward_extra_info": {"num_sentences": len(scored.sentences)}}
 
     @classmethod
     def assemble_rm_scores(cls, data: DataProto, scores: list[TokenRewards]) -> Tensor:
@@ -204,63 +173,10 @@ def sentence_group_advantages(
     settings = config or {}
     if settings.get("use_kl_in_reward", False):
         raise UserError("algorithm.adv_estimator=srm needs algorithm.use_kl_in_reward=False. Use actor.use_kl_loss=True for the penalty.")
-    is_end = token_level_rewards != 0
-    counts = is_end.sum(1)
-    # Every response has the prompt's boundary before its sentences, which earns nothing.
-    cu_boundaries = torch.cat([counts.new_zeros(1), (counts + 1).cumsum(0)])
-    num, device = int(cu_boundaries[-1]), token_level_rewards.device
-    earned, ends = torch.zeros(num, device=device), torch.full((num,), -1, device=device)
-    is_sentence = torch.ones(num, dtype=torch.bool, device=device).index_fill_(0, cu_boundaries[:-1], False)
-    earned[is_sentence], ends[is_sentence] = token_level_rewards[is_end].float(), is_end.nonzero()[:, 1]
-    scored = ScoredTokens(
-        reward=token_level_rewards.float().sum(1),
-        sentence_reward=earned,
-        weight=torch.ones_like(earned),
-        ends=ends,
-        cu_boundaries=cu_boundaries,
-        lengths=response_mask.sum(1),
-        width=response_mask.shape[1],
-    )
     group = torch.from_numpy(np.unique(index, return_inverse=True)[1])
     scale = settings.get("norm_adv_by_std_in_grpo", True)
-    advantages = group_advantages(scored, group, kind="sentence", scale=scale, mask=response_mask)
+    advantages = token_group_advantages(token_level_rewards, response_mask, group, scale=scale)
     return advantages, advantages
-
-
-def _one_of(url: str | None, model: str | None) -> None:
-    if (url is None) == (model is None):
-        raise UserError(f"the reward model: give `url` of a running srm-serve, or `model`, one of the two; got {url=}, {model=}.")
-
-
-def _scorer(
-    url: str | None = None, token: str | None = None, model: str | None = None
-) -> Callable[[Prompt, str], Awaitable[ScoredResponse]]:
-    """From a prompt and a response to its rewards."""
-    _one_of(url, model)
-    if url is not None:
-        # A client's connections belong to an event loop.
-        clients = _clients.setdefault(asyncio.get_running_loop(), {})
-        if (url, token) not in clients:
-            clients[url, token] = AsyncClient(url, token=token)
-        return partial(_ask, clients[url, token])
-    return partial(asyncio.to_thread, partial(_score, model or ""))
-
-
-async def _ask(client: AsyncClient, prompt: Prompt, text: str) -> ScoredResponse:
-    return (await client.score([prompt], [text]))[0]  # type: ignore[return-value]  # One response for one.
-
-
-def _score(name: str, prompt: Prompt, text: str) -> ScoredResponse:
-    # One at a time: verl asks for many samples at once, and each would load the model.
-    with _loading:
-        if name not in _models:
-            model = SentenceRewardModel.from_pretrained(name)
-            _models[name] = (model.to("cuda") if torch.cuda.is_available() else model).eval()  # type: ignore[arg-type]  # transformers wraps `to`
-        model = _models[name]
-        if text.strip():
-            return model.score([prompt], [text])[0]  # type: ignore[return-value]
-        scored = model.score_tokens([model.encoder.encode_prompt(prompt)], [[]])
-    return ScoredResponse(reward=scored.reward.item(), prompt_reward=scored.sentence_reward.item(), sentences=())
 
 
 def _plain(prompt: Any) -> Prompt:

@@ -14,7 +14,7 @@ import srm_kernels
 from srm.rl.rewards import RewardKind, sentence_rewards, whiten
 from srm.scoring.token_ids import ScoredTokens
 
-__all__ = ["group_advantages", "leave_one_out", "padded_gae"]
+__all__ = ["group_advantages", "leave_one_out", "padded_gae", "token_group_advantages"]
 
 
 def padded_gae(
@@ -149,6 +149,41 @@ def group_advantages(
     last[response[final]], last_end[response[final]] = earned[final], ends[final]
     last[is_empty] = normal[response.numel() :]
     return torch.where(column > last_end[:, None], last[:, None], summed).where(inside, 0)
+
+
+def token_group_advantages(reward: Tensor, mask: Tensor, group: Tensor, *, scale: bool = True) -> Tensor:
+    """`group_advantages` at sentence level for a host that keeps only what each token earned.
+
+    Args:
+        reward: [B, L], each sentence's reward on its last token, 0 elsewhere. A reward that is exactly 0 is no sentence's.
+        mask: bool or int [B, L], the policy's tokens, wherever in a row they lie.
+        group: int [B], which responses share a prompt.
+        scale: as in `group_advantages`.
+
+    Returns:
+        fp32 [B, L].
+
+    Raises:
+        ValueError: shapes that do not match.
+    """
+    is_end = reward != 0
+    counts = is_end.sum(1)
+    # Every response has the prompt's boundary before its sentences, which earns nothing.
+    cu_boundaries = torch.cat([counts.new_zeros(1), (counts + 1).cumsum(0)])
+    num = int(cu_boundaries[-1])
+    earned, ends = reward.new_zeros(num, dtype=torch.float32), counts.new_full((num,), -1)
+    is_sentence = torch.ones_like(ends, dtype=torch.bool).index_fill_(0, cu_boundaries[:-1], False)
+    earned[is_sentence], ends[is_sentence] = reward[is_end].float(), is_end.nonzero()[:, 1]
+    scored = ScoredTokens(
+        reward=reward.float().sum(1),
+        sentence_reward=earned,
+        weight=torch.ones_like(earned),
+        ends=ends,
+        cu_boundaries=cu_boundaries,
+        lengths=mask.sum(1),
+        width=reward.shape[1],
+    )
+    return group_advantages(scored, group, kind="sentence", scale=scale, mask=mask)
 
 
 def _without_text(scored: ScoredTokens, kind: RewardKind, owner: Tensor, is_empty: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from srm.scoring.run import ResponseScore, score_all
 from srm.serving.batcher import Batcher, QueueFull, ScoringFailed
 from srm.serving.gate import Gate
 from srm.serving.metrics import CONTENT_TYPE_LATEST, Metrics
-from srm.serving.rows import BadField, encode_openrlhf, encode_rows, reward_of
-from srm.serving.schema import OpenRLHFAnswer, OpenRLHFRequest, RewardAnswer, RewardRequest
+from srm.serving.rows import BadField, encode_openrlhf, encode_rows, encode_slime, reward_of
+from srm.serving.schema import OpenRLHFAnswer, OpenRLHFRequest, RewardAnswer, RewardRequest, SlimeRequest
 from srm.serving.settings import ServerSettings
 from srm_kernels import __version__
 
@@ -132,7 +132,7 @@ def _refused(problems: list[dict[str, Any]]) -> Response:
 def _add_reward_routes(app: FastAPI, model: SentenceRewardModel, settings: ServerSettings, batcher: Batcher, metrics: Metrics) -> None:
     security = _security(settings)
 
-    rows, samples = _reading(RewardRequest), _reading(OpenRLHFRequest)
+    rows, samples, sample = _reading(RewardRequest), _reading(OpenRLHFRequest), _reading(SlimeRequest)
 
     @rows.post("/v1/rewards", response_model=RewardAnswer, responses=_ERRORS, dependencies=security)
     async def rewards(body: RewardRequest, request: Request) -> Response:
@@ -159,8 +159,19 @@ def _add_reward_routes(app: FastAPI, model: SentenceRewardModel, settings: Serve
 
         return await _unless_gone(request, answer)
 
-    app.include_router(rows)
-    app.include_router(samples)
+    @sample.post("/remote_rm", response_model=float, responses=_ERRORS, dependencies=security)
+    async def remote_rm(body: SlimeRequest, request: Request) -> Response:
+        """slime's remote reward model: give this route's address as `--rm-url`, with `--rm-type remote_rm`."""
+
+        async def answer() -> Response:
+            rows = await batcher.encode(1, encode_slime(model, body, max_length=settings.max_length, on_mended=metrics.mended))
+            (score,) = _finite(await batcher.score(rows))
+            return JSONResponse(score.reward)
+
+        return await _unless_gone(request, answer)
+
+    for router in (rows, samples, sample):
+        app.include_router(router)
 
 
 def _add_status_routes(app: FastAPI, settings: ServerSettings, batcher: Batcher, metrics: Metrics) -> None:

@@ -30,9 +30,7 @@ class Metrics:
         self._batch_seconds = Histogram("srm_batch_seconds", "Run time of a batch", buckets=_SECONDS, registry=registry)
         self.dropped = Counter("srm_dropped_rows", "Rows taken out of the queue because their request was given up", registry=registry)
         self.model_errors = Counter("srm_model_errors", "Batches that failed with an error of the model", registry=registry)
-        self._mended = Counter(
-            "srm_openrlhf_mended_samples", "Samples of OpenRLHF that were not scored whole", ["reason"], registry=registry
-        )
+        self._mended = Counter("srm_mended_samples", "Samples of OpenRLHF or slime not scored whole", ["reason"], registry=registry)
         self._seen: set[str] = set()
         self._queue = Gauge("srm_queue_rows", "Rows that wait for the model or are being encoded", registry=registry)
 
@@ -46,11 +44,11 @@ class Metrics:
         self._batch_seconds.observe(seconds)
 
     def mended(self, what: str, count: int) -> None:
-        """Samples of OpenRLHF were not scored whole; the log says so the first time."""
+        """Samples of OpenRLHF or slime were not scored whole; the log says so the first time."""
         self._mended.labels(what).inc(count)
         if what not in self._seen:
             self._seen.add(what)
-            logger.warning("OpenRLHF sent a sample that cannot be scored whole: %s. /metrics counts them.", what)
+            logger.warning("A sample of a policy cannot be scored whole: %s. /metrics counts them.", what)
 
     def text(self) -> bytes:
         """All of them, as Prometheus reads them."""

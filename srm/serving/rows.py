@@ -27,9 +27,9 @@ from srm.scoring.guards import check_ids
 from srm.scoring.run import ResponseScore
 from srm.scoring.text import read_off
 from srm.scoring.token_ids import NO_TEXT, PolicyResponse, encode_ids
-from srm.serving.schema import IdsRow, TextRow
+from srm.serving.schema import IdsRow, SlimeRequest, TextRow
 
-__all__ = ["BadField", "encode_openrlhf", "encode_rows", "reward_of"]
+__all__ = ["BadField", "encode_openrlhf", "encode_rows", "encode_slime", "reward_of"]
 
 # Characters or ids that are encoded without a stop, unless one row has more.
 _SLICE = 1 << 16
@@ -108,6 +108,22 @@ def encode_openrlhf(
         yield rows
 
 
+def encode_slime(
+    model: SentenceRewardModel, sample: SlimeRequest, *, max_length: int | None, on_mended: Callable[[str, int], None]
+) -> Slices:
+    """As `encode_openrlhf`, for the body of slime's `remote_rm`. A prompt that is text is read as it stands.
+
+    Raises:
+        BadField: messages that the model's chat template does not take.
+    """
+    try:
+        prompt = sample.prompt if isinstance(sample.prompt, str) else model.encoder.format.render(check_prompt(sample.prompt))
+    except Exception as error:
+        raise BadField(("prompt",), _reason(error)) from error
+    request = {"query": [prompt + sample.response], "prompts": [prompt]}
+    yield from encode_openrlhf(model, request, max_length=max_length, on_mended=on_mended)
+
+
 def _slices(rows: Sequence[Row], size: Callable[[Row], int]) -> Iterator[list[Row]]:
     """`rows` in slices to encode at once: none is much work, and none would be much padding."""
     part: list[Row] = []
@@ -174,7 +190,7 @@ def _read(model: SentenceRewardModel, row: TextRow, index: int) -> _Texts:
         return _Texts(prompt=rendered, answer=answer)
     except Exception as error:
         # Templates are programs: they read whatever keys a message has, and stumble over odd values in ways of their own.
-        raise BadField(("rows", index, field), str(error) if isinstance(error, RowProblem) else _reason(error)) from error
+        raise BadField(("rows", index, field), _reason(error)) from error
 
 
 def _refuse_hopeless(model: SentenceRewardModel, row: _Texts, index: int, limit: int) -> Slices:
@@ -214,7 +230,7 @@ def _encode_ids(model: SentenceRewardModel, ready: Mapping[int, _Texts | IdsRow]
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, UserError) else f"cannot be read: {type(error).__name__}: {error}"
+    return str(error) if isinstance(error, UserError | RowProblem) else f"cannot be read: {type(error).__name__}: {error}"
 
 
 def _too_long(index: int, tokens: int, limit: int) -> BadField:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
 
-__all__ = ["IdsRow", "OpenRLHFAnswer", "OpenRLHFRequest", "RewardAnswer", "RewardRequest", "SentenceReward", "TextRow"]
+__all__ = ["IdsRow", "OpenRLHFAnswer", "OpenRLHFRequest", "RewardAnswer", "RewardRequest", "SentenceReward", "SlimeRequest", "TextRow"]
 
 
 # A long list is not read on behind its first bad entry. Text is whole: what reads the JSON refuses half a surrogate pair.
@@ -107,6 +107,26 @@ class OpenRLHFRequest(BaseModel):
     query: Annotated[list[str], FailFast()]
     prompts: Annotated[list[str], FailFast()]
     labels: list[Any] = []
+
+
+class SlimeRequest(BaseModel):
+    """What slime posts, a sample at a time. A prompt that is text is within its template already. The label is not asked."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "prompt": "<|im_start|>user\nIs it warm?<|im_end|>\n<|im_start|>assistant\n",
+                    "response": "It is.<|im_end|>",
+                    "label": None,
+                },
+            ]
+        }
+    )
+
+    prompt: str | Messages
+    response: str
+    label: Any = None
 
 
 class OpenRLHFAnswer(BaseModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -11,19 +10,14 @@ from typing import Any
 import pytest
 
 from srm import SentenceRewardModel
+from tests.example_scripts import load
 
 PROMPT = "Where does the cat sit?"
 
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "examples" / "guided_decoding.py"
-    spec = importlib.util.spec_from_file_location("guided_decoding", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("guided_decoding")
 
 
 @pytest.fixture

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
 import asyncio
 import copy
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from openrlhf.datasets import PromptDataset
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 from tokenizers import normalizers
 
 from srm import SentenceRewardModel
+from tests.example_scripts import arguments_of
 from tests.servers import as_command
 
 PROMPTS = ["Why is bread salty?", "Where does the cat sit?"]
@@ -92,4 +100,30 @@ def test_prompts_that_its_query_does_not_begin_with(model: SentenceRewardModel, 
 
 def mended(url: str) -> float:
     lines = httpx.get(f"{url}/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("srm_openrlhf_mended_samples_total"))
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("srm_mended_samples_total"))
+
+
+def parsed(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What OpenRLHF's command makes of its arguments: the end of its own file, without the call that starts to train on a GPU."""
+    found = find_spec("openrlhf")
+    assert found is not None
+    assert found.origin is not None
+    path = Path(found.origin).parent / "cli" / "train_ppo_ray.py"
+    (block,) = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.If)]
+    assert ast.unparse(block.body[-1]) == "train(args)"
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    names: dict[str, Any] = {"argparse": argparse, "datetime": datetime}
+    exec(compile(ast.Module(block.body[:-1], []), path, "exec"), names)
+    return names["args"]
+
+
+def test_the_example_is_a_command_of_openrlhf(model: SentenceRewardModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"REWARD_URL": "http://reward:8000", "POLICY": "policy", "DATASET": "prompts.jsonl"}
+    module, name, *arguments = arguments_of("openrlhf.sh", tmp_path, "--actor.num_gpus_per_node", "4", **chosen)
+    assert [module, name] == ["-m", "openrlhf.cli.train_ppo_ray"]
+    args = parsed(arguments, monkeypatch)
+    assert args.reward.remote_url == ["http://reward:8000/get_reward"]
+    assert (args.actor.model_name_or_path, args.data.prompt_dataset, args.actor.num_gpus_per_node) == ("policy", "prompts.jsonl", 4)
+    rows = [{"prompt": [{"role": "user", "content": prompt}]} for prompt in PROMPTS]
+    prompts = PromptDataset(rows, model.tokenizer, SimpleNamespace(args=args, is_rank_0=lambda: False))
+    assert [prompt for _, prompt, *_ in prompts] == [model.encoder.format.render(prompt) for prompt in PROMPTS]

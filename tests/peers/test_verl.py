@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,21 @@ import ray
 import torch
 import verl
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from verl import DataProto
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 from verl.experimental.reward_loop import RewardLoopManager
+from verl.trainer import main_ppo
 from verl.trainer.ppo.core_algos import FixedKLController
 from verl.trainer.ppo.ray_trainer import apply_kl_penalty, compute_advantage
 from verl.trainer.ppo.reward import load_reward_manager
+from verl.trainer.ppo.utils import need_critic, need_reference_policy
+from verl.utils.config import validate_config
+from verl.utils.dataset import RLHFDataset
 
 from srm import SentenceRewardModel, UserError
 from srm.rl import group_advantages, token_level_rewards
+from tests.example_scripts import arguments_of, load
 from tests.servers import as_command
 
 PROMPTS = ["Why is bread salty?", "Where does the cat sit?"] * 2
@@ -131,7 +138,11 @@ def test_one_sample_gets_one_number(model: SentenceRewardModel, folder: Path, ur
 
     answers = asyncio.run(ask())
     dense = manager.assemble_rm_scores(data, [answer["reward_score"] for answer in answers])
-    torch.testing.assert_close(dense, token_level_rewards(expected_tokens(model, data), kind=kind), atol=1e-5, rtol=1e-5)
+    expected = token_level_rewards(expected_tokens(model, data), kind=kind)
+    if kind == "response":
+        # The one without text has it on its end token.
+        expected[2, 0] = expected_tokens(model, data).reward[2]
+    torch.testing.assert_close(dense, expected, atol=1e-5, rtol=1e-5)
     for answer, reward in zip(answers, expected_tokens(model, data).reward.tolist(), strict=True):
         output = AgentLoopOutput(prompt_ids=[1], response_ids=[1, 2], response_mask=[1, 1], metrics=AgentLoopMetrics())
         output.reward_score = answer["reward_score"]
@@ -189,10 +200,34 @@ def test_the_estimator_compares_sentences(model: SentenceRewardModel, folder: Pa
     [
         ({}, "give `url` of a running srm-serve, or `model`, one of the two; got url=None, model=None"),
         ({"url": "http://a", "model": "b"}, "one of the two"),
-        ({"url": "http://a", "kind": "mean"}, "kind must be one of weighted, sentence, response, got 'mean'"),
+        ({"url": "http://a", "kind": "mean"}, "`kind` must be one of weighted, sentence, response, got 'mean'"),
         ({"url": "http://a", "batch": "2"}, "unknown setting batch. Choose from url, token, model, kind"),
     ],
 )
 def test_wrong_settings(model: SentenceRewardModel, folder: Path, kwargs: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_reward_manager(settings(folder, *as_manager(**kwargs)), model.tokenizer)
+
+
+def test_the_example_is_a_command_of_verl(
+    model: SentenceRewardModel, folder: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """examples/verl_ppo.sh: verl reads its settings and its prompts, and scores with the server that it names."""
+    for split in ("train", "test"):
+        rows = [load("prompts").row_of(prompt) for prompt in PROMPTS]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    chosen = {"REWARD_URL": url, "POLICY": str(folder), "PROMPTS": str(tmp_path)}
+    module, name, *arguments = arguments_of("verl_ppo.sh", tmp_path, "trainer.n_gpus_per_node=4", "--cfg", "job", **chosen)
+    assert [module, name] == ["-m", "verl.trainer.main_ppo"]
+    monkeypatch.setattr(sys, "argv", ["main_ppo.py", *arguments])
+    capsys.readouterr()
+    main_ppo.main()
+    config = OmegaConf.create(capsys.readouterr().out)
+    assert config.trainer.n_gpus_per_node == 4
+    validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    data = rollouts(model)[:1]
+    row = RLHFDataset(config.data.train_files, model.tokenizer, config.data)[0]
+    assert row["extra_info"]["prompt"] == row["raw_prompt"]
+    data.non_tensor_batch["raw_prompt"] = np.array([row["raw_prompt"]], dtype=object)
+    answer = asyncio.run(load_reward_manager(config, model.tokenizer).run_single(data))
+    assert answer["reward_score"] == pytest.approx(expected_tokens(model, data).reward.item(), abs=1e-5)

@@ -9,7 +9,18 @@ import pytest
 
 from tests.docstrings import problems, public_names
 
-MODULES = ["srm", "srm.client", "srm.data", "srm.integrations.openrlhf", "srm.modeling", "srm.packing", "srm.segmentation", "srm.serving"]
+MODULES = [
+    "srm",
+    "srm.client",
+    "srm.data",
+    "srm.integrations.openrlhf",
+    "srm.integrations.slime",
+    "srm.integrations.source",
+    "srm.modeling",
+    "srm.packing",
+    "srm.segmentation",
+    "srm.serving",
+]
 # Rooms that export nothing themselves: each of their modules is public.
 ROOMS = ["srm.evaluation", "srm.runs", "srm.scoring", "srm.views"]
 

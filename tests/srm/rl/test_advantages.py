@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 import torch
 
-from srm.rl import group_advantages, padded_gae
+from srm.rl import group_advantages, padded_gae, token_group_advantages
 from srm.scoring.token_ids import ScoredTokens
 
 
@@ -72,6 +72,20 @@ def test_the_end_token_counts_to_the_last_sentence(scored: ScoredTokens) -> None
     value = torch.tensor([1.0, 3.0, -2.0, 4.0, 0.0])
     assert got[1, 0].item() == pytest.approx(float((0 - value.mean()) / value.std()), abs=1e-5)
     assert got[1, 1:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_sentences_are_told_by_what_their_tokens_earned(scored: ScoredTokens, scale: bool) -> None:
+    """A host keeps what tokens earned, and may pad on the left."""
+    group = torch.tensor([7, 7, 7, 3])
+    reward = torch.tensor([[0.0, 1, 0, 3, 0], [0] * 5, [-2.0, 0, 0, 0, 0], [0, 0, 4.0, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])
+    expected = group_advantages(scored, group, kind="sentence", scale=scale, mask=mask)
+    torch.testing.assert_close(token_group_advantages(reward, mask, group, scale=scale), expected)
+    last = torch.tensor([1, 4, 3, 2])[:, None]
+    column = (torch.arange(5) - last) % 5
+    left = token_group_advantages(reward.gather(1, column), mask.gather(1, column), group, scale=scale)
+    torch.testing.assert_close(left, expected.gather(1, column))
 
 
 @pytest.mark.parametrize("kind", ["weighted", "sentence"])

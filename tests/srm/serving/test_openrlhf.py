@@ -82,10 +82,10 @@ def test_samples_that_are_not_whole_are_scored_and_counted(serve: Callable[..., 
         answer = httpx.post(url + "/get_reward", json=body, timeout=60)
         assert answer.status_code == 200, answer.text
         assert len(answer.json()["rewards"]) == 1
-    counts = [line for line in httpx.get(url + "/metrics").text.splitlines() if line.startswith("srm_openrlhf_mended_samples_total")]
+    counts = [line for line in httpx.get(url + "/metrics").text.splitlines() if line.startswith("srm_mended_samples_total")]
     assert sorted(counts) == [
-        'srm_openrlhf_mended_samples_total{reason="longer than the reward model reads"} 4.0',
-        'srm_openrlhf_mended_samples_total{reason="only the end of the prompt is in the query"} 2.0',
-        'srm_openrlhf_mended_samples_total{reason="the prompt is not in the query"} 2.0',
+        'srm_mended_samples_total{reason="longer than the reward model reads"} 4.0',
+        'srm_mended_samples_total{reason="only the end of the prompt is in the query"} 2.0',
+        'srm_mended_samples_total{reason="the prompt is not in the query"} 2.0',
     ]
-    assert caplog.text.count("OpenRLHF sent a sample that cannot be scored whole") == 3
+    assert caplog.text.count("A sample of a policy cannot be scored whole") == 3
