@@ -29,12 +29,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(train, argv, name="srm-train", needs=["transformers"])
 
 
-def train(argv: Sequence[str]) -> None:
+def train(argv: Sequence[str]) -> int:
     """Train as `argv` says.
+
+    Returns:
+        The exit code.
 
     Raises:
         UserError: settings, data or a run that the user has to mend.
     """
+    from srm.runs.settings import environment_of
+    from srm.training.arguments import split_launch_settings
+    from srm.training.launch import launch, launched_by
+
+    missing = {name: value for name, value in environment_of(argv).items() if os.environ.get(name) != value}
+    os.environ.update(missing)
+    launcher, argv = split_launch_settings(argv)
+    if launcher and launched_by() is None:
+        return launch(launcher, argv)
+    if missing:
+        # Some are read when a library is imported, which has happened.
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", "srm.cli.train", *argv])
+    if launcher and launched_by() == "another":
+        say(f"{' '.join(launcher)}: not followed, because this process was started by a launcher already")
+    _train_here(argv)
+    return 0
+
+
+def _train_here(argv: Sequence[str]) -> None:
     from srm.runs.lock import hold_together
     from srm.runs.places import check_folder
     from srm.training.arguments import parse_arguments
@@ -115,8 +138,7 @@ def _warn_of_lone_process() -> None:
     launched = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
     if launched and not any(name in os.environ for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")):
         print(
-            "srm-train: accelerate launch --cpu has started one process only. For several, on CPUs too: "
-            "accelerate launch --multi_gpu --num_processes N -m srm.cli.train ...",
+            "srm-train: accelerate launch --cpu has started one process only. For several, on CPUs too: srm-train --num_processes N ...",
             file=sys.stderr,
         )
 

@@ -16,10 +16,11 @@ from srm.data.schema import Granularity
 from srm.errors import UserError
 from srm.packing import PackingMode
 from srm.runs.limits import check_limits
-from srm.runs.settings import parse_settings
+from srm.runs.settings import parse_settings, split_settings
+from srm.training.launch import is_launch_setting
 from srm_kernels import Pooling
 
-__all__ = ["DataArguments", "ModelArguments", "RewardConfig", "parse_arguments"]
+__all__ = ["DataArguments", "ModelArguments", "RewardConfig", "parse_arguments", "split_launch_settings"]
 
 # The fields of ModelArguments that go into SentenceRewardConfig as they are.
 _VARIANT_FIELDS = ("granularity", "pooling", "rope_theta", "include_prompt", "difference", "boundary_token", "attention_size")
@@ -238,6 +239,10 @@ class RewardConfig(TrainingArguments):
             raise UserError(f"--lr_scheduler_kwargs: {error}. See what transformers' schedule `{schedule.value}` takes.") from None
 
 
+_GROUPS = (ModelArguments, DataArguments, RewardConfig)
+_NEEDED = {"model_name_or_path": "smollm2-135m", "datasets|dataset_name": "pairs.jsonl"}
+
+
 def parse_arguments(argv: Sequence[str], prog: str = "srm-train") -> tuple[ModelArguments, DataArguments, RewardConfig]:
     """The settings of a training run from `argv` and the YAML file after `--config`; see `srm.runs.settings.parse_settings`.
 
@@ -245,14 +250,25 @@ def parse_arguments(argv: Sequence[str], prog: str = "srm-train") -> tuple[Model
         UserError: an unknown setting, a value of the wrong type, or no model, data or output directory.
     """
     model, data, training = parse_settings(
-        (ModelArguments, DataArguments, RewardConfig),
+        _GROUPS,
         argv,
         prog=prog,
         description="Train a sentence-level reward model on preference pairs.",
         guide="docs/training.md",
-        needed={"model_name_or_path": "smollm2-135m", "dataset_name": "pairs.jsonl"},
+        needed=_NEEDED,
+        elsewhere=is_launch_setting,
     )
     return model, data, training
+
+
+def split_launch_settings(argv: Sequence[str], prog: str = "srm-train") -> tuple[list[str], list[str]]:
+    """What `argv` and its YAML file have for accelerate's launcher, and `argv` without it; see `srm.runs.settings.split_settings`.
+
+    Raises:
+        UserError: an unknown setting, a value of the wrong type or out of range, or no model or data.
+    """
+    launcher, ours = split_settings(_GROUPS, argv, prog=prog, needed=_NEEDED, elsewhere=is_launch_setting)
+    return launcher, ours
 
 
 def _json_mapping(name: str, text: str) -> dict[str, Any]:
