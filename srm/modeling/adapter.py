@@ -37,6 +37,9 @@ def load_adapter(cls: Any, path: Path, *, dtype: torch.dtype | str | None = None
     # Older releases of AutoModel write the dtype that was asked for into the configuration they pass.
     dtype = dtype or getattr(model_kwargs.get("config"), "dtype", None) or torch.float32
     model_kwargs = {name: value for name, value in model_kwargs.items() if name not in _OF_AUTOMODEL}
+    if adapter.revision is not None:
+        # The backbone's, as it was trained on; a folder has none.
+        model_kwargs["revision"] = adapter.revision
     base = str(adapter.base_model_name_or_path)
     model = _load_base(cls, base, path, dtype=dtype, tokenizer=load_tokenizer(str(path)), model_kwargs=model_kwargs)
     merged = merge_adapter(model, path)
@@ -97,5 +100,12 @@ def _load_base(cls: Any, base: str, path: Path, *, dtype: Any, tokenizer: Any, m
     if Path(base).is_dir() and read_config(base, _COPY_AGAIN).model_type == SentenceRewardConfig.model_type:
         return cls.from_pretrained(base, dtype=dtype, **model_kwargs)
     with one_line(str(path), "config.json cannot be read", _COPY_AGAIN):
-        fields = SentenceRewardConfig.from_pretrained(str(path)).own_fields()
-    return cls.from_backbone(base, tokenizer=tokenizer, dtype=dtype, model_kwargs=model_kwargs, **fields)
+        config = SentenceRewardConfig.from_pretrained(str(path))
+    quantization = getattr(config.backbone_config, "quantization_config", None)
+    if quantization is not None:
+        model_kwargs = {**model_kwargs, "quantization_config": quantization}
+    model = cls.from_backbone(base, tokenizer=tokenizer, dtype=dtype, model_kwargs=model_kwargs, **config.own_fields())
+    if quantization is not None:
+        # The adapter was trained on the rounded weights, so they are what it is merged into, in a dtype that holds both.
+        model.backbone.dequantize(dtype=dtype)
+    return model

@@ -7,7 +7,7 @@ import json
 import typing
 from argparse import Action
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, field, fields
 from enum import Enum
 from pathlib import Path
 from types import NoneType
@@ -18,11 +18,11 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from srm.errors import UserError
+from srm.errors import UserError, first_line
 from srm.runs.limits import check_limits, check_text
 from srm.runs.yaml_file import load_yaml
 
-__all__ = ["environment_of", "parse_settings", "settings_changes", "split_settings", "to_yaml"]
+__all__ = ["environment_of", "json_value", "parse_settings", "setting", "settings_changes", "split_settings", "to_yaml"]
 
 # Whether a name that is no setting of ours is one of another program's, such as a launcher's.
 Elsewhere = Callable[[str], bool]
@@ -40,6 +40,39 @@ _NOT_WRITTEN = (
 _NONE_WORDS = ("none", "null")
 # Of the file alone, and not a setting: see `environment_of`.
 _ENVIRONMENT = "env"
+
+
+def setting(default: Any, help: str, **metadata: Any) -> Any:
+    """A field of a dataclass of settings.
+
+    Args:
+        default: its value where nothing is given; not a list or mapping.
+        help: for --help.
+        **metadata: further keys of the field's metadata.
+    """
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def json_value(name: str, text: str, kind: type, example: str) -> Any:
+    """The value of a setting that is JSON.
+
+    Args:
+        name: of the setting.
+        text: its value as given.
+        kind: `dict` or `list`.
+        example: of a value, for the message.
+
+    Raises:
+        UserError: no JSON, or of another kind.
+    """
+    what = f"a JSON {'object' if kind is dict else 'list'} such as '{example}'"
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"--{name} must be {what}, got {text!r} ({first_line(error)}).") from error
+    if not isinstance(value, kind):
+        raise UserError(f"--{name} must be {what}, got {text!r}.")
+    return value
 
 
 def parse_settings(

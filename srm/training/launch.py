@@ -108,12 +108,12 @@ def _parser() -> Any:
 
 def _with_file(words: Sequence[str]) -> list[str]:
     """`words` with `--config_file PATH` in place of `--accelerate_config NAME`, which is a file, or one of those that trl brings."""
-    given = []
-    words = iter(words)
-    for word in words:
+    given: list[str] = []
+    left = iter(words)
+    for word in left:
         flag, equals, value = word.replace("accelerate-config", _CONFIG).partition("=")
         if flag == f"--{_CONFIG}":
-            value = value if equals else next(words, "")
+            value = value if equals else next(left, "")
             given += ["--config_file", _file_of(value)]
         else:
             given.append(word)
