@@ -51,7 +51,7 @@ def train(argv: Sequence[str]) -> int:
         # Some are read when a library is imported, which has happened.
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, "-m", "srm.cli.train", *argv])
-    if launcher and launched_by() == "another":
+    if launcher and launched_by() == "another" and os.environ.get("RANK", "0") == "0":
         say(f"{' '.join(launcher)}: not followed, because this process was started by a launcher already")
     _train_here(argv)
     return 0

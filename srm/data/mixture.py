@@ -7,7 +7,7 @@ import math
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -83,29 +83,20 @@ class DataPart:
             raise UserError(
                 f"{self.path}: a single file is one split, and {self.split!r} is a part of one. Give path: json and data_files."
             )
-        if more or is_slice:
+        # Whatever only `datasets` knows what to do with.
+        if more or is_slice or self.name is not None:
             rows = loaded_rows(self.path, split=self.split, config=self.name, streaming=streaming, **more)
         else:
             rows = raw_rows(self.path, split=self.split, config=self.name, streaming=streaming)
-        return rows if self.columns is None else (self._selected(row) for row in rows)
+        columns = self.columns
+        return rows if columns is None else (_selected(row, columns) for row in rows)
 
     @property
     def places(self) -> list[str]:
         """Whatever of it may lie on this machine."""
-        files = self.data_files or []
-        named = (
-            [files] if isinstance(files, str) else files if isinstance(files, list) else chain.from_iterable(map(_listed, files.values()))
-        )
+        files = self.data_files.values() if isinstance(self.data_files, dict) else [self.data_files or []]
+        named = chain.from_iterable([entry] if isinstance(entry, str) else entry for entry in files)
         return [self.path, *([self.data_dir] if self.data_dir else []), *map(str, named)]
-
-    def _selected(self, row: RawRow | BadRow) -> RawRow | BadRow:
-        if isinstance(row, BadRow):
-            return row
-        assert self.columns is not None
-        missing = [name for name in self.columns if name not in row.fields]
-        if missing:
-            return BadRow(row.where, RowProblem(f"has no column {missing[0]!r}, which `columns` asks for; it has {', '.join(row.fields)}"))
-        return RawRow(where=row.where, id=row.id, number=row.number, fields={name: row.fields[name] for name in self.columns})
 
 
 def read_mixture(
@@ -184,16 +175,21 @@ def set_aside(comparisons: Sequence[Comparison], test_size: float, *, seed: int)
     )
 
 
+def _selected(row: RawRow | BadRow, columns: Sequence[str]) -> RawRow | BadRow:
+    if isinstance(row, BadRow):
+        return row
+    missing = [name for name in columns if name not in row.fields]
+    if missing:
+        return BadRow(row.where, RowProblem(f"has no column {missing[0]!r}, which `columns` asks for; it has {', '.join(row.fields)}"))
+    return replace(row, fields={name: row.fields[name] for name in columns})
+
+
 def _shares(parts: Sequence[DataPart]) -> Iterator[Iterator[RawRow | BadRow]]:
     rows = [list(part.rows(streaming=False)) for part in parts]
     whole = sum(part.fraction or 0 for part in parts)
     weights = [(part.fraction or 0) / whole for part in parts]
     total = min(len(some) / weight for some, weight in zip(rows, weights, strict=True) if weight)
     return (islice(some, round(weight * total)) for some, weight in zip(rows, weights, strict=True))
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _is_number(value: Any) -> bool:
@@ -205,7 +201,9 @@ def _is_names(value: Any) -> bool:
 
 
 def _is_files(value: Any) -> bool:
-    return isinstance(value, str) or _is_names(value) or (isinstance(value, dict) and bool(value))
+    if isinstance(value, dict):
+        return bool(value) and all(_is_files(entry) and not isinstance(entry, dict) for entry in value.values())
+    return _is_text(value) or _is_names(value)
 
 
 def _is_text(value: Any) -> bool:

@@ -11,8 +11,9 @@ from torch import nn
 
 from srm.errors import UserError
 from srm.extras import name_the_extra
+from srm.modeling.alias import resolve_model_name
 from srm.modeling.config import SentenceRewardConfig
-from srm.modeling.loading import load_tokenizer, one_line, read_config
+from srm.modeling.loading import hub_arguments, load_tokenizer, one_line, read_config
 
 __all__ = ["check_adapter", "load_adapter", "merge_adapter", "read_adapter"]
 
@@ -102,10 +103,16 @@ def _load_base(cls: Any, base: str, path: Path, *, dtype: Any, tokenizer: Any, m
     with one_line(str(path), "config.json cannot be read", _COPY_AGAIN):
         config = SentenceRewardConfig.from_pretrained(str(path))
     quantization = getattr(config.backbone_config, "quantization_config", None)
-    if quantization is not None:
+    if quantization is not None and not _is_rounded(base, model_kwargs):
         model_kwargs = {**model_kwargs, "quantization_config": quantization}
     model = cls.from_backbone(base, tokenizer=tokenizer, dtype=dtype, model_kwargs=model_kwargs, **config.own_fields())
     if quantization is not None:
         # The adapter was trained on the rounded weights, so they are what it is merged into, in a dtype that holds both.
         model.backbone.dequantize(dtype=dtype)
     return model
+
+
+def _is_rounded(base: str, model_kwargs: dict[str, Any]) -> bool:
+    """Whether the weights in the files of `base` are quantised already."""
+    config = read_config(resolve_model_name(base), _COPY_AGAIN, **hub_arguments(model_kwargs))
+    return getattr(config, "quantization_config", None) is not None

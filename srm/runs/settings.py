@@ -119,7 +119,14 @@ def parse_settings(
 
 
 def split_settings(
-    groups: Sequence[type], argv: Sequence[str], *, prog: str, needed: Mapping[str, str], elsewhere: Elsewhere
+    groups: Sequence[type],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    guide: str,
+    needed: Mapping[str, str],
+    elsewhere: Elsewhere,
 ) -> tuple[list[str], list[str]]:
     """Take another program's settings out of a command line and its YAML file, and look at ours as far as that goes without a device.
 
@@ -127,6 +134,8 @@ def split_settings(
         groups: as in `parse_settings`.
         argv: as there.
         prog: as there.
+        description: as there.
+        guide: as there.
         needed: as there.
         elsewhere: whether a name is a setting of the other program.
 
@@ -136,7 +145,7 @@ def split_settings(
     Raises:
         UserError: as `parse_settings`.
     """
-    parser = _Parser(groups, prog, "", "")
+    parser = _Parser(groups, prog, description, guide)
     config, rest = _split_config(argv)
     words = _checked_words(parser, config, rest, elsewhere)
     namespace, unknown = parser.parse_known_args(words)

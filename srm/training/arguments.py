@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from transformers import SchedulerType, TrainingArguments, get_scheduler
@@ -165,24 +166,21 @@ class RewardConfig(TrainingArguments):
 
 
 _GROUPS = (ModelArguments, DataArguments, RewardConfig)
-_NEEDED = {"model_name_or_path": "smollm2-135m", "datasets|dataset_name": "pairs.jsonl"}
+_ABOUT: dict[str, Any] = {
+    "description": "Train a sentence-level reward model on preference pairs. Flags of `accelerate launch` work, too: --num_processes 2.",
+    "guide": "docs/training.md",
+    "needed": {"model_name_or_path": "smollm2-135m", "datasets|dataset_name": "pairs.jsonl"},
+    "elsewhere": is_launch_setting,
+}
 
 
 def parse_arguments(argv: Sequence[str], prog: str = "srm-train") -> tuple[ModelArguments, DataArguments, RewardConfig]:
     """The settings of a training run from `argv` and the YAML file after `--config`; see `srm.runs.settings.parse_settings`.
 
     Raises:
-        UserError: an unknown setting, a value of the wrong type, or no model, data or output directory.
+        UserError: an unknown setting, a value of the wrong type, or no model or data.
     """
-    model, data, training = parse_settings(
-        _GROUPS,
-        argv,
-        prog=prog,
-        description="Train a sentence-level reward model on preference pairs.",
-        guide="docs/training.md",
-        needed=_NEEDED,
-        elsewhere=is_launch_setting,
-    )
+    model, data, training = parse_settings(_GROUPS, argv, prog=prog, **_ABOUT)
     return model, data, training
 
 
@@ -192,5 +190,4 @@ def split_launch_settings(argv: Sequence[str], prog: str = "srm-train") -> tuple
     Raises:
         UserError: an unknown setting, a value of the wrong type or out of range, or no model or data.
     """
-    launcher, ours = split_settings(_GROUPS, argv, prog=prog, needed=_NEEDED, elsewhere=is_launch_setting)
-    return launcher, ours
+    return split_settings(_GROUPS, argv, prog=prog, **_ABOUT)

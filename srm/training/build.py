@@ -22,7 +22,7 @@ __all__ = ["build_model"]
 
 # Arguments of from_pretrained that are saved with an adapter, or change no weight and nothing that the weights compute.
 _KEPT_WITH_ADAPTERS = {
-    *("revision", "trust_remote_code", "dtype", "attn_implementation", "quantization_config", "use_cache", "use_kernels"),
+    *("revision", "trust_remote_code", "dtype", "attn_implementation", "use_cache", "use_kernels"),
     *("cache_dir", "force_download", "local_files_only", "token", "low_cpu_mem_usage", "use_safetensors", "num_labels"),
 }
 
@@ -90,6 +90,8 @@ def _fresh(path: str, arguments: ModelArguments, config: RewardConfig, *, dtype:
         raise
     except ValueError as error:
         raise UserError(f"{arguments.model_name_or_path}: {error}") from error
+    if getattr(model.backbone, "is_quantized", False) and not arguments.use_peft:
+        raise UserError(f"{path}: these weights are quantised, so that only adapters can be trained. Add --use_peft.")
     keep_gradients(model.backbone)
     return model
 

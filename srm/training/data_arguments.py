@@ -71,5 +71,7 @@ class DataArguments:
             if getattr(self, name) and not self.datasets:
                 other = "--dataset_streaming" if name == "streaming" else "--eval_dataset_name"
                 raise UserError(f"--{name} is about a mixture, and there are no `datasets`. For --dataset_name, use {other}.")
+        if (self.test_split_size or 0) > 1 and self.test_split_size != int(self.test_split_size or 0):
+            raise UserError(f"--test_split_size must be a share below 1 or a whole number of rows, got {self.test_split_size}.")
         if self.test_split_size is not None and self.eval_dataset_name is not None:
             raise UserError("--test_split_size and --eval_dataset_name both say what to evaluate on. Leave one of them out.")

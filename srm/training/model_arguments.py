@@ -93,15 +93,11 @@ class ModelArguments:
 
     def init_kwargs(self) -> dict[str, Any]:
         """Arguments of `from_pretrained`, those of `model_init_kwargs` among them; a copy, without where the model is put."""
-        kwargs = {
-            "revision": self.model_revision,
-            "trust_remote_code": self.trust_remote_code,
-            "dtype": self.dtype,
-            "attn_implementation": self.attn_implementation,
-            # A string has become a mapping in __post_init__.
-            **(self.model_init_kwargs if isinstance(self.model_init_kwargs, dict) else {}),
-        }
-        return {name: value for name, value in kwargs.items() if value is not None and name not in PLACED_BY_TRAINER}
+        # A string has become a mapping in __post_init__.
+        given = self.model_init_kwargs if isinstance(self.model_init_kwargs, dict) else {}
+        kwargs = {"revision": self.model_revision, "trust_remote_code": self.trust_remote_code, "dtype": self.dtype}
+        kwargs |= {"attn_implementation": self.attn_implementation} if self.attn_implementation else {}
+        return kwargs | {name: value for name, value in given.items() if value is not None and name not in PLACED_BY_TRAINER}
 
     def __post_init__(self) -> None:
         check_limits(vars(self))
@@ -112,15 +108,13 @@ class ModelArguments:
         self._check_quantization()
 
     def _check_quantization(self) -> None:
+        if "quantization_config" in self.init_kwargs():
+            raise UserError("--model_init_kwargs: say by --load_in_4bit or --load_in_8bit what quantization_config would say.")
         if not (self.load_in_4bit or self.load_in_8bit):
             return
         if self.load_in_4bit and self.load_in_8bit:
             raise UserError("--load_in_4bit and --load_in_8bit exclude each other. Leave one of them out.")
         if not self.use_peft:
             raise UserError("--load_in_4bit and --load_in_8bit freeze the backbone, so that only adapters can be trained. Add --use_peft.")
-        if "quantization_config" in self.init_kwargs():
-            raise UserError(
-                "--load_in_4bit, or 8bit, and a quantization_config in --model_init_kwargs say the same. Leave one of them out."
-            )
         if find_spec("bitsandbytes") is None:
             raise UserError(f"--load_in_{4 if self.load_in_4bit else 8}bit: {way_to_install('bitsandbytes')}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from srm.training.lora import HEADS
 from srm.training.model_arguments import PLACED_BY_TRAINER
@@ -15,8 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["without_effect"]
 
-_INSTEAD_OF_MIXTURE = {"dataset_name": None, "dataset_config": None, "dataset_streaming": False, "dataset_train_split": "train"}
-_OF_ADAPTERS = ("lora_target_modules", "lora_target_parameters", "lora_modules_to_save", "use_rslora", "use_dora")
+_INSTEAD_OF_MIXTURE = ("dataset_name", "dataset_config", "dataset_streaming", "dataset_train_split")
+_OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save")
+_OF_4_BITS = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
 
 
 def without_effect(model: ModelArguments, data: DataArguments, config: RewardConfig) -> Iterator[str]:
@@ -34,16 +37,15 @@ def without_effect(model: ModelArguments, data: DataArguments, config: RewardCon
 def _reasons(model: ModelArguments, data: DataArguments, config: RewardConfig) -> Iterator[tuple[str, str]]:
     if model.lora_task_type is not None:
         yield "lora_task_type", "the head is always trained and saved with an adapter"
-    for name in _OF_ADAPTERS:
-        if getattr(model, name) and not model.use_peft:
+    if not model.use_peft:
+        for name in _changed(model, *_OF_ADAPTERS, "use_rslora", "use_dora"):
             yield name, "there are no adapters without --use_peft"
     for head in HEADS:
         if model.use_peft and head in (model.lora_modules_to_save or []):
             yield f"lora_modules_to_save {head}", "the head is trained and saved anyway"
     if not model.load_in_4bit:
-        for name, default in (("bnb_4bit_quant_type", "nf4"), ("use_bnb_nested_quant", False), ("bnb_4bit_quant_storage", None)):
-            if getattr(model, name) != default:
-                yield name, "there are no 4-bit numbers without --load_in_4bit"
+        for name in _changed(model, *_OF_4_BITS):
+            yield name, "there are no 4-bit numbers without --load_in_4bit"
     if model.load_in_8bit and config.packing != "none":
         yield (
             f"packing {config.packing}",
@@ -55,12 +57,19 @@ def _reasons(model: ModelArguments, data: DataArguments, config: RewardConfig) -
     for name in PLACED_BY_TRAINER:
         if name in kwargs:
             yield f"model_init_kwargs {name}", "the trainer puts the model on its device, or shards it"
-    for name, default in _INSTEAD_OF_MIXTURE.items():
-        if data.datasets and getattr(data, name) != default:
+    if data.datasets:
+        for name in _changed(data, *_INSTEAD_OF_MIXTURE):
             yield name, "the mixture in `datasets` is read instead"
+    elif data.dataset_config is not None and all(name is None or Path(name).expanduser().exists() for name in data.read().values()):
+        yield "dataset_config", "only data sets of the hub have configurations"
     if data.dataset_num_proc is not None:
         yield "dataset_num_proc", "rows are tokenised in batches by the tokenizer's own threads, as many as RAYON_NUM_THREADS says"
     if data.ignore_bias_buffers:
         yield "ignore_bias_buffers", "the reward trainer of trl does not look at it either, and DDP sends no such buffers here"
     if config.pad_to_multiple_of not in (None, "auto"):
         yield "pad_to_multiple_of", "rows are not padded, or with --packing none to the longest of a pass"
+
+
+def _changed(settings: Any, *names: str) -> list[str]:
+    defaults = {entry.name: entry.default for entry in fields(settings)}
+    return [name for name in names if getattr(settings, name) != defaults[name]]

@@ -109,6 +109,19 @@ def test_gradients_are_those_of_the_rounded_weights(flags, pairs, way):
     assert any(gradient.abs().max() > 1e-3 for name, gradient in got.items() if "lora_A" in name)
 
 
+def test_weights_that_are_rounded_already_take_adapters_alone(flags, tiny_backbone_dir, tmp_path, capsys):
+    from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig
+
+    rounded = AutoModel.from_pretrained(tiny_backbone_dir, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
+    rounded.save_pretrained(tmp_path / "rounded")
+    AutoTokenizer.from_pretrained(tiny_backbone_dir).save_pretrained(tmp_path / "rounded")
+    words = [*flags, "--model_name_or_path", str(tmp_path / "rounded")]
+    assert main([*words, "--use_peft", "false"]) == 1
+    assert "these weights are quantised, so that only adapters can be trained. Add --use_peft." in capsys.readouterr().err
+    assert main(words) == 0
+    assert SentenceRewardModel.from_pretrained(tmp_path / "out").score(*TEXTS)
+
+
 def test_a_trained_model_is_not_rounded(flags, tmp_path, capsys):
     assert main([*flags, "--output_dir", str(tmp_path / "first")]) == 0
     assert main([*flags, "--model_name_or_path", str(tmp_path / "first"), "--load_in_4bit"]) == 1

@@ -157,6 +157,7 @@ def test_the_test_split_is_the_same_when_a_run_is_resumed(here, tiny_backbone_di
         (["--dataset_name", "data", "--load_in_4bit", "--load_in_8bit"], "exclude each other"),
         (["--dataset_name", "data", "--model_init_kwargs", "[1]"], "--model_init_kwargs must be a JSON object such as"),
         (["--dataset_name", "data", "--model_init_kwargs", '{"dtype": "float33"}'], "float33"),
+        (["--dataset_name", "data", "--model_init_kwargs", '{"quantization_config": {}}'], "say by --load_in_4bit or --load_in_8bit"),
         (["--dataset_name", "data", "--eos_token", "</s>"], "--eos_token '</s>': the tokenizer has no such token"),
         (["--dataset_name", "data", "--chat_template_path", "gone.jinja"], "--chat_template_path gone.jinja: cannot be read"),
         (["--dataset_name", "data", "--chat_template_path", "./gone"], "./gone: no tokenizer could be loaded"),
@@ -182,9 +183,10 @@ def test_quantization_needs_its_package(monkeypatch):
 def test_what_has_no_meaning_is_said_once(here, tiny_backbone_dir, capsys):
     words = shlex.split(
         "--dataset_num_proc 4 --ignore_bias_buffers --pad_to_multiple_of 8 --lora_task_type SEQ_CLS --bnb_4bit_quant_type fp4 "
-        "--use_bnb_nested_quant --bnb_4bit_quant_storage uint8 --attn_implementation flash_attention_2 --lora_target_modules q_proj"
+        "--use_bnb_nested_quant --bnb_4bit_quant_storage uint8 --attn_implementation flash_attention_2 --lora_target_modules q_proj "
+        "--lora_r 8 --use_dora --dataset_config english"
     )
-    words += ["--model_init_kwargs", '{"device_map": "auto", "use_cache": false}']
+    words += ["--model_init_kwargs", '{"device_map": "auto", "use_cache": false, "dtype": null}']
     assert main(["--model_name_or_path", str(tiny_backbone_dir), "--dataset_name", "data", *words, *QUIET]) == 0
     said = [line.split(" has no effect: ")[0] for line in capsys.readouterr().out.splitlines() if " has no effect: " in line]
     flags = [word for word in words if word.startswith("--") and word != "--model_init_kwargs"]

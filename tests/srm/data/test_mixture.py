@@ -100,6 +100,11 @@ def test_a_part_of_a_single_file_is_no_split(files):
         prompts(part(files, "a.jsonl", split="train[:2]"))
 
 
+def test_a_configuration_that_is_not_there_is_one_line(files):
+    with pytest.raises(UserError, match=r"configuration 'english'\) it could not be loaded"):
+        prompts(part(files, "folder", name="english"))
+
+
 def test_files_that_are_not_there_are_one_line(files):
     with pytest.raises(UserError, match=r"json: .*data_files 'gone\.jsonl'\) it could not be loaded"):
         prompts(part(files, "json", data_files="gone.jsonl"))
