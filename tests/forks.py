@@ -7,7 +7,7 @@ import runpy
 import sys
 
 # What the commands import on their way; those that are missing are left out.
-PRELOADED = ["srm.training", "srm.serving", "srm.evaluation.pairs", "transformers.models.llama.modeling_llama", "uvicorn"]
+PRELOADED = ["srm.training", "srm.serving", "srm.evaluation.pairs", "transformers.models.llama.modeling_llama", "uvicorn", "deepspeed"]
 
 
 def run_module(module: str, arguments: list[str], environment: dict[str, str], output: str) -> None:

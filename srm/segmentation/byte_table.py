@@ -124,10 +124,10 @@ class ByteTable:
             cu_tokens: int64 [B + 1], offsets of the responses into `ids`.
         """
         self._check(ids)
-        length = self._length[ids]
+        length = self._length.take(ids)
         edge = np.concatenate([[0], np.cumsum(length)])
         # A byte lies in the table as far behind its token's row as it lies behind the token's first byte here.
-        at = np.repeat(self._start[ids] - edge[:-1], length)
+        at = np.repeat(self._start.take(ids) - edge[:-1], length)
         at += np.arange(len(at))
         raw = self._flat.take(at, mode="clip").tobytes()  # all lie inside; the mode saves looking
         edges = edge[cu_tokens].tolist()

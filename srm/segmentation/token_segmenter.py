@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["TokenSegmenter", "TokenSentences", "content_lengths"]
 
 
+_START = itemgetter(0)
 # Responses whose tables fit the processor's cache together.
 _ROWS = 160
 
@@ -123,19 +125,21 @@ class TokenSegmenter:
         """The last token of each sentence of `ids` [B, L], `length` [B] of them text, and [B] sentences and tokens before them."""
         cu_tokens = np.concatenate([[0], np.cumsum(length)])
         written = self.table.write(ids[np.arange(ids.shape[1]) < length[:, None]], cu_tokens)
-        sentence: list[int] = []
+        starts: list[int] = []
         counts: list[int] = []
-        offsets = written.edge[cu_tokens[:-1]].tolist()
-        left_out: list[bool] = []
-        for text, spans, offset in zip(written.escaped, self.segmenter.segment_batch(written.texts), offsets, strict=True):
-            # A block before the first sentence ends like a sentence, and is taken off below.
-            left_out.append(spans[0][0] > 0 if spans else text != "")
-            starts = [span[0] for span in (spans if spans and left_out[-1] else spans[1:])]
-            sentence += [offset + start for start in (starts if text.isascii() else _in_bytes(text, starts))]
-            counts.append(len(starts))
-        edge = written.edge
-        token = first_tokens(edge[:-1], edge[1:], np.array(sentence, dtype=np.int64), written.raw)
-        response = np.repeat(np.arange(len(counts)), counts)
+        for text, spans in zip(written.escaped, self.segmenter.segment_batch(written.texts), strict=True):
+            characters = map(_START, spans)
+            starts.extend(characters if text.isascii() else _in_bytes(text, characters))
+            counts.append(len(spans))
+        edge, count = written.edge, np.array(counts, dtype=np.int64)
+        sentence, response = np.array(starts, dtype=np.int64), np.repeat(np.arange(len(count)), count)
+        # A response opens with its first sentence, or with a block that has none: the block ends like a sentence, and is taken off below.
+        is_first = np.diff(response, prepend=-1) > 0
+        left_out = edge[cu_tokens[1:]] > edge[cu_tokens[:-1]]
+        left_out[response[is_first]] = sentence[is_first] > 0
+        is_inner = ~is_first | left_out[response]
+        sentence, response = sentence[is_inner], response[is_inner]
+        token = first_tokens(edge[:-1], edge[1:], edge[cu_tokens[response]] + sentence, written.raw)
         # A sentence without a token joins the one before; tokens belong to a sentence of their own response.
         token = np.minimum(token, cu_tokens[response + 1])
         is_end = np.zeros(len(edge) - 1, dtype=np.bool_)
@@ -145,15 +149,15 @@ class TokenSegmenter:
         first = np.searchsorted(ends, cu_tokens)
         number = np.diff(first)
         ends -= np.repeat(cu_tokens[:-1], number)
-        has_block = np.array(left_out, dtype=np.bool_) & (number > 0)
+        has_block = left_out & (number > 0)
         opening = np.zeros(len(number), dtype=np.int64)
         opening[has_block] = ends[first[:-1][has_block]] + 1
         return np.delete(ends, first[:-1][has_block]), number - has_block, opening
 
 
-def _in_bytes(text: str, positions: list[int]) -> Iterator[int]:
+def _in_bytes(text: str, positions: Iterable[int]) -> Iterator[int]:
     """The bytes before each of the `positions`, which rise, in a text that was decoded with `surrogateescape`."""
-    return accumulate(len(text[start:end].encode(errors="surrogateescape")) for start, end in pairwise([0, *positions]))
+    return accumulate(len(text[start:end].encode(errors="surrogateescape")) for start, end in pairwise(chain([0], positions)))
 
 
 def content_lengths(ids: Tensor, end_ids: Iterable[int], lengths: Tensor | None = None) -> Tensor:

@@ -131,4 +131,7 @@ def first_tokens(start: NDArray[np.int64], end: NDArray[np.int64], sentence: NDA
             size[index] = _wide_space_before(units, int(black_until[left[index]]))
         black_until[left] -= size
         left = left[size > 0]
-    return np.maximum(token, np.searchsorted(start, black_until))
+    # Where a token begins before its sentence and holds more than white space of the one before, the sentence begins with the next.
+    late = np.flatnonzero(start[np.minimum(token, len(start) - 1)] < black_until)
+    token[late] = np.maximum(token[late], np.searchsorted(start, black_until[late]))
+    return token
