@@ -29,27 +29,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(train, argv, name="srm-train", needs=["transformers"])
 
 
-def train(argv: Sequence[str]) -> None:
+def train(argv: Sequence[str]) -> int:
     """Train as `argv` says.
+
+    Returns:
+        The exit code.
 
     Raises:
         UserError: settings, data or a run that the user has to mend.
     """
+    from srm.runs.settings import environment_of
+    from srm.training.arguments import split_launch_settings
+    from srm.training.launch import launch, launched_by
+
+    missing = {name: value for name, value in environment_of(argv).items() if os.environ.get(name) != value}
+    os.environ.update(missing)
+    launcher, argv = split_launch_settings(argv)
+    if launcher and launched_by() is None:
+        return launch(launcher, argv)
+    if missing:
+        # Some are read when a library is imported, which has happened.
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", "srm.cli.train", *argv])
+    if launcher and launched_by() == "another" and os.environ.get("RANK", "0") == "0":
+        say(f"{' '.join(launcher)}: not followed, because this process was started by a launcher already")
+    _train_here(argv)
+    return 0
+
+
+def _train_here(argv: Sequence[str]) -> None:
     from srm.runs.lock import hold_together
     from srm.runs.places import check_folder
     from srm.training.arguments import parse_arguments
 
     model_arguments, data_arguments, config = parse_arguments(argv)
-    data = {"--dataset_name": data_arguments.dataset_name, "--eval_dataset_name": data_arguments.eval_dataset_name}
     models = {"--model_name_or_path": model_arguments.model_name_or_path, "--chat_template_path": model_arguments.chat_template_path}
-    check_folder("--output_dir", config.output_dir, data=data, models=models, whole=True)
+    check_folder("--output_dir", config.output_dir, data=data_arguments.read(), models=models, whole=True)
     with hold_together(config.output_dir, writes=config.should_save):
         _train(model_arguments, data_arguments, config)
 
 
 def _train(model_arguments: ModelArguments, data_arguments: DataArguments, config: RewardConfig) -> None:
+    from srm.training.without_effect import without_effect
+
     tell = say if config.process_index == 0 else lambda line: None
     _warn_of_lone_process()
+    for line in without_effect(model_arguments, data_arguments, config):
+        tell(line)
     checkpoint = _settle_output_dir(config)
     if checkpoint is not None:
         tell(f"resuming from {checkpoint}")
@@ -60,6 +86,7 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
 
     from srm.memory import keep_freed_memory
     from srm.training.build import build_model
+    from srm.training.load_rows import load_rows
     from srm.training.provenance import changes_since, write_record
     from srm.training.trainer import SentenceRewardTrainer, reward_model_of
 
@@ -69,8 +96,7 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
     set_seed(config.seed)
     with config.main_process_first(desc="loading the model"):
         model = build_model(model_arguments, config)
-    train_rows = _rows(data_arguments, config, reward_model_of(model), evaluation=False)
-    eval_rows = _rows(data_arguments, config, reward_model_of(model), evaluation=True) if _evaluates(data_arguments, config) else None
+    train_rows, eval_rows = load_rows(data_arguments, config, reward_model_of(model), tell)
     settings = (model_arguments, data_arguments, config)
     if checkpoint is not None:
         for change in changes_since(settings, train_rows):
@@ -90,7 +116,7 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
     except (ImportError, RuntimeError, ValueError) as error:
         # A service of --report_to or a package of --optim that is not there, or settings that Trainer does not take together.
         raise UserError(str(error)) from error
-    trainer.data_name = data_arguments.dataset_name
+    trainer.data_name = data_arguments.title
     compiled = f"; the backbone compiled with {trainer.compiled_with}" if trainer.compiled_with else ""
     tell(_model_line(trainer.model) + compiled)
     tell(_packing_line(config, reward_model_of(model), train_rows))
@@ -115,8 +141,7 @@ def _warn_of_lone_process() -> None:
     launched = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
     if launched and not any(name in os.environ for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")):
         print(
-            "srm-train: accelerate launch --cpu has started one process only. For several, on CPUs too: "
-            "accelerate launch --multi_gpu --num_processes N -m srm.cli.train ...",
+            "srm-train: accelerate launch --cpu has started one process only. For several, on CPUs too: srm-train --num_processes N ...",
             file=sys.stderr,
         )
 
@@ -135,47 +160,6 @@ def _settle_output_dir(config: RewardConfig) -> str | None:
     if config.should_save and config.overwrite_output_dir:
         delete_run(config.output_dir)
     return checkpoint
-
-
-def _evaluates(data: DataArguments, config: RewardConfig) -> bool:
-    return data.eval_dataset_name is not None or config.eval_strategy != "no"
-
-
-def _rows(data: DataArguments, config: RewardConfig, model: SentenceRewardModel, *, evaluation: bool) -> list[EncodedComparison]:
-    """The training or evaluation rows, encoded; prints what was read and what became of rows over the limit."""
-    from transformers.trainer_utils import IntervalStrategy
-
-    from srm.data import encode_comparisons, read_comparisons
-
-    source = (evaluation and data.eval_dataset_name) or data.dataset_name
-    assert source is not None
-    if evaluation and data.eval_dataset_name is None and Path(source).is_file():
-        raise UserError(
-            f"--eval_strategy {IntervalStrategy(config.eval_strategy).value} needs pairs to evaluate on, "
-            f"and {source} is all training data. Add --eval_dataset_name."
-        )
-    kind = "evaluation" if evaluation else "training"
-    # Each process reads for itself; the first one first, so that a download happens once.
-    with config.main_process_first(desc=f"reading the {kind} data"):
-        comparisons = read_comparisons(
-            source,
-            split=data.dataset_test_split if evaluation else data.dataset_train_split,
-            config=data.dataset_config,
-            max_pairs=data.max_eval_pairs if evaluation else data.max_pairs,
-            skip_bad_rows=data.skip_bad_rows,
-        )
-    rows, report = encode_comparisons(
-        comparisons,
-        model.encoder,
-        max_length=config.max_length,
-        positions=model.config.max_positions,
-        overlong=config.overlong,
-        skip_bad_rows=data.skip_bad_rows,
-        progress=None if config.process_index == 0 and not config.disable_tqdm else False,
-    )
-    if config.process_index == 0:
-        say(f"{kind} data: {sum(len(row.pairs) for row in rows):,} pairs; {report}")
-    return rows
 
 
 def _model_line(model: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from srm.data.collate import PairCollator
 from srm.data.dataset import encode_comparisons
 from srm.data.encode import EncodedResponse, ResponseEncoder
+from srm.data.mixture import DataPart, read_mixture
 from srm.data.overlong import EncodedComparison, OverlongPolicy, OverlongReport
 from srm.data.read import read_comparisons, read_prompts, read_responses
 from srm.data.rows import parse_row
@@ -13,6 +14,7 @@ __all__ = [
     "PLAIN_TEMPLATE",
     "Comparison",
     "Conversation",
+    "DataPart",
     "EncodedComparison",
     "EncodedResponse",
     "Message",
@@ -26,6 +28,7 @@ __all__ = [
     "encode_comparisons",
     "parse_row",
     "read_comparisons",
+    "read_mixture",
     "read_prompts",
     "read_responses",
 ]

@@ -16,7 +16,7 @@ from srm.data.settings import with_settings
 from srm.data.sources import raw_rows
 from srm.errors import UserError
 
-__all__ = ["FirstPass", "first_pass", "read_comparisons", "read_prompts", "read_responses", "usable_rows"]
+__all__ = ["FirstPass", "comparisons_of", "first_pass", "read_comparisons", "read_prompts", "read_responses", "usable_rows"]
 
 T = TypeVar("T")
 
@@ -66,7 +66,13 @@ def first_pass(
 
 
 def read_comparisons(
-    source: str, *, split: str = "train", config: str | None = None, max_pairs: int | None = None, skip_bad_rows: bool = False
+    source: str,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    streaming: bool = False,
+    max_pairs: int | None = None,
+    skip_bad_rows: bool = False,
 ) -> list[Comparison]:
     """The comparisons in `source`, in order.
 
@@ -74,6 +80,7 @@ def read_comparisons(
         source: a JSONL, JSON, CSV (plain or .gz) or Parquet file, a folder of such files or of a saved data set, or a hub name.
         split: which split of a folder or of a hub data set; a single file is one split.
         config: configuration of a hub data set.
+        streaming: download a hub data set's rows only as they are read, of which `max_pairs` may leave most unread.
         max_pairs: stop before the row that would make it more pairs than this; the rest is not read.
         skip_bad_rows: drop rows that cannot be used, and log a warning with their number and the first few, instead of stopping at
             the first.
@@ -82,13 +89,30 @@ def read_comparisons(
         UserError: no such source or split, a file that cannot be read, a row that cannot be used, or no usable row.
         ValueError: `max_pairs` below 1.
     """
+    rows = raw_rows(source, split=split, config=config, streaming=streaming)
+    return comparisons_of(source, rows, max_pairs=max_pairs, skip_bad_rows=skip_bad_rows)
+
+
+def comparisons_of(title: str, rows: Iterable[RawRow | BadRow], *, max_pairs: int | None, skip_bad_rows: bool) -> list[Comparison]:
+    """The comparisons in `rows`, in order.
+
+    Args:
+        title: what messages call their source.
+        rows: from `raw_rows`.
+        max_pairs: as in `read_comparisons`.
+        skip_bad_rows: as there.
+
+    Raises:
+        UserError: a row that cannot be used, or no usable row.
+        ValueError: `max_pairs` below 1.
+    """
     if max_pairs is not None and max_pairs < 1:
         raise ValueError(f"read_comparisons: `max_pairs` must be at least 1, got {max_pairs}.")
     comparisons: list[Comparison] = []
     num_pairs = 0
-    rows = usable_rows(source, raw_rows(source, split=split, config=config), _parse_comparison, skip_bad_rows)
+    usable = usable_rows(title, rows, _parse_comparison, skip_bad_rows)
     try:
-        for comparison in rows:
+        for comparison in usable:
             num_pairs += len(comparison.pairs)
             if max_pairs is not None and num_pairs > max_pairs and comparisons:
                 break
@@ -97,7 +121,7 @@ def read_comparisons(
                 break
     finally:
         # Closing reports what was dropped, also when we stop early.
-        rows.close()
+        usable.close()
     return comparisons
 
 

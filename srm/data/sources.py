@@ -12,7 +12,7 @@ from srm.data.files import SUFFIXES, file_rows, format_of
 from srm.data.schema import BadRow, RawRow
 from srm.errors import UserError, first_line
 
-__all__ = ["raw_rows"]
+__all__ = ["loaded_rows", "raw_rows"]
 
 # What people and the hub call the splits in file names.
 _SPLIT_NAMES = {
@@ -23,10 +23,16 @@ _SPLIT_NAMES = {
 _WORD = re.compile(r"[a-z]+")
 
 
-def raw_rows(source: str, *, split: str = "train", config: str | None = None) -> Iterator[RawRow | BadRow]:
+def raw_rows(source: str, *, split: str = "train", config: str | None = None, streaming: bool = False) -> Iterator[RawRow | BadRow]:
     """The rows of `source` as a stream, numbered from 1; a row that cannot be read comes out as a `BadRow`.
 
     A file is one split, whatever `split` says. So is a folder, unless names of files or folders in it state splits.
+
+    Args:
+        source: a file, a folder, or a name on the hub.
+        split: of a folder or a hub data set.
+        config: of a hub data set that has several.
+        streaming: download the rows of a hub data set only as they are read. Files are read so anyway.
 
     Raises:
         UserError: nothing there, no such split, or a file that cannot be read.
@@ -41,7 +47,7 @@ def raw_rows(source: str, *, split: str = "train", config: str | None = None) ->
     except (OSError, ValueError, RuntimeError) as error:
         # No right to look, a name that is too long, a NUL byte, the home of a user who is not there.
         raise UserError(f"{source}: cannot be opened ({getattr(error, 'strerror', None) or error}). Check the path.") from None
-    return file_rows(path) if is_path else _hub_rows(source, split, config)
+    return file_rows(path) if is_path else loaded_rows(source, split=split, config=config, streaming=streaming)
 
 
 def _looks_like_path(source: str, path: Path) -> bool:
@@ -99,18 +105,42 @@ def _saved_rows(folder: Path, split: str) -> Iterator[RawRow | BadRow]:
     yield from _dataset_rows(saved, str(folder), folder.name)
 
 
-def _hub_rows(name: str, split: str, config: str | None) -> Iterator[RawRow | BadRow]:
+def loaded_rows(name: str, *, split: str, config: str | None, streaming: bool, **more: Any) -> Iterator[RawRow | BadRow]:
+    """The rows of what `datasets.load_dataset` finds under `name`: on the hub, or with files (`data_files`, `data_dir`) of the kind `name`.
+
+    Args:
+        name: of the data set, or a kind of file such as `json`.
+        split: any that `datasets` knows, `train[:10%]` too.
+        config: of a data set that has several.
+        streaming: download rows as they are read.
+        **more: further arguments of `load_dataset`.
+
+    Raises:
+        UserError: it could not be loaded, or has no rows.
+    """
     datasets = _import_datasets(name)
     try:
-        dataset = datasets.load_dataset(name, config, split=split)
+        dataset = datasets.load_dataset(name, config, split=split, streaming=streaming, **more)
     except Exception as error:
         # Not there, no such split or configuration, no connection, access refused, a loading script: `datasets` has no common class.
-        setting = f", configuration {config!r}" if config else ""
+        setting = "".join(f", {what} {value!r}" for what, value in {"configuration": config, **more}.items() if value)
         raise UserError(
             f"{name}: there is no such file or folder here, and as a data set of the Hugging Face hub (split {split!r}{setting}) it "
             f"could not be loaded: {first_line(error)}. Check the name and the connection, or give a local file."
         ) from None
-    yield from _dataset_rows(dataset, f"{name} ({split})", name.split("/")[-1])
+    rows = _streamed_rows if streaming else _dataset_rows
+    yield from rows(dataset, f"{name} ({split})", name.split("/")[-1])
+
+
+def _streamed_rows(dataset: Any, title: str, stem: str) -> Iterator[RawRow | BadRow]:
+    number = 0
+    try:
+        for number, fields in enumerate(dataset, start=1):
+            yield RawRow(where=f"{title} row {number}", id=f"{stem}-{number}", number=number, fields=fields)
+    except Exception as error:
+        # Behind a row that cannot be read, or a connection that breaks, there is no going on.
+        raise UserError(f"{title}: the row after row {number} cannot be read ({first_line(error)}). Load it without streaming.") from None
+    _require_rows(number, title)
 
 
 def _dataset_rows(dataset: Sequence[dict[str, Any]], title: str, stem: str) -> Iterator[RawRow | BadRow]:
@@ -124,6 +154,10 @@ def _dataset_rows(dataset: Sequence[dict[str, Any]], title: str, stem: str) -> I
             # A value that its type cannot decode, such as a broken picture in another column.
             row = as_bad_row(where, error)
         yield row
+    _require_rows(count, title)
+
+
+def _require_rows(count: int, title: str) -> None:
     if not count:
         raise UserError(f"{title}: the data set has no rows. Check that it was written to the end.")
 

@@ -64,6 +64,7 @@ def load_adapter(cls: Any, path: Path, *, dtype: torch.dtype | str | None = None
     dtype = dtype or getattr(model_kwargs.get("config"), "dtype", None) or torch.float32
     model_kwargs = {name: value for name, value in model_kwargs.items() if name not in _NOT_FOR_BASE}
     if adapter.revision is not None:
+        # The backbone's, as it was trained on; a folder has none.
         model_kwargs["revision"] = adapter.revision
     base = str(adapter.base_model_name_or_path)
     model = _load_base(cls, base, config, dtype=dtype, tokenizer=load_tokenizer(str(path)), model_kwargs=model_kwargs)
@@ -134,4 +135,11 @@ def _load_base(cls: Any, base: str, config: SentenceRewardConfig, *, dtype: Any,
     found = read_config(resolve_model_name(base), "The adapter is of no use without it.", **hub_arguments(model_kwargs))
     if found.model_type == SentenceRewardConfig.model_type:
         return cls.from_pretrained(base, dtype=dtype, **model_kwargs)
-    return cls.from_backbone(base, tokenizer=tokenizer, dtype=dtype, model_kwargs=model_kwargs, **config.own_fields())
+    quantization = getattr(config.backbone_config, "quantization_config", None)
+    if quantization is not None and getattr(found, "quantization_config", None) is None:
+        model_kwargs = {**model_kwargs, "quantization_config": quantization}
+    model = cls.from_backbone(base, tokenizer=tokenizer, dtype=dtype, model_kwargs=model_kwargs, **config.own_fields())
+    if quantization is not None:
+        # The adapter was trained on the rounded weights, so they are what it is merged into, in a dtype that holds both.
+        model.backbone.dequantize(dtype=dtype)
+    return model

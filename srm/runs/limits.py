@@ -60,6 +60,9 @@ LIMITS: Mapping[str, Limit] = {
     "max_pairs": _COUNT,
     "max_eval_pairs": _COUNT,
     "num_pairs": _COUNT,
+    "test_split_size": _POSITIVE,
+    "dataset_num_proc": _COUNT,
+    "pad_to_multiple_of": _COUNT,
     "num_eval_pairs": _COUNT,
     "show": _NOT_NEGATIVE,
     # Batches and steps.

@@ -7,7 +7,7 @@ import json
 import typing
 from argparse import Action
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, field, fields
 from enum import Enum
 from pathlib import Path
 from types import NoneType
@@ -18,10 +18,14 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from srm.errors import UserError
-from srm.runs.limits import check_text
+from srm.errors import UserError, first_line
+from srm.runs.limits import check_limits, check_text
+from srm.runs.yaml_file import load_yaml
 
-__all__ = ["parse_settings", "settings_changes", "to_yaml"]
+__all__ = ["environment_of", "json_value", "parse_settings", "setting", "settings_changes", "split_settings", "to_yaml"]
+
+# Whether a name that is no setting of ours is one of another program's, such as a launcher's.
+Elsewhere = Callable[[str], bool]
 
 # A token must not end up in a file that people pass around. The rest is said of one start, not of the run, or repeats
 # gradient_checkpointing.
@@ -33,13 +37,53 @@ _NOT_WRITTEN = (
     "activation_checkpointing",
     "activation_checkpointing_kwargs",
 )
-# PyYAML reads about 200 kB a second.
-_LARGEST_FILE = 200_000
 _NONE_WORDS = ("none", "null")
+# Of the file alone, and not a setting: see `environment_of`.
+_ENVIRONMENT = "env"
+
+
+def setting(default: Any, help: str, **metadata: Any) -> Any:
+    """A field of a dataclass of settings.
+
+    Args:
+        default: its value where nothing is given; not a list or mapping.
+        help: for --help.
+        **metadata: further keys of the field's metadata.
+    """
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def json_value(name: str, text: str, kind: type, example: str) -> Any:
+    """The value of a setting that is JSON.
+
+    Args:
+        name: of the setting.
+        text: its value as given.
+        kind: `dict` or `list`.
+        example: of a value, for the message.
+
+    Raises:
+        UserError: no JSON, or of another kind.
+    """
+    what = f"a JSON {'object' if kind is dict else 'list'} such as '{example}'"
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"--{name} must be {what}, got {text!r} ({first_line(error)}).") from error
+    if not isinstance(value, kind):
+        raise UserError(f"--{name} must be {what}, got {text!r}.")
+    return value
 
 
 def parse_settings(
-    groups: Sequence[type], argv: Sequence[str], *, prog: str, description: str, guide: str, needed: Mapping[str, str]
+    groups: Sequence[type],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    guide: str,
+    needed: Mapping[str, str],
+    elsewhere: Elsewhere | None = None,
 ) -> tuple[Any, ...]:
     """One instance of each dataclass in `groups`: what `argv` gives, on top of the YAML file after `--config`, on top of the defaults.
 
@@ -51,23 +95,17 @@ def parse_settings(
         prog: the command's name.
         description: what it does, for --help.
         guide: the page of docs, for --help.
-        needed: settings that must not be empty, each with an example for the error message.
+        needed: settings that must not be empty, each with an example for the error message. With `datasets|dataset_name` one of both.
+        elsewhere: whether a name is another program's setting, which the file may have besides, as it may have `env`.
 
     Raises:
         UserError: an unknown setting (the nearest known one is named), a value of the wrong type, or a needed one that is missing.
     """
     parser = _Parser(groups, prog, description, guide)
     config, argv = _split_config(argv)
-    from_file = list(_file_arguments(parser, config)) if config else []
-    if from_file:
-        # Once by itself, so that a wrong value names the file; the flags after it win in the second pass.
-        parser.where = f"{config}: "
-        parser.parse_known_args(from_file)
-        parser.where = ""
+    words = _checked_words(parser, config, argv, elsewhere)
     try:
-        *settings, unknown = parser.parse_args_into_dataclasses(
-            [*from_file, *argv], return_remaining_strings=True, look_for_args_file=False
-        )
+        *settings, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True, look_for_args_file=False)
     except UserError:
         raise
     except Exception as error:
@@ -75,11 +113,82 @@ def parse_settings(
         name = "" if isinstance(error, (ValueError, ImportError)) else f"the settings cannot be used ({type(error).__name__}): "
         raise UserError(name + " ".join(str(error).split())) from error
     if unknown:
-        raise UserError(f"unknown argument {unknown[0]!r}{parser.nearest(unknown[0])} See --help for all of them.")
-    for flag, example in needed.items():
-        if not any(getattr(group, flag, None) for group in settings):
-            raise UserError(f"--{flag} is missing. Add it, for example --{flag} {example}, or set {flag} in the --config file.")
+        raise parser.unknown(unknown[0])
+    _require(needed, {name: value for group in settings for name, value in vars(group).items()})
     return tuple(settings)
+
+
+def split_settings(
+    groups: Sequence[type],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    guide: str,
+    needed: Mapping[str, str],
+    elsewhere: Elsewhere,
+) -> tuple[list[str], list[str]]:
+    """Take another program's settings out of a command line and its YAML file, and look at ours as far as that goes without a device.
+
+    Args:
+        groups: as in `parse_settings`.
+        argv: as there.
+        prog: as there.
+        description: as there.
+        guide: as there.
+        needed: as there.
+        elsewhere: whether a name is a setting of the other program.
+
+    Returns:
+        The other program's words, those of the file first; and `argv` without them, the file still in it.
+
+    Raises:
+        UserError: as `parse_settings`.
+    """
+    parser = _Parser(groups, prog, description, guide)
+    config, rest = _split_config(argv)
+    words = _checked_words(parser, config, rest, elsewhere)
+    namespace, unknown = parser.parse_known_args(words)
+    for word, before in zip(unknown, ["", *unknown], strict=False):
+        if not (elsewhere(_name_of(word)) if word.startswith("-") else before.startswith("-")):
+            raise parser.unknown(word)
+    if unknown:
+        check_limits(vars(namespace))
+        _require(needed, vars(namespace))
+    from_file = [
+        word
+        for name, value in (_file_settings(config) if config else {}).items()
+        if name not in parser.settings() and elsewhere(name) and value not in (None, False)
+        for word in ([f"--{name}"] if value is True else [f"--{name}={value}"])
+    ]
+    left = iter(unknown)
+    following = next(left, None)
+    kept = []
+    for word in argv:
+        # In the order they have there: a value such as 2 may stand behind a setting of ours, too.
+        if word == following:
+            following = next(left, None)
+        else:
+            kept.append(word)
+    return [*from_file, *unknown], kept
+
+
+def environment_of(argv: Sequence[str]) -> dict[str, str]:
+    """The environment variables below `env` in the YAML file after `--config`; none where there is no such file.
+
+    Raises:
+        UserError: the file cannot be read, or `env` holds no names with values.
+    """
+    config, _ = _split_config(argv)
+    env = _file_settings(config).get(_ENVIRONMENT) if config else None
+    if env is None:
+        return {}
+    if not isinstance(env, dict) or any(isinstance(value, (dict, list, type(None))) for value in env.values()):
+        raise UserError(f"{config}: env must hold `NAME: value` lines, one for each environment variable, got {env!r}.")
+    for name, value in env.items():
+        if not str(name) or "=" in str(name) or "\0" in f"{name}{value}":
+            raise UserError(f"{config}: env: {str(name)!r} can be no environment variable. Rename it.")
+    return {str(name): str(value) for name, value in env.items()}
 
 
 def to_yaml(*settings: Any) -> str:
@@ -108,53 +217,13 @@ def settings_changes(file: Path, *settings: Any, ignored: Collection[str]) -> It
     """
     if not file.is_file():
         return
-    before = _load_yaml(file, str(file))
+    before = load_yaml(file, str(file))
     if not isinstance(before, dict):
         raise UserError(f"{file}: must hold the settings of the run, and was changed. Put it back, or delete it.")
     now = yaml.safe_load(to_yaml(*settings))
     for name in sorted({str(name) for name in before} | now.keys()):
         if name not in ignored and before.get(name) != now.get(name):
             yield f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases, which let ten lines stand for gigabytes, and without a key that stands there twice."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases are not taken", problem_mark=self.peek_event().start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        value = super().construct_mapping(node, deep)
-        if len(value) < len(node.value):
-            names = [key.value for key, _ in node.value]
-            twice = next((name for name in names if names.count(name) > 1), names[0])
-            raise yaml.MarkedYAMLError(problem=f"{twice!r} stands there twice", problem_mark=node.start_mark)
-        return value
-
-
-def _load_yaml(file: Path, title: str) -> Any:
-    """What a file of settings holds, in bounded time. title: what a message calls the file."""
-    try:
-        if file.exists() and not file.is_file():
-            raise UserError(f"{title}: is no regular file. Give a YAML file.")
-        with file.open("rb") as stream:
-            content = stream.read(_LARGEST_FILE + 1)
-        if len(content) > _LARGEST_FILE:
-            raise UserError(f"{title}: is larger than {_LARGEST_FILE // 1000} kB. Settings are a few `name: value` lines.")
-        return yaml.load(content.decode("utf-8-sig"), Loader=_Loader)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{title}: cannot be read ({error.strerror}).") from error
-    except RecursionError:
-        raise UserError(f"{title}: not valid YAML (nested too deeply). Settings are `name: value` lines.") from None
-    except Exception as error:
-        # Of a number or a date that is none, PyYAML raises whatever Python does.
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{title}{line}: not valid YAML ({getattr(error, 'problem', None) or error}).") from error
 
 
 class _Parser(HfArgumentParser):
@@ -184,9 +253,12 @@ class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.where}{message}")
 
+    def unknown(self, word: str) -> UserError:
+        return UserError(f"unknown argument {word!r}{self.nearest(word)} See --help for all of them.")
+
     def nearest(self, name: str) -> str:
         """`; did you mean --x?`, or the full stop where nothing is near."""
-        wanted = name.lstrip("-").split("=")[0].replace("-", "_")
+        wanted = _name_of(name)
         near = difflib.get_close_matches(wanted, self.settings(), n=1)
         return f"; did you mean --{near[0]}?" if near and name.startswith("-") else f"; did you mean {near[0]}?" if near else "."
 
@@ -217,16 +289,43 @@ def _split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     return config, rest
 
 
-def _file_arguments(parser: _Parser, config: str) -> Iterator[str]:
-    """The YAML file's settings as the flags that would say the same."""
-    content = _load_yaml(Path(config), f"--config {config}")
+def _name_of(word: str) -> str:
+    return word.lstrip("-").split("=")[0].replace("-", "_")
+
+
+def _checked_words(parser: _Parser, config: str | None, argv: Sequence[str], elsewhere: Elsewhere | None) -> list[str]:
+    """The file's settings as flags, then the command line, which wins."""
+    from_file = list(_file_arguments(parser, config, elsewhere)) if config else []
+    if from_file:
+        # Once by itself, so that a wrong value names the file.
+        parser.where = f"{config}: "
+        parser.parse_known_args(from_file)
+        parser.where = ""
+    return [*from_file, *argv]
+
+
+def _require(needed: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    for names, example in needed.items():
+        *_, name = names.split("|")
+        if not any(settings.get(one) for one in names.split("|")):
+            raise UserError(f"--{name} is missing. Add it, for example --{name} {example}, or set {name} in the --config file.")
+
+
+def _file_settings(config: str) -> dict[str, Any]:
+    content = load_yaml(Path(config), f"--config {config}")
     if not isinstance(content, dict):
         raise UserError(f"{config}: must hold `name: value` lines, got {type(content).__name__}.")
+    return {str(name): value for name, value in content.items()}
+
+
+def _file_arguments(parser: _Parser, config: str, elsewhere: Elsewhere | None) -> Iterator[str]:
+    """The YAML file's settings as the flags that would say the same."""
     known = parser.settings()
-    for name, value in content.items():
-        if str(name) not in known:
-            raise UserError(f"{config}: unknown setting {str(name)!r}{parser.nearest(str(name))}")
-        yield from _as_flag(config, known[name], value)
+    for name, value in _file_settings(config).items():
+        if name in known:
+            yield from _as_flag(config, known[name], value)
+        elif elsewhere is None or not (name == _ENVIRONMENT or elsewhere(name)):
+            raise UserError(f"{config}: unknown setting {name!r}{parser.nearest(name)}")
 
 
 def _as_flag(config: str, action: Action, value: Any) -> Iterator[str]:
@@ -234,7 +333,7 @@ def _as_flag(config: str, action: Action, value: Any) -> Iterator[str]:
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str):
             check_text(text, f"{config}: {action.dest}")
-    if isinstance(value, dict):
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(entry, dict) for entry in value)):
         yield f"{flag}={_json(config, action.dest, value)}"
     elif isinstance(value, list):
         if action.nargs != "+":
@@ -249,7 +348,7 @@ def _as_flag(config: str, action: Action, value: Any) -> Iterator[str]:
         yield f"{flag}={str(value).lower() if isinstance(value, bool) else value}"
 
 
-def _json(config: str, name: str, value: dict[Any, Any]) -> str:
+def _json(config: str, name: str, value: Any) -> str:
     try:
         return json.dumps(value)
     except (TypeError, ValueError) as error:

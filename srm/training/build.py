@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from srm.errors import UserError
 from srm.modeling import SentenceRewardConfig, SentenceRewardModel
 from srm.modeling.alias import resolve_model_name
-from srm.modeling.loading import hub_arguments, read_config
+from srm.modeling.loading import check_tokenizer_fits, hub_arguments, load_tokenizer, read_config
 from srm.training.lora import add_adapters
+from srm.training.quantization import keep_gradients, quantization_of
+from srm.training.tokens import settle_tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
     from srm.training.arguments import ModelArguments, RewardConfig
 
 __all__ = ["build_model"]
+
+# Arguments of from_pretrained that are saved with an adapter, or change no weight and nothing that the weights compute.
+_KEPT_WITH_ADAPTERS = {
+    *("revision", "trust_remote_code", "dtype", "attn_implementation", "use_cache", "use_kernels"),
+    *("cache_dir", "force_download", "local_files_only", "token", "low_cpu_mem_usage", "use_safetensors", "num_labels"),
+}
 
 
 def build_model(arguments: ModelArguments, config: RewardConfig) -> SentenceRewardModel | PeftModel:
@@ -27,45 +35,54 @@ def build_model(arguments: ModelArguments, config: RewardConfig) -> SentenceRewa
     """
     assert arguments.model_name_or_path is not None
     path = resolve_model_name(arguments.model_name_or_path)
-    model = _trained(path, arguments) if _is_trained(path, arguments) else _fresh(arguments, config)
+    if arguments.load_in_8bit:
+        # Which columns bitsandbytes multiplies in 16 bits is decided by all tokens of a pass. See without_effect.py.
+        config.packing = "none"
+    kwargs = arguments.init_kwargs()
+    if config.packing != "none":
+        # The packed modes bring their own.
+        kwargs.pop("attn_implementation", None)
+    if arguments.use_peft:
+        _check_recorded(kwargs)
+    build = _trained if _is_trained(path, kwargs) else _fresh
+    model = build(path, arguments, config, **kwargs)
     model.config.packing = config.packing
-    if arguments.chat_template_path is not None:
-        _set_chat_template(model, arguments.chat_template_path)
     model.packing_mode(config.packing)
     return add_adapters(model, arguments) if arguments.use_peft else model
 
 
-def _set_chat_template(model: SentenceRewardModel, path: str) -> None:
-    """Give the tokenizer another template; it is saved with the model, so that scoring uses the same one."""
-    assert model.tokenizer is not None
-    try:
-        model.tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--chat_template_path {path}: cannot be read ({error}). Give a Jinja text file.") from error
+def _check_recorded(kwargs: dict[str, Any]) -> None:
+    """An adapter's folder names its backbone, and how it was loaded only as far as these go: with others it would load as another one."""
+    unknown = sorted(kwargs.keys() - _KEPT_WITH_ADAPTERS)
+    if unknown:
+        raise UserError(
+            f"--model_init_kwargs: with --use_peft, {unknown[0]!r} would be forgotten when the saved adapter is loaded. Save a model that "
+            "was loaded so (save_pretrained, with its tokenizer), and train on that."
+        )
 
 
-def _is_trained(path: str, arguments: ModelArguments) -> bool:
+def _is_trained(path: str, kwargs: dict[str, Any]) -> bool:
     if (Path(path) / "adapter_config.json").is_file():
         return True
     try:
-        return isinstance(read_config(path, "", **hub_arguments(_hub_arguments(arguments))), SentenceRewardConfig)
+        return isinstance(read_config(path, "", **hub_arguments(kwargs)), SentenceRewardConfig)
     except UserError:
         # Not there, or a model with code of its own: loading it as a backbone says so, or can.
         return False
 
 
-def _hub_arguments(arguments: ModelArguments) -> dict[str, Any]:
-    hub = {"revision": arguments.model_revision, "trust_remote_code": arguments.trust_remote_code}
-    return hub if arguments.attn_implementation is None else {**hub, "attn_implementation": arguments.attn_implementation}
-
-
-def _fresh(arguments: ModelArguments, config: RewardConfig) -> SentenceRewardModel:
+def _fresh(path: str, arguments: ModelArguments, config: RewardConfig, *, dtype: Any, **kwargs: Any) -> SentenceRewardModel:
     assert arguments.model_name_or_path is not None
+    tokenizer = load_tokenizer(path, **hub_arguments(kwargs))
+    settle_tokenizer(tokenizer, arguments)
+    if (quantization := quantization_of(arguments)) is not None:
+        kwargs["quantization_config"] = quantization
     try:
-        return SentenceRewardModel.from_backbone(
+        model = SentenceRewardModel.from_backbone(
             arguments.model_name_or_path,
-            dtype=arguments.dtype,
-            model_kwargs=_hub_arguments(arguments),
+            tokenizer=tokenizer,
+            dtype=dtype,
+            model_kwargs=kwargs,
             packing=config.packing,
             **arguments.variant(),
         )
@@ -73,10 +90,19 @@ def _fresh(arguments: ModelArguments, config: RewardConfig) -> SentenceRewardMod
         raise
     except ValueError as error:
         raise UserError(f"{arguments.model_name_or_path}: {error}") from error
+    if getattr(model.backbone, "is_quantized", False) and not arguments.use_peft:
+        raise UserError(f"{path}: these weights are quantised, so that only adapters can be trained. Add --use_peft.")
+    keep_gradients(model.backbone)
+    return model
 
 
-def _trained(path: str, arguments: ModelArguments) -> SentenceRewardModel:
-    model = SentenceRewardModel.from_pretrained(path, dtype=arguments.dtype, **_hub_arguments(arguments))
+def _trained(path: str, arguments: ModelArguments, config: RewardConfig, **kwargs: Any) -> SentenceRewardModel:
+    if arguments.load_in_4bit or arguments.load_in_8bit:
+        raise UserError(
+            f"{path} is a trained reward model, and only a plain backbone is loaded in 4 or 8 bits. Leave --load_in_4bit and "
+            "--load_in_8bit out, or start from the backbone."
+        )
+    model = SentenceRewardModel.from_pretrained(path, **kwargs)
     for name, wanted in arguments.changed_variant().items():
         has = getattr(model.config, name)
         if has != wanted:
@@ -84,4 +110,7 @@ def _trained(path: str, arguments: ModelArguments) -> SentenceRewardModel:
                 f"{path} is a reward model trained with {name}={has!r}, and --{name} asks for {wanted!r}. "
                 "Leave the flag out, or start from the backbone."
             )
+    if model.tokenizer is not None:
+        settle_tokenizer(model.tokenizer, arguments)
+        check_tokenizer_fits(path, model.tokenizer, model)
     return model

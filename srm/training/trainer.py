@@ -26,6 +26,7 @@ from srm.training.loss_check import LossGuard, require_finite_logs
 from srm.training.losses import reward_loss
 from srm.training.metrics import RewardMetrics
 from srm.training.sampling import GlobalBatchSampler, RowDataset
+from srm.training.savers import offloaded_activations, use_liger_kernels
 from srm.training.saving import AtomicSavingTrainer
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
             args._n_gpu = 1
         if args.disable_dropout:
             _disable_dropout(self.reward_model.backbone)
+        if args.use_liger_kernel:
+            use_liger_kernels(self.reward_model.backbone, args.liger_kernel_config)
         if self.reward_model.tokenizer is None:
             raise UserError("the model has no tokenizer. Set `model.tokenizer`: it is saved with the model, and pads batches.")
         # Else Trainer copies them itself, and warns as if something were wrong.
@@ -222,15 +225,16 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         step = super().training_step
         *others, last = inputs
         losses: list[Tensor] = []
-        if others:
-            state = self.accelerator.gradient_state
-            synchronise = state.sync_gradients
-            # DeepSpeed takes a step where this is set; the others look at the context.
-            state._set_sync_gradients(False)
-            with self.accelerator.no_sync(model):
-                losses += [step(model, part, num_items_in_batch) for part in others]
-            state._set_sync_gradients(synchronise)
-        losses.append(step(model, last, num_items_in_batch))
+        with offloaded_activations(self.model, self.args.activation_offloading):
+            if others:
+                state = self.accelerator.gradient_state
+                synchronise = state.sync_gradients
+                # DeepSpeed takes a step where this is set; the others look at the context.
+                state._set_sync_gradients(False)
+                with self.accelerator.no_sync(model):
+                    losses += [step(model, part, num_items_in_batch) for part in others]
+                state._set_sync_gradients(synchronise)
+            losses.append(step(model, last, num_items_in_batch))
         loss = torch.stack(losses).sum()
         self._guard.watch(loss, self.state.global_step + 1)
         return loss

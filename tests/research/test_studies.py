@@ -21,7 +21,7 @@ def test_a_command_that_fails_ends_the_study(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
     with pytest.raises(SystemExit, match=r"(?s)srm-train\nfailed with exit code 1; its output is in .*train\.log"):
         run_command(["srm-train"], log)
-    assert "--output_dir is missing" in log.read_text()
+    assert "--model_name_or_path is missing" in log.read_text()
 
 
 def test_a_seed_with_a_report_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

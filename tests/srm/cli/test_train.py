@@ -258,6 +258,8 @@ def test_help_names_our_flags(capsys):
         f"--{name}" in out
         for name in ("granularity", "head_learning_rate", "overlong", "packing", "center_rewards_coefficient", "use_peft")
     )
+    assert "--num_processes 2" in out
+    assert "The guide is docs/training.md." in " ".join(out.split())
 
 
 def test_edited_records_are_one_line(flags, tmp_path, capsys):

@@ -10,6 +10,7 @@ def test_public_names() -> None:
         "PLAIN_TEMPLATE",
         "Comparison",
         "Conversation",
+        "DataPart",
         "EncodedComparison",
         "EncodedResponse",
         "Message",
@@ -23,6 +24,7 @@ def test_public_names() -> None:
         "encode_comparisons",
         "parse_row",
         "read_comparisons",
+        "read_mixture",
         "read_prompts",
         "read_responses",
     ]

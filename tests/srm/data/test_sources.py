@@ -105,13 +105,13 @@ def test_a_damaged_saved_data_set(write: Write, tmp_path: Path) -> None:
 def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load(name: str, config: str | None, *, split: str) -> datasets.Dataset:
-        asked.append((name, config, split))
+    def load(name: str, config: str | None, *, split: str, streaming: bool) -> datasets.Dataset:
+        asked.append((name, config, split, streaming))
         return datasets.Dataset.from_list([pair("1"), pair("2")])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     rows = read_comparisons("someone/pairs", split="test", config="small")
-    assert asked == [("someone/pairs", "small", "test")]
+    assert asked == [("someone/pairs", "small", "test", False)]
     assert [row.where for row in rows] == ["someone/pairs (test) row 1", "someone/pairs (test) row 2"]
     assert rows[1].id == "pairs-2"
 

@@ -103,7 +103,7 @@ def test_wrong_flags_are_one_line(argv, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("missing", ["model_name_or_path", "dataset_name", "output_dir"])
+@pytest.mark.parametrize("missing", ["model_name_or_path", "dataset_name"])
 def test_what_is_missing_is_named(missing):
     position = NEEDED.index(f"--{missing}")
     with pytest.raises(UserError, match=f"--{missing} is missing"):

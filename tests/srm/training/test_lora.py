@@ -7,7 +7,15 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MixtralConfig,
+    MixtralModel,
+)
 
 from srm.errors import UserError
 from srm.modeling import SentenceRewardConfig, SentenceRewardModel
@@ -91,6 +99,87 @@ def test_named_modules_are_the_only_ones_adapted(new_model):
     model = add_adapters(new_model(), arguments(lora_target_modules=["q_proj", "v_proj"]))
     adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if ".lora_" in name}
     assert adapted == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize("expression", [r".*layers\.1\..*(q|v)_proj", r"model\.layers\.1\.self_attn\.[qv]_proj"])
+def test_one_regular_expression_names_layers(new_model, expression):
+    model = add_adapters(new_model(), arguments(lora_target_modules=[expression]))
+    adapted = {name.split(".lora_")[0].split("backbone.")[1] for name, _ in model.named_parameters() if ".lora_" in name}
+    assert adapted == {"layers.1.self_attn.q_proj", "layers.1.self_attn.v_proj"}
+
+
+@pytest.mark.parametrize("variant", [{}, {"boundary_token": "<END>"}], ids=str)
+def test_other_modules_are_trained_whole_saved_and_loaded(new_model, encode, pairs_file, make_trainer, tmp_path, variant):
+    model = new_model(**variant)
+    embedding, norm = (weight.detach().clone() for weight in (model.backbone.embed_tokens.weight, model.backbone.norm.weight))
+    rows = encode(model, pairs_file)
+    # `score` is the name of trl's head.
+    wanted = arguments(lora_modules_to_save=["embed_tokens", "model.norm", "layers.1.mlp", "score"])
+    trainer = make_trainer(add_adapters(model, wanted), rows, learning_rate=1e-2, max_steps=4, save_strategy="steps", save_steps=2)
+    trainer.train()
+    trainer.save_model()
+    expected = rewards(trainer.model, rows[:4], trainer)
+    assert not any("layers.1.mlp" in name for name, _ in trainer.model.named_parameters() if ".lora_" in name)
+    loaded = SentenceRewardModel.from_pretrained(tmp_path / "run")
+    torch.testing.assert_close(rewards(loaded, rows[:4], trainer), expected, rtol=1e-5, atol=5e-6)
+    assert not torch.equal(loaded.backbone.embed_tokens.weight, embedding)
+    assert not torch.equal(loaded.backbone.norm.weight, norm)
+    # Named in full: peft would also take `input_layernorm` for a `norm`.
+    first = new_model(**variant).backbone.layers[0]
+    assert torch.equal(loaded.backbone.layers[0].input_layernorm.weight, first.input_layernorm.weight)
+    # And a run goes on from its checkpoint to the same end.
+    torch.manual_seed(0)
+    again = make_trainer(
+        add_adapters(new_model(**variant), wanted), rows, learning_rate=1e-2, max_steps=4, output_dir=str(tmp_path / "run")
+    )
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    torch.testing.assert_close(rewards(again.model, rows[:4], again), expected, rtol=0, atol=0)
+
+
+def test_weights_that_are_no_layer_get_adapters(tiny_tokenizer_dir, encode, pairs_file, make_trainer, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = MixtralConfig(**sizes, vocab_size=len(tokenizer), num_local_experts=2, num_experts_per_tok=2, max_position_embeddings=256)
+    MixtralModel(config).save_pretrained(tmp_path / "experts")
+    tokenizer.save_pretrained(tmp_path / "experts")
+    model = SentenceRewardModel.from_backbone(tmp_path / "experts", attention_size=8)
+    rows = encode(model, pairs_file)
+    with pytest.raises(UserError, match=r"no weight called 'experts\.up'. It has .*experts\.down_proj"):
+        add_adapters(model, arguments(lora_target_parameters=["experts.up"]))
+    adapted = add_adapters(model, arguments(lora_target_modules=["q_proj"], lora_target_parameters=["mlp.experts.down_proj"]))
+    trainer = make_trainer(adapted, rows, learning_rate=1e-2, max_steps=3)
+    trainer.train()
+    trainer.save_model()
+    assert any("experts" in name for name in load_file(tmp_path / "run" / "adapter_model.safetensors"))
+    expected = rewards(trainer.model, rows[:4], trainer)
+    torch.testing.assert_close(
+        rewards(SentenceRewardModel.from_pretrained(tmp_path / "run"), rows[:4], trainer), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_what_peft_refuses_is_one_line(new_model):
+    with pytest.raises(UserError, match=r"--use_peft: .*dropout"):
+        add_adapters(new_model(), ModelArguments(use_peft=True, lora_target_parameters=["q_proj.weight"], lora_target_modules=["v_proj"]))
+
+
+def test_unknown_modules_to_save_are_named(new_model):
+    with pytest.raises(
+        UserError, match=r"--lora_modules_to_save: the backbone has no module called 'lm_head'\. It has down_proj, embed_tokens"
+    ):
+        add_adapters(new_model(), arguments(lora_modules_to_save=["lm_head"]))
+
+
+def test_an_adapter_knows_the_revision_of_its_backbone(new_model, adapter, monkeypatch):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["revision"] == "main"
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "revision": "v2"}))
+    asked = []
+    load = SentenceRewardModel.from_backbone
+    monkeypatch.setattr(
+        SentenceRewardModel, "from_backbone", lambda *args, model_kwargs, **kwargs: asked.append(model_kwargs) or load(*args, **kwargs)
+    )
+    SentenceRewardModel.from_pretrained(adapter, revision="main")
+    assert asked == [{"revision": "v2"}]
 
 
 def test_unknown_modules_are_named(new_model):

@@ -1,0 +1,109 @@
+"""The rows that `srm-train` trains and evaluates on, read and encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers.trainer_utils import IntervalStrategy
+
+from srm.data import Comparison, EncodedComparison, encode_comparisons, read_comparisons, read_mixture
+from srm.data.mixture import set_aside
+from srm.errors import UserError
+
+if TYPE_CHECKING:
+    from srm.modeling import SentenceRewardModel
+    from srm.training.arguments import RewardConfig
+    from srm.training.data_arguments import DataArguments
+
+__all__ = ["load_rows"]
+
+Rows = list[EncodedComparison]
+
+
+def load_rows(
+    data: DataArguments, config: RewardConfig, model: SentenceRewardModel, tell: Callable[[str], None]
+) -> tuple[Rows, Rows | None]:
+    """Training rows, and those to evaluate on where there are such.
+
+    Args:
+        data: where they come from.
+        config: of the run.
+        model: that reads them.
+        tell: gets a line on what was read, and what became of rows over the limit.
+
+    Raises:
+        UserError: data that cannot be read, or an evaluation without data.
+    """
+    # Each process reads for itself; the first one first, so that a download happens once.
+    with config.main_process_first(desc="reading the data"):
+        train = _read_training(data)
+        evaluation: list[Comparison] | None = None
+        if data.test_split_size is not None:
+            train, evaluation = set_aside(train, data.test_split_size, seed=config.seed if config.data_seed is None else config.data_seed)
+            train, evaluation = _first_pairs(train, data.max_pairs), _first_pairs(evaluation, data.max_eval_pairs)
+        elif data.eval_dataset_name is not None or config.eval_strategy != "no":
+            evaluation = _read_evaluation(data, config)
+
+    def encoded(comparisons: list[Comparison], kind: str) -> Rows:
+        rows, report = encode_comparisons(
+            comparisons,
+            model.encoder,
+            max_length=config.max_length,
+            positions=model.config.max_positions,
+            overlong=config.overlong,
+            skip_bad_rows=data.skip_bad_rows,
+            progress=None if config.process_index == 0 and not config.disable_tqdm else False,
+        )
+        tell(f"{kind} data: {sum(len(row.pairs) for row in rows):,} pairs; {report}")
+        return rows
+
+    return encoded(train, "training"), None if evaluation is None else encoded(evaluation, "evaluation")
+
+
+def _read_training(data: DataArguments) -> list[Comparison]:
+    if parts := data.parts:
+        # A test set is drawn from all rows.
+        max_pairs = data.max_pairs if data.test_split_size is None else None
+        return read_mixture(parts, streaming=data.streaming, max_pairs=max_pairs, skip_bad_rows=data.skip_bad_rows)
+    assert data.dataset_name is not None
+    return _read_split(data, data.dataset_name, data.dataset_train_split, data.max_pairs)
+
+
+def _read_evaluation(data: DataArguments, config: RewardConfig) -> list[Comparison]:
+    source = data.eval_dataset_name
+    if source is None:
+        if data.parts or Path(str(data.dataset_name)).is_file():
+            ways = "--eval_dataset_name or --test_split_size" if data.parts else "--eval_dataset_name"
+            raise UserError(
+                f"--eval_strategy {IntervalStrategy(config.eval_strategy).value} needs pairs to evaluate on, "
+                f"and {data.title} is all training data. Add {ways}."
+            )
+        source = data.dataset_name
+    assert source is not None
+    return _read_split(data, source, data.dataset_test_split, data.max_eval_pairs)
+
+
+def _read_split(data: DataArguments, source: str, split: str, max_pairs: int | None) -> list[Comparison]:
+    return read_comparisons(
+        source,
+        split=split,
+        config=data.dataset_config,
+        streaming=data.dataset_streaming,
+        max_pairs=max_pairs,
+        skip_bad_rows=data.skip_bad_rows,
+    )
+
+
+def _first_pairs(comparisons: list[Comparison], max_pairs: int | None) -> list[Comparison]:
+    """As `max_pairs` of `read_comparisons`, of rows that were read."""
+    if max_pairs is None:
+        return comparisons
+    kept, count = comparisons[:1], len(comparisons[0].pairs)
+    for comparison in comparisons[1:]:
+        count += len(comparison.pairs)
+        if count > max_pairs:
+            break
+        kept.append(comparison)
+    return kept

@@ -1,0 +1,120 @@
+"""Settings of `srm-train` that say which model is trained, and what of it: under the names of `trl reward` where it has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from srm.data.schema import Granularity
+from srm.errors import UserError
+from srm.extras import way_to_install
+from srm.runs.limits import check_limits
+from srm.runs.settings import json_value, setting
+from srm_kernels import Pooling
+
+__all__ = ["PLACED_BY_TRAINER", "ModelArguments"]
+
+# Arguments of from_pretrained that say where a model's weights are put, which Trainer does.
+PLACED_BY_TRAINER = ("device_map", "max_memory", "tp_plan")
+
+# The fields of ModelArguments that go into SentenceRewardConfig as they are.
+_VARIANT_FIELDS = ("granularity", "pooling", "rope_theta", "include_prompt", "difference", "boundary_token", "attention_size")
+
+
+@dataclass(kw_only=True)
+class ModelArguments:
+    """Which model is trained, and as which variant of the method (docs/method.md)."""
+
+    model_name_or_path: str | None = setting(
+        None, "Hub name or folder of a decoder, alias smollm2-135m, or folder of a trained reward model."
+    )
+    model_revision: str = setting("main", "Branch, tag or commit on the hub.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "float32", "Dtype of the backbone's weights; the head stays in float32."
+    )
+    attn_implementation: str | None = setting(None, "Attention of the backbone with --packing none; the packed modes bring their own.")
+    trust_remote_code: bool = setting(False, "Run the code that comes with the model.")
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": """Further arguments of from_pretrained as JSON, which win, such as '{"dtype": "bfloat16"}'."""}
+    )
+    chat_template_path: str | None = setting(
+        None, "Chat template in place of the tokenizer's: a Jinja file, or a folder or hub name of a tokenizer that has one."
+    )
+    eos_token: str | None = setting(None, "Token of the vocabulary that ends an answer, beside those that the model and template name.")
+    pad_token: str | None = setting(None, "Token of the vocabulary that fills padded rows, here and in whatever loads the tokenizer.")
+
+    granularity: Granularity = setting("sentence", "What the loss is trained on.")
+    pooling: Pooling = setting("value_attention", "How sentence rewards become the response reward; attention is the paper's.")
+    rope_theta: float | None = setting(10_000.0, "Base of the rotary embedding on the sentence index; none leaves it out.")
+    include_prompt: bool = setting(True, "Let index 0, the prompt, join the pooling.")
+    difference: bool = setting(True, "A sentence's reward is the change of the value over it, not the value at its end.")
+    boundary_token: str | None = setting(None, 'New special token after the prompt and each sentence, such as "<END>".')
+    attention_size: int = setting(256, "Width of the query and the key.")
+    segmenter: Literal["punkt", "punkt_tab", "sat", "newline"] = setting("punkt", "What splits responses into sentences.")
+    segmenter_config: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": """Further segmenter settings as JSON, such as '{"max_chars": 600}'."""}
+    )
+
+    use_peft: bool = setting(False, "Train LoRA adapters and the head instead of all weights.")
+    lora_r: int = setting(16, "LoRA rank.")
+    lora_alpha: int = setting(32, "LoRA alpha.")
+    lora_dropout: float = setting(0.05, "LoRA dropout.")
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of the backbone's linear layers that get an adapter, or one regular expression; all of them if not set."},
+    )
+    lora_target_parameters: list[str] | None = field(
+        default=None, metadata={"help": "Names of weights that get an adapter and are no linear layers, such as mlp.experts.down_proj."}
+    )
+    lora_modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules of the backbone that are trained whole and saved with the adapter, such as embed_tokens."}
+    )
+    lora_task_type: str | None = setting(None, "Taken for trl's sake: SEQ_CLS there keeps the head, which is always kept here.")
+    use_rslora: bool = setting(False, "Scale adapters by alpha / sqrt(r).")
+    use_dora: bool = setting(False, "Weight-decomposed LoRA.")
+    load_in_4bit: bool = setting(False, "Hold the frozen backbone in 4 bits (bitsandbytes); with --use_peft.")
+    load_in_8bit: bool = setting(False, "Hold the frozen backbone in 8 bits (bitsandbytes); with --use_peft.")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = setting("nf4", "The 4-bit numbers.")
+    use_bnb_nested_quant: bool = setting(False, "Quantise the scales of the 4-bit numbers, too.")
+    bnb_4bit_quant_storage: str | None = setting(None, "Dtype that holds the 4-bit numbers, such as bfloat16 for FSDP; uint8 if not set.")
+
+    def variant(self) -> dict[str, Any]:
+        """The fields of `SentenceRewardConfig` that these settings decide."""
+        own = {name: getattr(self, name) for name in _VARIANT_FIELDS}
+        # A string has become a mapping in __post_init__.
+        more = self.segmenter_config if isinstance(self.segmenter_config, dict) else {}
+        return {**own, "segmenter": {"name": self.segmenter, **more}}
+
+    def changed_variant(self) -> dict[str, Any]:
+        """The part of `variant()` that differs from the defaults: what the user asked for."""
+        default = ModelArguments().variant()
+        return {name: value for name, value in self.variant().items() if value != default[name]}
+
+    def init_kwargs(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained`, those of `model_init_kwargs` among them; a copy, without where the model is put."""
+        # A string has become a mapping in __post_init__.
+        given = self.model_init_kwargs if isinstance(self.model_init_kwargs, dict) else {}
+        kwargs = {"revision": self.model_revision, "trust_remote_code": self.trust_remote_code, "dtype": self.dtype}
+        kwargs |= {"attn_implementation": self.attn_implementation} if self.attn_implementation else {}
+        return kwargs | {name: value for name, value in given.items() if value is not None and name not in PLACED_BY_TRAINER}
+
+    def __post_init__(self) -> None:
+        check_limits(vars(self))
+        for name, example in (("segmenter_config", '{"max_chars": 600}'), ("model_init_kwargs", '{"dtype": "bfloat16"}')):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                setattr(self, name, json_value(name, value, dict, example))
+        self._check_quantization()
+
+    def _check_quantization(self) -> None:
+        if "quantization_config" in self.init_kwargs():
+            raise UserError("--model_init_kwargs: say by --load_in_4bit or --load_in_8bit what quantization_config would say.")
+        if not (self.load_in_4bit or self.load_in_8bit):
+            return
+        if self.load_in_4bit and self.load_in_8bit:
+            raise UserError("--load_in_4bit and --load_in_8bit exclude each other. Leave one of them out.")
+        if not self.use_peft:
+            raise UserError("--load_in_4bit and --load_in_8bit freeze the backbone, so that only adapters can be trained. Add --use_peft.")
+        if find_spec("bitsandbytes") is None:
+            raise UserError(f"--load_in_{4 if self.load_in_4bit else 8}bit: {way_to_install('bitsandbytes')}")
