@@ -16,6 +16,7 @@ EXTRAS = {
     "accelerate": "srm",
     "datasets": "srm",
     "filelock": "srm",
+    "huggingface_hub": "srm",
     "jinja2": "srm",
     "numpy": "srm",
     "pyarrow": "srm",

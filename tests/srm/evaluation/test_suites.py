@@ -21,7 +21,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     import datasets
 
     def put(name: str, split: str, rows: list[dict[str, Any]]) -> None:
-        def load_dataset(wanted: str, config: str | None = None, *, split: str) -> list[dict[str, Any]]:
+        def load_dataset(wanted: str, config: str | None = None, *, split: str, streaming: bool) -> list[dict[str, Any]]:
             assert (wanted, config, split) == (name, None, expected)
             return rows
 
