@@ -124,7 +124,7 @@ def pool_kernel(
                 cos, sin = rotation(end - 1 - n, ACC, A, BLOCK_A // 2, LOG2_THETA, TERMS)
                 # Turning the key backwards, not the query forwards: the key already has the shape of the angles.
                 key = turned(key, cos, -sin, BLOCK_A)
-            score = tl.sum(key * query, 1) / tl.sqrt(tl.full((), A, ACC))
+            score = tl.sum(key * query, 1) * (A**-0.5)
             tl.store(weight_ptr + n, score, mask=n < end)
             top = tl.maximum(top, tl.max(tl.where((n >= first) & (n < end), score, float("-inf")), 0))
             start += BLOCK_N
@@ -241,7 +241,7 @@ def pool_backward_kernel(
                 weight -= following
                 if not INCLUDE_PROMPT:
                     weight = tl.where(n > begin, weight, 0.0)
-            grad_score = weight * (grad - mean) / tl.sqrt(tl.full((), A, ACC))
+            grad_score = weight * (grad - mean) * (A**-0.5)
             tl.store(grad_score_ptr + n, grad_score, mask=n < end)
         start += LANES
     if HAS_ATTENTION:
