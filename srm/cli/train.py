@@ -138,8 +138,10 @@ def _is_final(name: str) -> bool:
 
 def _warn_of_lone_process() -> None:
     """`accelerate launch --cpu --num_processes 2` sets an address to meet at, and starts one process all the same."""
+    from srm.training.launch import WORLD_SIZES
+
     launched = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
-    if launched and not any(name in os.environ for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")):
+    if launched and not any(name in os.environ for name in WORLD_SIZES):
         print(
             "srm-train: accelerate launch --cpu has started one process only. For several, on CPUs too: srm-train --num_processes N ...",
             file=sys.stderr,

@@ -16,7 +16,7 @@ from srm.data.settings import with_settings
 from srm.data.sources import raw_rows
 from srm.errors import UserError
 
-__all__ = ["FirstPass", "comparisons_of", "first_pass", "read_comparisons", "read_prompts", "read_responses", "usable_rows"]
+__all__ = ["FirstPass", "comparisons_of", "first_pairs", "first_pass", "read_comparisons", "read_prompts", "read_responses", "usable_rows"]
 
 T = TypeVar("T")
 
@@ -108,21 +108,29 @@ def comparisons_of(title: str, rows: Iterable[RawRow | BadRow], *, max_pairs: in
     """
     if max_pairs is not None and max_pairs < 1:
         raise ValueError(f"read_comparisons: `max_pairs` must be at least 1, got {max_pairs}.")
-    comparisons: list[Comparison] = []
-    num_pairs = 0
     usable = usable_rows(title, rows, _parse_comparison, skip_bad_rows)
     try:
-        for comparison in usable:
-            num_pairs += len(comparison.pairs)
-            if max_pairs is not None and num_pairs > max_pairs and comparisons:
-                break
-            comparisons.append(comparison)
-            if num_pairs == max_pairs:
-                break
+        return list(first_pairs(usable, max_pairs))
     finally:
         # Closing reports what was dropped, also when we stop early.
         usable.close()
-    return comparisons
+
+
+def first_pairs(comparisons: Iterable[Comparison], max_pairs: int | None) -> Iterator[Comparison]:
+    """The comparisons before the one that would make it more than `max_pairs` pairs, but one at least; all where None.
+
+    Args:
+        comparisons: in order; the rest is not read.
+        max_pairs: at most so many.
+    """
+    num_pairs = 0
+    for comparison in comparisons:
+        is_first, num_pairs = not num_pairs, num_pairs + len(comparison.pairs)
+        if max_pairs is not None and num_pairs > max_pairs and not is_first:
+            return
+        yield comparison
+        if num_pairs == max_pairs:
+            return
 
 
 def read_responses(

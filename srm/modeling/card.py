@@ -133,7 +133,8 @@ def without_place(name: str) -> str:
     Args:
         name: a path, or a name on the hub.
     """
-    return Path(name).name if name and (Path(name).is_absolute() or Path(name).exists()) else name
+    path = Path(name).expanduser()
+    return path.name if name and (path.is_absolute() or path.exists()) else name
 
 
 def _base(config: SentenceRewardConfig) -> str:

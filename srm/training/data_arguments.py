@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from srm.data import DataPart
 from srm.data.mixture import check_fractions
 from srm.errors import UserError
+from srm.modeling.card import without_place
 from srm.runs.limits import check_limits
 from srm.runs.settings import json_value, setting
 
@@ -54,7 +54,7 @@ class DataArguments:
     def title(self) -> str:
         """What a person calls the training data: names alone of what lies on this machine."""
         names = [part.path for part in self.parts] or [self.dataset_name or ""]
-        return ", ".join(dict.fromkeys(Path(name).name if Path(name).expanduser().exists() else name for name in names))
+        return ", ".join(dict.fromkeys(map(without_place, names)))
 
     def read(self) -> dict[str, str | None]:
         """What is read, by the flag or entry that names it."""

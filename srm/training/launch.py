@@ -16,14 +16,15 @@ from typing import Any, Literal, NoReturn
 from srm.errors import UserError, first_line
 from srm.extras import way_to_install
 
-__all__ = ["is_launch_setting", "launch", "launched_by", "launcher_arguments"]
+__all__ = ["WORLD_SIZES", "is_launch_setting", "launch", "launched_by", "launcher_arguments"]
 
 _CONFIG = "accelerate_config"
 # The program that is started is srm-train.
 _NOT_TAKEN = ("help", "module", "no_python", "training_script", "training_script_args", "main_training_function", "env")
 _PARADIGMS = ("multi_gpu", "cpu", "tpu", "use_deepspeed", "use_fsdp", "use_megatron_lm")
 _OURS = "SRM_TRAIN_LAUNCHED"
-_SIGNS_OF_OTHERS = ("ACCELERATE_MIXED_PRECISION", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+# In which launchers say how many processes there are.
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def is_launch_setting(name: str) -> bool:
@@ -35,7 +36,7 @@ def launched_by() -> Literal["us", "another"] | None:
     """Who has started this process: `launch`, or another launcher such as `accelerate launch`, torchrun or mpirun."""
     if _OURS in os.environ:
         return "us"
-    return "another" if any(name in os.environ for name in _SIGNS_OF_OTHERS) else None
+    return "another" if any(name in os.environ for name in ("ACCELERATE_MIXED_PRECISION", *WORLD_SIZES)) else None
 
 
 def launch(words: Sequence[str], argv: Sequence[str]) -> int:

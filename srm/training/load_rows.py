@@ -10,6 +10,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from srm.data import Comparison, EncodedComparison, encode_comparisons, read_comparisons, read_mixture
 from srm.data.mixture import set_aside
+from srm.data.read import first_pairs
 from srm.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def load_rows(
         evaluation: list[Comparison] | None = None
         if data.test_split_size is not None:
             train, evaluation = set_aside(train, data.test_split_size, seed=config.seed if config.data_seed is None else config.data_seed)
-            train, evaluation = _first_pairs(train, data.max_pairs), _first_pairs(evaluation, data.max_eval_pairs)
+            train, evaluation = list(first_pairs(train, data.max_pairs)), list(first_pairs(evaluation, data.max_eval_pairs))
         elif data.eval_dataset_name is not None or config.eval_strategy != "no":
             evaluation = _read_evaluation(data, config)
 
@@ -94,16 +95,3 @@ def _read_split(data: DataArguments, source: str, split: str, max_pairs: int | N
         max_pairs=max_pairs,
         skip_bad_rows=data.skip_bad_rows,
     )
-
-
-def _first_pairs(comparisons: list[Comparison], max_pairs: int | None) -> list[Comparison]:
-    """As `max_pairs` of `read_comparisons`, of rows that were read."""
-    if max_pairs is None:
-        return comparisons
-    kept, count = comparisons[:1], len(comparisons[0].pairs)
-    for comparison in comparisons[1:]:
-        count += len(comparison.pairs)
-        if count > max_pairs:
-            break
-        kept.append(comparison)
-    return kept

@@ -7,7 +7,7 @@ import ast
 import asyncio
 import copy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +22,6 @@ from tokenizers import normalizers
 
 from srm import SentenceRewardModel
 from tests.example_scripts import arguments_of
-from tests.servers import as_command
 
 PROMPTS = ["Why is bread salty?", "Where does the cat sit?"]
 RESPONSES = ["It needs salt. Flour alone is dull.", "No, it is wrong!", "", "Bread is white. It is old. Salt is dear!"]
@@ -36,19 +35,6 @@ class Written:
 
     async def generate(self, prompt_token_ids: list[int], params: Any, multi_modal_data: Any = None) -> SimpleNamespace:
         return SimpleNamespace(outputs=[SimpleNamespace(token_ids=self._ids, finish_reason="stop", logprobs=None)])
-
-
-@pytest.fixture(scope="module")
-def model(awake_model: Callable[[], SentenceRewardModel]) -> SentenceRewardModel:
-    return awake_model()
-
-
-@pytest.fixture(scope="module")
-def url(model: SentenceRewardModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("reward_model")
-    model.save_pretrained(folder)
-    with as_command(folder, tmp_path_factory.mktemp("serve") / "log") as address:
-        yield address
 
 
 def ask(url: str, tokenizer: Any, samples: Sequence[tuple[str, str]], *, max_length: int = 256) -> list[dict[str, Any]]:

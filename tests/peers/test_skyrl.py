@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,11 +52,6 @@ class Written:
 
     async def finish_session(self, session_id: str) -> None:
         pass
-
-
-@pytest.fixture(scope="module")
-def model(awake_model: Callable[[], SentenceRewardModel]) -> SentenceRewardModel:
-    return awake_model()
 
 
 @pytest.fixture(scope="module")

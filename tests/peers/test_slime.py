@@ -11,7 +11,7 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,18 +37,6 @@ from tests.servers import in_thread
 
 PROMPTS = ["Why is bread salty?", "Where does the cat sit?"]
 RESPONSES = ["It needs salt. Flour alone is dull.", "No, it is wrong!", "Bread is white. It is old. Salt is dear!", "Is it right? No!"]
-
-
-@pytest.fixture(scope="module")
-def model(awake_model: Callable[[], SentenceRewardModel]) -> SentenceRewardModel:
-    return awake_model()
-
-
-@pytest.fixture(scope="module")
-def folder(model: SentenceRewardModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("reward_model")
-    model.save_pretrained(path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from verl.utils.dataset import RLHFDataset
 from srm import SentenceRewardModel, UserError
 from srm.rl import group_advantages, token_level_rewards
 from tests.example_scripts import arguments_of, load
-from tests.servers import as_command
 
 PROMPTS = ["Why is bread salty?", "Where does the cat sit?"] * 2
 RESPONSES = ["It needs salt. Flour alone is dull.", "No, it is wrong!", "", "Bread is white. It is old. Salt is dear!"]
@@ -42,25 +41,6 @@ def ray_session() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def model(awake_model: Callable[[], SentenceRewardModel]) -> SentenceRewardModel:
-    return awake_model()
-
-
-@pytest.fixture(scope="module")
-def folder(model: SentenceRewardModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("reward_model")
-    model.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real srm-serve in a process of its own."""
-    with as_command(folder, tmp_path_factory.mktemp("serve") / "log") as address:
-        yield address
 
 
 def settings(folder: Path, *more: str) -> DictConfig:
