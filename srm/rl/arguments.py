@@ -9,7 +9,7 @@ from typing import Any, Literal
 from srm.errors import UserError
 from srm.packing import PackingMode
 from srm.runs.limits import RL_LIMITS, check_limits
-from srm.runs.settings import parse_settings
+from srm.runs.settings import Command, parse_settings
 
 __all__ = ["RLConfig", "parse_rl_config"]
 
@@ -118,24 +118,26 @@ class RLConfig:
         return 10 * self.learning_rate if self.head_learning_rate is None else self.head_learning_rate
 
 
+_COMMAND = Command(
+    prog="srm-rl",
+    description="Train a policy on the rewards of a sentence-level reward model.",
+    guide="docs/rl.md",
+    groups=(RLConfig,),
+    needed={
+        "model_name_or_path": "smollm2-135m",
+        "reward_model_path": "outputs/reward",
+        "dataset_name": "prompts.jsonl",
+        "output_dir": "outputs/policy",
+    },
+)
+
+
 def parse_rl_config(argv: Sequence[str]) -> RLConfig:
     """The settings that `argv` gives, on top of those of the YAML file after `--config`, on top of the defaults.
 
     Raises:
         UserError: an unknown setting, a wrong value, or one that is missing.
     """
-    (config,) = parse_settings(
-        (RLConfig,),
-        argv,
-        prog="srm-rl",
-        description="Train a policy on the rewards of a sentence-level reward model.",
-        guide="docs/rl.md",
-        needed={
-            "model_name_or_path": "smollm2-135m",
-            "reward_model_path": "outputs/reward",
-            "dataset_name": "prompts.jsonl",
-            "output_dir": "outputs/policy",
-        },
-    )
+    (config,) = parse_settings(_COMMAND, argv)
     assert isinstance(config, RLConfig)
     return config

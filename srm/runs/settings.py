@@ -7,7 +7,7 @@ import json
 import typing
 from argparse import Action
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from types import NoneType
@@ -22,10 +22,7 @@ from srm.errors import UserError, first_line
 from srm.runs.limits import check_limits, check_text
 from srm.runs.yaml_file import load_yaml
 
-__all__ = ["environment_of", "json_value", "parse_settings", "setting", "settings_changes", "split_settings", "to_yaml"]
-
-# Whether a name that is no setting of ours is one of another program's, such as a launcher's.
-Elsewhere = Callable[[str], bool]
+__all__ = ["Command", "environment_of", "json_value", "parse_settings", "setting", "settings_changes", "split_settings", "to_yaml"]
 
 # A token must not end up in a file that people pass around. The rest is said of one start, not of the run, or repeats
 # gradient_checkpointing.
@@ -75,35 +72,42 @@ def json_value(name: str, text: str, kind: type, example: str) -> Any:
     return value
 
 
-def parse_settings(
-    groups: Sequence[type],
-    argv: Sequence[str],
-    *,
-    prog: str,
-    description: str,
-    guide: str,
-    needed: Mapping[str, str],
-    elsewhere: Elsewhere | None = None,
-) -> tuple[Any, ...]:
-    """One instance of each dataclass in `groups`: what `argv` gives, on top of the YAML file after `--config`, on top of the defaults.
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command that takes settings.
+
+    Attributes:
+        prog: its name.
+        description: what it does, for --help.
+        guide: the page of docs, for --help.
+        groups: dataclasses whose fields are the settings.
+        needed: settings that must not be empty, each with an example for the error message. With `datasets|dataset_name` one of both.
+        elsewhere: whether a name is another program's setting. Where there is such a program, the file may have `env`, too.
+    """
+
+    prog: str
+    description: str
+    guide: str
+    groups: tuple[type, ...]
+    needed: Mapping[str, str]
+    elsewhere: Callable[[str], bool] | None = None
+
+
+def parse_settings(command: Command, argv: Sequence[str]) -> tuple[Any, ...]:
+    """One instance of each of its dataclasses: what `argv` gives, on top of the YAML file after `--config`, on top of the defaults.
 
     In both, `none` (YAML: `null`) sets an optional setting to nothing, and a switch may stand alone (`--bf16`) or with a value.
 
     Args:
-        groups: dataclasses whose fields are the settings.
+        command: whose settings they are.
         argv: the command line without the command's name.
-        prog: the command's name.
-        description: what it does, for --help.
-        guide: the page of docs, for --help.
-        needed: settings that must not be empty, each with an example for the error message. With `datasets|dataset_name` one of both.
-        elsewhere: whether a name is another program's setting, which the file may have besides, as it may have `env`.
 
     Raises:
         UserError: an unknown setting (the nearest known one is named), a value of the wrong type, or a needed one that is missing.
     """
-    parser = _Parser(groups, prog, description, guide)
+    parser = _Parser(command)
     config, argv = _split_config(argv)
-    words = _checked_words(parser, config, argv, elsewhere)
+    words = _checked_words(parser, config, argv)
     try:
         *settings, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True, look_for_args_file=False)
     except UserError:
@@ -114,30 +118,16 @@ def parse_settings(
         raise UserError(name + " ".join(str(error).split())) from error
     if unknown:
         raise parser.unknown(unknown[0])
-    _require(needed, {name: value for group in settings for name, value in vars(group).items()})
+    _require(command.needed, {name: value for group in settings for name, value in vars(group).items()})
     return tuple(settings)
 
 
-def split_settings(
-    groups: Sequence[type],
-    argv: Sequence[str],
-    *,
-    prog: str,
-    description: str,
-    guide: str,
-    needed: Mapping[str, str],
-    elsewhere: Elsewhere,
-) -> tuple[list[str], list[str]]:
+def split_settings(command: Command, argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Take another program's settings out of a command line and its YAML file, and look at ours as far as that goes without a device.
 
     Args:
-        groups: as in `parse_settings`.
+        command: as in `parse_settings`; its `elsewhere` knows the other program's settings.
         argv: as there.
-        prog: as there.
-        description: as there.
-        guide: as there.
-        needed: as there.
-        elsewhere: whether a name is a setting of the other program.
 
     Returns:
         The other program's words, those of the file first; and `argv` without them, the file still in it.
@@ -145,16 +135,18 @@ def split_settings(
     Raises:
         UserError: as `parse_settings`.
     """
-    parser = _Parser(groups, prog, description, guide)
+    elsewhere = command.elsewhere
+    assert elsewhere is not None, "there is another program"
+    parser = _Parser(command)
     config, rest = _split_config(argv)
-    words = _checked_words(parser, config, rest, elsewhere)
+    words = _checked_words(parser, config, rest)
     namespace, unknown = parser.parse_known_args(words)
     for word, before in zip(unknown, ["", *unknown], strict=False):
         if not (elsewhere(_name_of(word)) if word.startswith("-") else before.startswith("-")):
             raise parser.unknown(word)
     if unknown:
         check_limits(vars(namespace))
-        _require(needed, vars(namespace))
+        _require(command.needed, vars(namespace))
     from_file = [
         word
         for name, value in (_file_settings(config) if config else {}).items()
@@ -229,16 +221,17 @@ def settings_changes(file: Path, *settings: Any, ignored: Collection[str]) -> It
 class _Parser(HfArgumentParser):
     """HfArgumentParser whose errors are `UserError`, with `none` for optional numbers and bare switches."""
 
-    def __init__(self, groups: Sequence[type], prog: str, description: str, guide: str) -> None:
+    def __init__(self, command: Command) -> None:
         super().__init__(
-            groups,  # type: ignore[arg-type]  # its own NewType, which no dataclass has
-            prog=prog,
+            command.groups,  # type: ignore[arg-type]  # its own NewType, which no dataclass has
+            prog=command.prog,
             allow_abbrev=False,
-            description=description,
-            epilog=f"--config FILE reads settings from a YAML file; flags win over it. The guide is {guide}.",
+            description=command.description,
+            epilog=f"--config FILE reads settings from a YAML file; flags win over it. The guide is {command.guide}.",
         )
         self.where = ""
-        hints = {name: hint for group in groups for name, hint in typing.get_type_hints(group).items()}
+        self.elsewhere = command.elsewhere
+        hints = {name: hint for group in command.groups for name, hint in typing.get_type_hints(group).items()}
         for action in self._actions:
             if action.type is string_to_bool:
                 # A setting that may be unset still works as a bare switch.
@@ -293,9 +286,9 @@ def _name_of(word: str) -> str:
     return word.lstrip("-").split("=")[0].replace("-", "_")
 
 
-def _checked_words(parser: _Parser, config: str | None, argv: Sequence[str], elsewhere: Elsewhere | None) -> list[str]:
+def _checked_words(parser: _Parser, config: str | None, argv: Sequence[str]) -> list[str]:
     """The file's settings as flags, then the command line, which wins."""
-    from_file = list(_file_arguments(parser, config, elsewhere)) if config else []
+    from_file = list(_file_arguments(parser, config)) if config else []
     if from_file:
         # Once by itself, so that a wrong value names the file.
         parser.where = f"{config}: "
@@ -318,13 +311,13 @@ def _file_settings(config: str) -> dict[str, Any]:
     return {str(name): value for name, value in content.items()}
 
 
-def _file_arguments(parser: _Parser, config: str, elsewhere: Elsewhere | None) -> Iterator[str]:
+def _file_arguments(parser: _Parser, config: str) -> Iterator[str]:
     """The YAML file's settings as the flags that would say the same."""
     known = parser.settings()
     for name, value in _file_settings(config).items():
         if name in known:
             yield from _as_flag(config, known[name], value)
-        elif elsewhere is None or not (name == _ENVIRONMENT or elsewhere(name)):
+        elif parser.elsewhere is None or not (name == _ENVIRONMENT or parser.elsewhere(name)):
             raise UserError(f"{config}: unknown setting {name!r}{parser.nearest(name)}")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from transformers import SchedulerType, TrainingArguments, get_scheduler
@@ -15,7 +14,7 @@ from srm.data import OverlongPolicy
 from srm.errors import UserError
 from srm.packing import PackingMode
 from srm.runs.limits import check_limits
-from srm.runs.settings import json_value, parse_settings, setting, split_settings
+from srm.runs.settings import Command, json_value, parse_settings, setting, split_settings
 from srm.training.data_arguments import DataArguments
 from srm.training.launch import is_launch_setting
 from srm.training.model_arguments import ModelArguments
@@ -165,29 +164,30 @@ class RewardConfig(TrainingArguments):
             raise UserError(f"--lr_scheduler_kwargs: {error}. See what transformers' schedule `{schedule.value}` takes.") from None
 
 
-_GROUPS = (ModelArguments, DataArguments, RewardConfig)
-_ABOUT: dict[str, Any] = {
-    "description": "Train a sentence-level reward model on preference pairs. Flags of `accelerate launch` work, too: --num_processes 2.",
-    "guide": "docs/training.md",
-    "needed": {"model_name_or_path": "smollm2-135m", "datasets|dataset_name": "pairs.jsonl"},
-    "elsewhere": is_launch_setting,
-}
+_COMMAND = Command(
+    prog="srm-train",
+    description="Train a sentence-level reward model on preference pairs. Flags of `accelerate launch` work, too: --num_processes 2.",
+    guide="docs/training.md",
+    groups=(ModelArguments, DataArguments, RewardConfig),
+    needed={"model_name_or_path": "smollm2-135m", "datasets|dataset_name": "pairs.jsonl"},
+    elsewhere=is_launch_setting,
+)
 
 
-def parse_arguments(argv: Sequence[str], prog: str = "srm-train") -> tuple[ModelArguments, DataArguments, RewardConfig]:
+def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, RewardConfig]:
     """The settings of a training run from `argv` and the YAML file after `--config`; see `srm.runs.settings.parse_settings`.
 
     Raises:
         UserError: an unknown setting, a value of the wrong type, or no model or data.
     """
-    model, data, training = parse_settings(_GROUPS, argv, prog=prog, **_ABOUT)
+    model, data, training = parse_settings(_COMMAND, argv)
     return model, data, training
 
 
-def split_launch_settings(argv: Sequence[str], prog: str = "srm-train") -> tuple[list[str], list[str]]:
+def split_launch_settings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """What `argv` and its YAML file have for accelerate's launcher, and `argv` without it; see `srm.runs.settings.split_settings`.
 
     Raises:
         UserError: an unknown setting, a value of the wrong type or out of range, or no model or data.
     """
-    return split_settings(_GROUPS, argv, prog=prog, **_ABOUT)
+    return split_settings(_COMMAND, argv)
