@@ -1,4 +1,4 @@
-"""bench/kernels.py on tiny sizes: what it writes, and that nothing wrong gets a time."""
+"""bench/ops.py on tiny sizes: what it writes, and that nothing wrong gets a time."""
 
 import dataclasses
 import json
@@ -12,53 +12,53 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
 @pytest.fixture(scope="module")
-def kernels():
+def ops():
     """The script as a module, its neighbours importable as they are when it runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCH))
-        import kernels
+        import ops
 
-        yield kernels
+        yield ops
 
 
 @pytest.fixture
-def case(kernels):
+def case(ops):
     def make(op, width=0):
-        setting = kernels.Setting(
+        setting = ops.Setting(
             op=op,
-            lengths=kernels.lengths.pack_lengths(kernels.lengths.generated_groups(50), 512),
+            lengths=ops.lengths.pack_lengths(ops.lengths.generated_groups(50), 512),
             width=width,
             dtype=torch.float32,
             device=torch.device("cpu"),
             backend="torch",
             compile=lambda name, function, **options: function,
         )
-        return kernels.make_case(setting)
+        return ops.make_case(setting)
 
     return make
 
 
-def test_smoke_run(kernels, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["kernels.py", "--smoke", "--budget", "0", "--output_dir", str(tmp_path)])
-    assert kernels.main() == 0
-    result = json.loads((tmp_path / "kernels_smoke.json").read_text())
+def test_smoke_run(ops, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ops.py", "--smoke", "--budget", "0", "--output_dir", str(tmp_path)])
+    assert ops.main() == 0
+    result = json.loads((tmp_path / "ops_smoke.json").read_text())
     assert {"device", "packages", "commit", "copy_gb_per_s", "targets", "ours", "lengths"} <= result.keys()
     assert result["smoke"]
-    ops = {cell["op"]: cell["providers"] for cell in result["cells"]}
-    assert len(ops) == 8
-    for providers in ops.values():
+    by_op = {cell["op"]: cell["providers"] for cell in result["cells"]}
+    assert len(by_op) == 8
+    for providers in by_op.values():
         ours = providers["srm_kernels"]
         assert set(ours["modes"]) == {"forward", "backward", "both"}
         for timed in ours["modes"].values():
             assert 0 < timed["p20_ms"] <= timed["median_ms"] <= timed["p80_ms"]
             assert timed["share_of_copy"] == pytest.approx(timed["gb_per_s"] / result["copy_gb_per_s"])
         assert "reference, torch.compile" in providers
-    assert set(ops["packed_gae"]["Python loop"]["modes"]) == {"forward"}
-    assert "the times mean nothing" in (tmp_path / "kernels_smoke.md").read_text()
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["kernels_smoke_bandwidth.png", "kernels_smoke_times.png"]
+    assert set(by_op["packed_gae"]["Python loop"]["modes"]) == {"forward"}
+    assert "the times mean nothing" in (tmp_path / "ops_smoke.md").read_text()
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["ops_smoke_bandwidth.png", "ops_smoke_times.png"]
 
 
-def test_a_wrong_result_gets_no_time_and_fails_the_run(kernels, case):
+def test_a_wrong_result_gets_no_time_and_fails_the_run(ops, case):
     softmax = case("segment_softmax")
     name = "padded, masked"
     right = softmax.providers[name]
@@ -69,15 +69,15 @@ def test_a_wrong_result_gets_no_time_and_fails_the_run(kernels, case):
 
     cell = {"op": "segment_softmax", "width": 0, "num_tokens": 512}
     providers = {**softmax.providers, name: dataclasses.replace(right, run=off_by_a_thousandth)}
-    cell |= kernels.measure(dataclasses.replace(softmax, providers=providers), torch.device("cpu"), 1.0, 0.0)
+    cell |= ops.measure(dataclasses.replace(softmax, providers=providers), torch.device("cpu"), 1.0, 0.0)
     assert "modes" not in cell["providers"][name]
     assert "wrong" in cell["providers"][name]["problem"]
     assert "modes" in cell["providers"]["srm_kernels"]
-    (problem,) = kernels.kernel_report.problems({"cells": [cell]})
+    (problem,) = ops.op_report.problems({"cells": [cell]})
     assert name in problem
 
 
-def test_a_wrong_gradient_is_seen_too(kernels, case):
+def test_a_wrong_gradient_is_seen_too(ops, case):
     gather = case("gather_boundaries", 16)
     right = gather.providers["srm_kernels"]
 
@@ -91,23 +91,23 @@ def test_a_wrong_gradient_is_seen_too(kernels, case):
             return 2 * grad
 
     wrong = dataclasses.replace(right, run=lambda hidden: right.run(Twice.apply(hidden)))
-    expected = kernels.define(gather)
-    assert kernels.verify(right, gather, expected)["problem"] is None
-    assert "wrong" in kernels.verify(wrong, gather, expected)["problem"]
+    expected = ops.define(gather)
+    assert ops.verify(right, gather, expected)["problem"] is None
+    assert "wrong" in ops.verify(wrong, gather, expected)["problem"]
 
 
-def test_a_size_that_does_not_fit_does_not_end_the_run(kernels, tmp_path, monkeypatch):
+def test_a_size_that_does_not_fit_does_not_end_the_run(ops, tmp_path, monkeypatch):
     def measure(case, *_, **__):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(kernels, "measure", measure)
-    monkeypatch.setattr(sys, "argv", ["kernels.py", "--smoke", "--op", "difference", "--output_dir", str(tmp_path)])
-    assert kernels.main() == 0
-    (cell,) = json.loads((tmp_path / "kernels_smoke.json").read_text())["cells"]
+    monkeypatch.setattr(ops, "measure", measure)
+    monkeypatch.setattr(sys, "argv", ["ops.py", "--smoke", "--op", "difference", "--output_dir", str(tmp_path)])
+    assert ops.main() == 0
+    (cell,) = json.loads((tmp_path / "ops_smoke.json").read_text())["cells"]
     assert cell["skipped"] == "out of GPU memory"
 
 
-def test_what_raises_is_reported_and_the_others_go_on(kernels, case):
+def test_what_raises_is_reported_and_the_others_go_on(ops, case):
     softmax = case("segment_softmax")
     eager = softmax.providers["reference, eager"]
 
@@ -115,7 +115,7 @@ def test_what_raises_is_reported_and_the_others_go_on(kernels, case):
         raise RuntimeError("no such instruction\nsecond line")
 
     providers = {"srm_kernels": softmax.providers["srm_kernels"], "reference, eager": dataclasses.replace(eager, run=broken)}
-    measured = kernels.measure(dataclasses.replace(softmax, providers=providers), torch.device("cpu"), 1.0, 0.0)["providers"]
+    measured = ops.measure(dataclasses.replace(softmax, providers=providers), torch.device("cpu"), 1.0, 0.0)["providers"]
     assert measured["reference, eager"] == {"problem": "failed: RuntimeError: no such instruction"}
     assert "modes" in measured["srm_kernels"]
 
@@ -134,8 +134,8 @@ def test_bytes_that_must_move(case, op, expected):
     assert made.bytes == expected(made.sizes)
 
 
-def test_packed_lengths_are_a_valid_layout(kernels):
-    packed = kernels.lengths.pack_lengths(kernels.lengths.generated_groups(200), 16384)
+def test_packed_lengths_are_a_valid_layout(ops):
+    packed = ops.lengths.pack_lengths(ops.lengths.generated_groups(200), 16384)
     packed.layout.validate(16384)
     assert int(packed.cu_seqlens[-1]) == 16384
     # Siblings share their prompt's last token, and a boundary comes about every 25 tokens.
@@ -143,27 +143,27 @@ def test_packed_lengths_are_a_valid_layout(kernels):
     assert 15 < 16384 / packed.layout.num_boundaries < 35
 
 
-def test_lengths_of_real_pairs(kernels, shared_data):
-    groups = kernels.lengths.real_groups(str(shared_data / "pairs_test.jsonl.gz"), count=20)
+def test_lengths_of_real_pairs(ops, shared_data):
+    groups = ops.lengths.real_groups(str(shared_data / "pairs_test.jsonl.gz"), count=20)
     assert len(groups) == 20
     assert all(len(group.responses) == 2 and group.num_tokens > 2 for group in groups)
 
 
-def test_targets_name_what_is_slower_and_what_was_not_measured(kernels):
+def test_targets_name_what_is_slower_and_what_was_not_measured(ops):
     def timed(ms):
         return {"problem": None, "modes": {"forward": {"median_ms": ms, "share_of_copy": 0.5}}}
 
     cell = {"op": "token_rewards", "sizes": {"T": 9}, "providers": {"srm_kernels": timed(2.0), "reference, torch.compile": timed(1.0)}}
-    rows = kernels.kernel_report.targets({"cells": [cell], "l2_bytes": 1})
+    rows = ops.op_report.targets({"cells": [cell], "l2_bytes": 1})
     assert {row["met"] for row in rows[:-1]} == {"not measured"}
     assert rows[-1]["met"] == "no"
     assert rows[-1]["measured"] == "token_rewards T=9 forward 0.50x"
 
 
-def test_the_head_on_one_core(kernels):
-    import kernel_cpu
+def test_the_head_on_one_core(ops):
+    import op_cpu
 
-    cell = kernel_cpu.measure_head(512, rounds=2)
+    cell = op_cpu.measure_head(512, rounds=2)
     assert cell["sizes"]["T"] == 512
     for mode in ("forward", "both"):
         times = cell["milliseconds"][mode]
@@ -172,9 +172,9 @@ def test_the_head_on_one_core(kernels):
         assert cell["ratio"][mode] > 0
 
 
-def test_no_time_for_a_head_that_is_wrong(kernels, monkeypatch):
-    import kernel_cpu
+def test_no_time_for_a_head_that_is_wrong(ops, monkeypatch):
+    import op_cpu
 
-    monkeypatch.setattr(kernels, "verify", lambda provider, case, expected: {"problem": "wrong: by far"})
+    monkeypatch.setattr(ops, "verify", lambda provider, case, expected: {"problem": "wrong: by far"})
     with pytest.raises(SystemExit, match="ours: wrong: by far"):
-        kernel_cpu.measure_head(512, rounds=2)
+        op_cpu.measure_head(512, rounds=2)

@@ -1,11 +1,11 @@
 """Measure the ops of srm_kernels beside other ways to compute them: verified first, then timed. Under 8 minutes on an H100.
 
-    python bench/kernels.py --output_dir bench/results [--input pairs.jsonl.gz]
-    python bench/kernels.py --smoke --output_dir /tmp/smoke     # tiny sizes on a CPU, to try the code path; no result
+    python bench/ops.py --output_dir bench/results [--input pairs.jsonl.gz]
+    python bench/ops.py --smoke --output_dir /tmp/smoke     # tiny sizes on a CPU, to try the code path; no result
 
-Writes kernels_<device>.json, a table beside it (.md) and plots (.png). Every provider's outputs and gradients are compared with the fp64
+Writes ops_<device>.json, a table beside it (.md) and plots (.png). Every provider's outputs and gradients are compared with the fp64
 definition before its clock starts; one that is wrong gets no time, and the exit code is 1. Sizes, baselines and the bytes that must move
-are in kernel_cases.py and kernel_baselines.py, how time is taken in timing.py, how lengths are drawn in lengths.py.
+are in op_cases.py and op_baselines.py, how time is taken in timing.py, how lengths are drawn in lengths.py.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import environment
-import kernel_report
 import lengths
+import op_report
 import timing
 import torch
-from kernel_cases import Case, Provider, Setting, make_case
+from op_cases import Case, Provider, Setting, make_case
 from torch import Tensor
 
 DTYPE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 0.0, torch.float16: 2e-3, torch.bfloat16: 8e-3}
@@ -52,7 +52,7 @@ SMOKE_GRID = {op: (tuple(min(width, 16) for width in widths[:1]), (512,)) for op
 def main() -> int:
     arguments = _arguments()
     if not arguments.smoke and not torch.cuda.is_available():
-        sys.exit("bench/kernels.py: no CUDA device. `--smoke` runs tiny sizes on the CPU, to try the code path.")
+        sys.exit("bench/ops.py: no CUDA device. `--smoke` runs tiny sizes on the CPU, to try the code path.")
     start = time.monotonic()
     device = torch.device("cpu" if arguments.smoke else "cuda")
     backend = "triton" if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1" else "torch"
@@ -94,12 +94,12 @@ def main() -> int:
                 )
             except torch.OutOfMemoryError:  # Of the definition, or of what is kept beside a provider: the other sizes still count.
                 cell["skipped"] = "out of GPU memory"
-        print(kernel_report.progress(cell), flush=True)
+        print(op_report.progress(cell), flush=True)
         _write_json(result, arguments.output_dir)  # So that a run that is cut short leaves what it has.
     result["seconds"] = round(time.monotonic() - start, 1)
-    result["targets"] = kernel_report.targets(result)
+    result["targets"] = op_report.targets(result)
     _write(result, arguments.output_dir)
-    return 1 if kernel_report.problems(result) else 0
+    return 1 if op_report.problems(result) else 0
 
 
 class Compiler:
@@ -239,10 +239,10 @@ def _free_bytes(device: torch.device) -> float:
 
 def _write(result: dict[str, Any], folder: Path) -> None:
     stem = _write_json(result, folder)
-    table = "\n".join(kernel_report.table(result)) + "\n"
+    table = "\n".join(op_report.table(result)) + "\n"
     stem.with_name(f"{stem.name}.md").write_text(table)
     print("\n" + table)
-    for path in kernel_report.plot(result, stem):
+    for path in op_report.plot(result, stem):
         print(f"wrote {path}")
     print(f"wrote {stem}.json and .md after {result['seconds']} s")
 
@@ -251,7 +251,7 @@ def _write_json(result: dict[str, Any], folder: Path) -> Path:
     """Returns the path without its ending."""
     folder.mkdir(parents=True, exist_ok=True)
     words = "".join(c if c.isalnum() else " " for c in str(result["device"]).split(" (")[0]).lower().split()
-    stem = folder / ("kernels_smoke" if result["smoke"] else f"kernels_{'_'.join(words)}")
+    stem = folder / ("ops_smoke" if result["smoke"] else f"ops_{'_'.join(words)}")
     stem.with_name(f"{stem.name}.json").write_text(json.dumps(result, indent=2) + "\n")
     return stem
 

@@ -1,4 +1,4 @@
-"""What bench/kernels.py measures: one `Case` for each op and size, with its providers, its fp64 definition and the bytes it must move.
+"""What bench/ops.py measures: one `Case` for each op and size, with its providers, its fp64 definition and the bytes it must move.
 
 Shape letters: `T` tokens, `N` boundaries, `B` responses, `D` hidden, `A` attention width, `H` heads.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import kernel_baselines as other
+import op_baselines as other
 import torch
 from lengths import PackedLengths
 from torch import Tensor

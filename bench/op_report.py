@@ -1,4 +1,4 @@
-"""The table, the plots and the verdict on targets, from the JSON of bench/kernels.py."""
+"""The table, the plots and the verdict on targets, from the JSON of bench/ops.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kernel_cases import COMPILED, EAGER, OURS
+from op_cases import COMPILED, EAGER, OURS
 
 __all__ = ["plot", "problems", "progress", "table", "targets"]
 
