@@ -96,6 +96,68 @@ def test_a_wrong_gradient_is_seen_too(ops, case):
     assert "wrong" in ops.verify(wrong, gather, expected)["problem"]
 
 
+def test_a_run_that_is_cut_short_has_a_cell_of_each_goal(ops):
+    cells = list(ops.op_grid.cells())
+    assert len(set(cells)) == len(cells)
+    first = cells[: len(ops.op_grid.GOALS)]
+    assert [op for op, _, _ in first] == list(ops.op_grid.GOALS)
+    assert {num_tokens for _, _, num_tokens in first} == {65536}
+    # What docs/kernels.md has goals for, at all sizes that it names, before the odd widths.
+    named = {(op, d, t) for op in ("sentence_reward_head", "gather_boundaries") for d in (2048, 4096) for t in (16384, 65536, 262144)}
+    assert named <= set(cells[:45])
+    assert {width for op, width, _ in cells if op == "bradley_terry_loss"} == {64, 4096}
+    assert {width for op, width, _ in cells if op == "segment_softmax"} == {0, 16}
+    assert len(list(ops.op_grid.cells("gather"))) == 12
+
+
+def test_one_compilation_serves_all_token_counts_of_a_width_whatever_runs_in_between(ops, monkeypatch):
+    compiled = []
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    compiler = ops.Compiler(count)
+
+    def double(x):
+        return 2 * x
+
+    for num_tokens in (5, 7, 9):
+        for width in (16, 24, 32):
+            x = torch.ones(num_tokens, width)
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+            for op in ("a", "b"):
+                assert compiler.for_width(op, width)("double", double)(x).sum() == 2 * num_tokens * width
+    assert len(compiled) == 6
+
+
+def test_a_stopped_run_goes_on_and_measures_nothing_twice(ops, tmp_path, monkeypatch):
+    measured = []
+
+    def measure(case, *_, **__):
+        measured.append(case.sizes)
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return {"sizes": case.sizes, "providers": {}}
+
+    command = ["ops.py", "--smoke", "--budget", "0", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(ops, "measure", measure)
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(KeyboardInterrupt):
+        ops.main()
+    left = json.loads((tmp_path / "ops_smoke.json").read_text())
+    assert len(left["cells"]) == 2, "what was measured is on the disk as soon as it is"
+    assert ops.main() == 0
+    assert len(measured) == 3 + 6
+    result = json.loads((tmp_path / "ops_smoke.json").read_text())
+    assert len(result["cells"]) == 8
+    assert result["cells"][:2] == left["cells"]
+    # Of other code nothing is kept.
+    monkeypatch.setenv("SRM_COMMIT", "another")
+    assert ops.main() == 0
+    assert len(measured) == 9 + 8
+
+
 def test_a_size_that_does_not_fit_does_not_end_the_run(ops, tmp_path, monkeypatch):
     def measure(case, *_, **__):
         raise torch.OutOfMemoryError("out of memory")
@@ -160,6 +222,37 @@ def test_targets_name_what_is_slower_and_what_was_not_measured(ops):
     assert rows[-1]["measured"] == "token_rewards T=9 forward 0.50x"
 
 
+def test_the_table_has_host_times_and_graphs(ops):
+    def timed(ms, host):
+        times = {"median_ms": ms, "p20_ms": ms, "p80_ms": ms, "host_ms": host, "share_of_copy": 0.5}
+        return {"problem": None, "modes": {"forward": times}}
+
+    names = (
+        "srm_kernels",
+        "reference, torch.compile",
+        "srm_kernels, CUDA graph",
+        "reference, torch.compile, CUDA graph",
+        "reference, eager",
+    )
+    providers = {name: timed(ms, host) for name, ms, host in zip(names, (2.0, 4.0, 1.0, 3.0, 8.0), (0.11, 0.2, 0.3, 0.4, 0.5), strict=True)}
+    cell = {"op": "token_rewards", "sizes": {"T": 9}, "providers": providers}
+    result = {
+        "smoke": False,
+        "device": "d",
+        "packages": {},
+        "commit": "c",
+        "time": "t",
+        "copy_gb_per_s": 1.0,
+        "lengths": "l",
+        "l2_bytes": 1,
+    }
+    result |= {"cells": [cell]}
+    result["targets"] = ops.op_report.targets(result)
+    (row,) = [line for line in ops.op_report.table(result) if line.startswith("| token_rewards")]
+    assert [part.strip() for part in row.split("|")[4:-1]] == ["2 (2 to 2)", "0.11", "50%", "2.00x", "4.00x", "", "1", "3.00x"]
+    assert [target["met"] for target in result["targets"][-2:]] == ["yes", "yes"]
+
+
 def test_the_head_on_one_core(ops):
     import op_cpu
 
@@ -178,3 +271,36 @@ def test_no_time_for_a_head_that_is_wrong(ops, monkeypatch):
     monkeypatch.setattr(ops, "verify", lambda provider, case, expected: {"problem": "wrong: by far"})
     with pytest.raises(SystemExit, match="ours: wrong: by far"):
         op_cpu.measure_head(512, rounds=2)
+
+
+def test_what_is_not_here_is_left_out_with_its_reason(ops):
+    from op_packages import LeftOut, installed
+
+    def of_another_torch():
+        raise OSError("libtorch_cuda.so: undefined symbol\nmore")
+
+    def without_a_kernel():
+        raise LeftOut("has no kernel for cuda")
+
+    def not_there():
+        import no_such_package  # noqa: F401
+
+    made, left_out = installed({"a": lambda: 1, "b": not_there, "c": of_another_torch, "d": without_a_kernel})
+    assert made == {"a": 1}
+    assert left_out == {
+        "b": "not installed (No module named 'no_such_package')",
+        "c": "libtorch_cuda.so: undefined symbol",
+        "d": "has no kernel for cuda",
+    }
+
+
+@pytest.mark.parametrize("op", ["segment_softmax", "difference_rewards"])
+def test_other_packages_are_right_where_they_are_installed(ops, case, op):
+    """FBGEMM and pyg-lib are no one's dependency here; both have passed this."""
+    made = case(op)
+    expected = ops.define(made)
+    theirs = [name for name in made.providers if name.startswith(("FBGEMM", "pyg-lib", "PyG"))]
+    if not theirs:
+        pytest.skip(f"neither FBGEMM nor PyG is installed: {dict(made.left_out)}")
+    for name in theirs:
+        assert ops.verify(made.providers[name], made, expected)["problem"] is None
