@@ -3,8 +3,8 @@
     python bench/ops.py --output_dir bench/results [--input pairs.jsonl.gz]
     python bench/ops.py --smoke --output_dir /tmp/smoke     # tiny sizes on a CPU, to try the code path; no result
 
-Writes ops_<device>.json after every cell, then a table beside it (.md) and plots (.png); the same command goes on with what a stopped
-one left. Every provider's outputs and gradients are compared with the fp64 definition before its clock starts; one that is wrong gets no
+Writes ops_<device>.json after every cell, then a table beside it (.md) and plots (.png); `--resume` goes on with what a stopped run
+left. Every provider's outputs and gradients are compared with the fp64 definition before its clock starts; one that is wrong gets no
 time, and the exit code is 1. Sizes and their order are in op_grid.py, providers and the bytes that must move in op_cases.py and
 op_baselines.py, the check in op_check.py, CUDA graphs in op_graphs.py, how time is taken in timing.py, lengths in lengths.py.
 """
@@ -57,7 +57,7 @@ def main() -> int:
         "l2_bytes": torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else None,
         "cells": [],
     }
-    earlier = _finished(_stem(result, arguments.output_dir).with_suffix(".json"), result)
+    earlier = _finished(_stem(result, arguments.output_dir).with_suffix(".json"), result) if arguments.resume else {}
     compiler = Compiler(compile_backend)
     for op, width, num_tokens in op_grid.cells(arguments.op, smoke=arguments.smoke):
         cell: dict[str, Any] = {"op": op, "width": width, "num_tokens": num_tokens}
@@ -211,6 +211,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--op", default="", help="only ops whose name contains this")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds to time each op and size, all providers together")
     parser.add_argument("--time_limit", type=float, default=420.0, help="seconds after which no further op and size begins")
+    parser.add_argument("--resume", action="store_true", help="keep the cells that an earlier run on the same code and device measured")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes on the CPU; the numbers mean nothing")
     return parser.parse_args()
 

@@ -28,9 +28,16 @@ __all__ = ["OURS", "Batch", "Contender", "Models", "Rows", "batches_by_budget", 
 OURS: tuple[PackingMode, ...] = ("shared", "packed", "none")
 Rows = Sequence[EncodedComparison]
 
-# Random weights: a shape for tests, and the shape of a Llama of one billion weights.
+# Random weights: a shape for tests, that of SmolLM2-135M, and that of a Llama of one billion weights.
 _SHAPES: dict[str, dict[str, int]] = {
     "random-tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300},
+    "random-smollm2-135m": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "vocab_size": 49_152,
+    },
     "random-llama-1b": {
         "hidden_size": 2048,
         "intermediate_size": 8192,
@@ -39,7 +46,7 @@ _SHAPES: dict[str, dict[str, int]] = {
         "vocab_size": 128_256,
     },
 }
-_KV_HEADS = {"random-tiny": 2, "random-llama-1b": 8}
+_KV_HEADS = {"random-tiny": 2, "random-smollm2-135m": 3, "random-llama-1b": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +81,9 @@ class Models:
         torch.manual_seed(0)
         if name in _SHAPES:
             config = LlamaConfig(**_SHAPES[name], num_key_value_heads=_KV_HEADS[name], max_position_embeddings=131_072, pad_token_id=2)
-            self.backbone: PreTrainedModel = LlamaModel(config).to(dtype)
+            # Drawn where it will run: a billion normal numbers take one CPU core a minute and a half.
+            with device:
+                self.backbone: PreTrainedModel = LlamaModel(config).to(dtype)
             self.tokenizer = _any_tokenizer()
         else:
             path = resolve_model_name(name)
@@ -109,7 +118,8 @@ class Models:
         """`AutoModelForSequenceClassification` with one output and the same weights."""
         config = copy.deepcopy(self.config)
         config.num_labels, config.pad_token_id = 1, self.pad_token_id
-        model = AutoModelForSequenceClassification.from_config(config, dtype=dtype or self.backbone.dtype)
+        with self.device:
+            model = AutoModelForSequenceClassification.from_config(config, dtype=dtype or self.backbone.dtype)
         model.base_model.load_state_dict(self.backbone.state_dict())
         with torch.no_grad():
             model.score.weight.copy_(self.score_weight)

@@ -10,7 +10,7 @@ Every provider cuts all rows into its own batches. A spread of them, from small 
 is scaled to the tokens that the provider runs in the whole epoch: random batches differ too much in padding to time a few and stop.
 
 The modes length (scoring) and length-train (both passes) ask what a token costs in packed rows of 4k to 64k tokens of equal sequences.
-docs/throughput.md says what each number means. Training needs greenlet and, for its peers, trl.
+docs/throughput.md says what each number means. Training beside trl needs trl and greenlet.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from providers import OURS, Batch, Contender, Models, Rows, hf_padded, ours
 from throughput_length import GROUP_TOKENS, length_contenders, length_summary, print_lengths
 from throughput_plot import plot
 from timing import Peak, measure_peak, wait
-from trainers import TRL, Turns, ours_trainer, trl_trainer
+from trainers import TRL, ours_trainer, trl_trainer
+from turns import Turns, turns_by
 from workloads import generated_groups, generated_pairs, read_pairs, real_tokens
 
 from srm.memory import keep_freed_memory
@@ -58,18 +59,46 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"throughput: --batch_size {arguments.batch_size} is not a multiple of --pass_size {arguments.pass_size}")
     models = Models(arguments.model, dtype=getattr(torch, arguments.dtype), device=device)
     environment.say(f"{arguments.model}, {models.num_weights / 1e6:.0f} M weights outside the embedding, {arguments.dtype}, {device}")
-    result: dict[str, Any] = {**environment.describe(), "settings": environment.settings(arguments), "modes": {}}
+    result: dict[str, Any] = {
+        **environment.describe(),
+        "settings": environment.settings(arguments),
+        "turns": turns_by(),
+        "modes": {},
+    }
+    if arguments.resume:
+        result |= _finished(arguments.json, result)
     product: list[float] = []
-    for mode in arguments.modes:
-        limit = 60 * arguments.minutes * SHARE[mode] / sum(SHARE[m] for m in arguments.modes)
+    skipped: list[str] = []
+    left = [mode for mode in arguments.modes if mode not in result["modes"]]
+    for mode in left:
+        limit = 60 * arguments.minutes * SHARE[mode] / sum(SHARE[m] for m in left)
         measure = _measure_lengths if mode in LENGTH_MODES else _measure
-        result["modes"][mode] = measure(mode, arguments, models, limit, product)
+        try:
+            result["modes"][mode] = measure(mode, arguments, models, limit, product)
+        except torch.OutOfMemoryError:
+            skipped.append(mode)
+            environment.say(f"{mode}: out of GPU memory; the other modes go on")
+            continue
         result["product_tflops"] = round(statistics.median(product) / 1e12, 4)
         # After every mode: the next one may be stopped.
         environment.write(arguments.json, result)
-    _print(result)
-    if arguments.plot:
-        plot(result, arguments.plot)
+    if result["modes"]:
+        _print(result)
+        if arguments.plot:
+            plot(result, arguments.plot)
+    if skipped:
+        sys.exit(f"throughput: out of GPU memory in {', '.join(skipped)}; try a smaller --batch_size, --pass_size or --tokens_per_batch")
+
+
+def _finished(path: Path | None, result: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run measured with the same settings, but for which modes it was asked for and how much time it had."""
+    found = environment.read_as_here(path)
+
+    def settings(of: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in of.get("settings", {}).items() if name not in ("minutes", "modes", "resume")}
+
+    kept = {name: found[name] for name in ("modes", "product_tflops") if name in found}
+    return kept if settings(found) == settings(result) else {}
 
 
 def _measure(mode: str, arguments: argparse.Namespace, models: Models, limit: float, product: list[float]) -> dict[str, Any]:
@@ -97,13 +126,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = environment.parser(__doc__)
     listed = {"type": lambda text: text.split(",")}
     parser.add_argument(
-        "--providers", **listed, help=f"comma-separated: {','.join(PROVIDERS)} (default: all; without trl's where it is not installed)"
+        "--providers",
+        **listed,
+        help=f"comma-separated: {','.join(PROVIDERS)} (default: all; trl's where trl and greenlet are installed)",
     )
     modes = (*MODES, *LENGTH_MODES)
     parser.add_argument(
         "--modes",
         **listed,
-        help=f"comma-separated: {','.join(modes)} (default: {','.join(MODES)}; without train where greenlet is missing)",
+        default=list(MODES),
+        help=f"comma-separated: {','.join(modes)} (default: {','.join(MODES)})",
     )
     parser.add_argument("--model", default="smollm2-135m", help="name, folder, random-llama-1b or random-tiny (default: %(default)s)")
     parser.add_argument("--input", help="pairs in any form that srm-train reads; generated ones where it is not given")
@@ -126,14 +158,18 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", type=int, default=4, help="rows on which rewards are compared (default: %(default)s)")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the weights (default: %(default)s)")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the modes that --json has already from the same command, code and device"
+    )
     parser.add_argument("--plot", type=Path, help="file of a picture")
     arguments = parser.parse_args(argv)
+    missing = [name for name in ("trl", "greenlet") if importlib.util.find_spec(name) is None]
     if arguments.providers is None:
-        arguments.providers = _installed(PROVIDERS, needs="trl", names=TRL, what="its trainers are")
-    if arguments.modes is None:
-        arguments.modes = _installed(tuple(MODES), needs="greenlet", names=("train",), what="training is")
-    elif "train" in arguments.modes and importlib.util.find_spec("greenlet") is None:
-        parser.error("--modes train needs greenlet, which is not installed: run `pip install greenlet`")
+        arguments.providers = [name for name in PROVIDERS if not missing or name not in TRL]
+        if missing and "train" in arguments.modes:
+            environment.say(f"{' and '.join(missing)} not installed: training beside trl is left out")
+    elif missing and set(TRL) & set(arguments.providers):
+        parser.error(f"--providers: trl's trainers need {' and '.join(missing)}: run `pip install {' '.join(missing)}`")
     for name, known in (("providers", PROVIDERS), ("modes", modes)):
         if unknown := set(getattr(arguments, name)) - set(known):
             parser.error(f"--{name}: {', '.join(sorted(unknown))} is unknown, choose from {', '.join(known)}")
@@ -143,14 +179,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--lengths: {', '.join(map(str, arguments.lengths))} are not all multiples of {GROUP_TOKENS}")
     arguments.modes.sort(key=modes.index)
     return arguments
-
-
-def _installed(choices: Sequence[str], *, needs: str, names: Sequence[str], what: str) -> list[str]:
-    """`choices`, without those of `names` where the package that they need is missing."""
-    if importlib.util.find_spec(needs) is not None:
-        return list(choices)
-    environment.say(f"{needs} is not installed: {what} left out")
-    return [choice for choice in choices if choice not in names]
 
 
 def _rows(mode: str, arguments: argparse.Namespace, models: Models) -> Rows:
@@ -171,7 +199,7 @@ def _contenders(
     """The providers of `mode`, and the batches each will run, the first of them as a warm-up."""
     contenders: dict[str, Contender] = {}
     chosen: dict[str, list[Batch]] = {}
-    turns: list[Turns] = []
+    running: list[Turns] = []
 
     def choose(batches: list[Batch]) -> list[Batch]:
         return spread(batches, arguments.rounds)
@@ -185,7 +213,7 @@ def _contenders(
                 else ours_trainer(models, rows, packing=name, pass_size=arguments.pass_size, **common)
             )
             contenders[name], chosen[name], turn = made
-            turns.append(turn)
+            running.append(turn)
             continue
         budget = arguments.tokens_per_batch
         contenders[name] = (
@@ -195,7 +223,7 @@ def _contenders(
     try:
         yield contenders, chosen
     finally:
-        for turn in turns:
+        for turn in running:
             turn.close()
 
 
@@ -271,9 +299,11 @@ def _run(device: torch.device, contender: Contender, batch: Batch) -> dict[str, 
 
 
 def _product(models: Models) -> float:
-    """Floating-point operations a second of the model's widest product over 2,048 rows, in bf16, the median of five."""
+    """Floating-point operations a second of the model's widest product in bf16, the median of five."""
     text = models.config.get_text_config()
-    rows, inner, outer = 2048, text.hidden_size, text.intermediate_size
+    # On a GPU 2,048 rows would be over before the host has looked at its clock.
+    rows = 32_768 if models.device.type == "cuda" else 2048
+    inner, outer = text.hidden_size, text.intermediate_size
     left = torch.randn(rows, inner, device=models.device, dtype=torch.bfloat16)
     right = torch.randn(outer, inner, device=models.device, dtype=torch.bfloat16)
     times = []

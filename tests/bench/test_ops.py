@@ -140,7 +140,7 @@ def test_a_stopped_run_goes_on_and_measures_nothing_twice(ops, tmp_path, monkeyp
             raise KeyboardInterrupt
         return {"sizes": case.sizes, "providers": {}}
 
-    command = ["ops.py", "--smoke", "--budget", "0", "--output_dir", str(tmp_path)]
+    command = ["ops.py", "--smoke", "--resume", "--budget", "0", "--output_dir", str(tmp_path)]
     monkeypatch.setattr(ops, "measure", measure)
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(KeyboardInterrupt):
