@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["describe", "parser", "read_as_here", "say", "settings", "write"]
+__all__ = ["UNFINISHED", "describe", "parser", "read_as_here", "say", "settings", "write"]
+
+# Exit code of a script whose time was over before it was done, and that goes on with `--resume` (EX_TEMPFAIL).
+UNFINISHED = 75
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "nltk", "peft", "trl")

@@ -59,13 +59,14 @@ def main() -> int:
     }
     earlier = _finished(_stem(result, arguments.output_dir).with_suffix(".json"), result) if arguments.resume else {}
     compiler = Compiler(compile_backend)
+    over = f"the time limit of {arguments.time_limit:.0f} s was over"
     for op, width, num_tokens in op_grid.cells(arguments.op, smoke=arguments.smoke):
         cell: dict[str, Any] = {"op": op, "width": width, "num_tokens": num_tokens}
         result["cells"].append(cell)
         if done := earlier.get((op, width, num_tokens)):
             cell |= done
         elif time.monotonic() - start > arguments.time_limit:
-            cell["skipped"] = f"the time limit of {arguments.time_limit:.0f} s was over"
+            cell["skipped"] = over
         elif (needed := BYTES_PER_STATE * num_tokens * width) > _free_bytes(device):
             cell["skipped"] = f"needs {needed / 2**30:.0f} GiB of free GPU memory"
         else:
@@ -90,7 +91,9 @@ def main() -> int:
     result["seconds"] = round(time.monotonic() - start, 1)
     result["targets"] = op_report.targets(result)
     _write(result, arguments.output_dir)
-    return 1 if op_report.problems(result) else 0
+    if op_report.problems(result):
+        return 1
+    return environment.UNFINISHED if any(cell.get("skipped") == over for cell in result["cells"]) else 0
 
 
 class Compiler:
