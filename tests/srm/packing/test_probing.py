@@ -87,6 +87,7 @@ def test_rounding_that_depends_on_all_tokens_is_not_bidirectional(
         ("gemma3_text", WINDOW | {"head_dim": 8}),
         ("qwen2_moe", QWEN2_MOE),
         ("gpt2", GPT2),
+        ("gpt_oss", {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}),
         ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     ],
 )
@@ -98,7 +99,7 @@ def test_accepts(architecture: str, settings: dict[str, Any], dtype: torch.dtype
     ("architecture", "settings", "reason"),
     [
         ("gemma2", {"head_dim": 8}, r"caps the scores \(`softcap`\)"),
-        ("gpt_oss", {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}, r"has sinks \(`s_aux`\)"),
+        ("deepseek_v4", {}, "attend to compressed keys.*heavily_compressed_attention"),
         ("mamba", {}, "takes no `position_ids`"),
         ("lfm2", {"layer_types": ["conv", "full_attention"]}, "a response changes when its neighbour does.*by convolution or recurrence"),
         ("bloom", {"n_head": 4, "n_layer": 1}, "takes no `position_ids`"),
