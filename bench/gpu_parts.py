@@ -71,13 +71,13 @@ def _correctness(setup: Setup, has: HasPackage) -> list[Part]:
         Part(
             name="tests",
             command=(*pytest, *GPU_TESTS, "-k", "not sanitizer", *by_file, "--junitxml", "{out}/tests.xml"),
-            seconds=90,
+            seconds=85,
             missing=missing,
         ),
         Part(
             name="sanitizer",
             command=(*pytest, "tests/srm_kernels/gpu", "-k", "sanitizer", *each, "--junitxml", "{out}/sanitizer.xml"),
-            seconds=40,
+            seconds=35,
             missing=missing,
         ),
     ]
@@ -87,26 +87,33 @@ def _ops(setup: Setup) -> Part:
     lengths = ("--input", setup.lengths) if setup.lengths else ()
     sizes = ("--smoke", "--budget", "0") if setup.dry else ("--budget", "0.5")
     command = ("{python}", "bench/ops.py", "--resume", "--output_dir", "{out}", "--time_limit", "{seconds}", *sizes, *lengths)
-    return Part(name="ops", command=command, seconds=170)
+    return Part(name="ops", command=command, seconds=150)
 
 
 def _backbones(setup: Setup) -> list[Part]:
-    """A Llama of a billion weights, SmolLM2-135M, and groups that share a long prompt."""
+    """A Llama of a billion weights and SmolLM2-135M, and groups that share a prompt, with its keys copied for each response and without."""
     small = str(setup.model) if setup.model else "random-smollm2-135m"
+    groups = ("--modes", "group,group-train", "--providers", "shared")
+    cascade = ("env", "SRM_PACKED_ATTENTION=cascade")
     return [
-        _throughput(setup, "llama-1b", 140, "random-llama-1b", "train,group,length,length-train"),
-        _throughput(setup, "smollm2-135m", 60, small, "train,score,group", "--batch_size", "16", "--tokens_per_batch", "32768"),
-        _throughput(setup, "long-groups", 40, "random-llama-1b", "group", "--group", "8x512x8192"),
+        _throughput(setup, "llama-1b", 120, "random-llama-1b", "--modes", "train,length,length-train"),
+        _throughput(
+            *(setup, "smollm2-135m", 45, small, "--modes", "train,score,group"), "--batch_size", "16", "--tokens_per_batch", "32768"
+        ),
+        _throughput(setup, "groups", 25, "random-llama-1b", *groups, "--group", "16x256x1024"),
+        _throughput(setup, "groups-cascade", 25, "random-llama-1b", *groups, "--group", "16x256x1024", before=cascade),
+        _throughput(setup, "long-groups", 25, "random-llama-1b", *groups, "--group", "8x512x8192"),
+        _throughput(setup, "long-groups-cascade", 25, "random-llama-1b", *groups, "--group", "8x512x8192", before=cascade),
     ]
 
 
-def _throughput(setup: Setup, name: str, seconds: float, model: str, modes: str, *more: str) -> Part:
+def _throughput(setup: Setup, name: str, seconds: float, model: str, *more: str, before: tuple[str, ...] = ()) -> Part:
+    command = ("{python}", "bench/throughput.py", "--resume", "--json", f"{{out}}/{name}.json", "--minutes", "{minutes}")
     if setup.dry:
         model = "random-tiny"
         tiny = "--device cpu --pairs 24 --max_length 64 --batch_size 4 --rounds 2 --lengths 512,1024 --tokens_per_batch 512 --check 2"
-        more = (*tiny.split(), "--group", "4x8x24")
-    command = ("{python}", "bench/throughput.py", "--resume", "--json", f"{{out}}/{name}.json", "--plot", f"{{out}}/{name}.png")
-    return Part(name=name, command=(*command, "--minutes", "{minutes}", "--model", model, "--modes", modes, *more), seconds=seconds)
+        more = (*more, *tiny.split(), "--group", "4x8x24")
+    return Part(name=name, command=(*before, *command, "--model", model, *more), seconds=seconds)
 
 
 def _claim(setup: Setup, has: HasPackage) -> Part:

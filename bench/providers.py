@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,10 +20,10 @@ from workloads import real_tokens
 from srm.data import EncodedComparison, PairCollator
 from srm.modeling import SentenceRewardConfig, SentenceRewardModel
 from srm.modeling.alias import resolve_model_name
-from srm.packing import PackingMode
+from srm.packing import PackingMode, report
 from srm.scoring.batching import pass_cost
 
-__all__ = ["OURS", "Batch", "Contender", "Models", "Rows", "batches_by_budget", "hf_padded", "ours", "ours_rewards"]
+__all__ = ["OURS", "Batch", "Contender", "Models", "Rows", "batches_by_budget", "hf_padded", "ours", "ours_both_passes", "ours_rewards"]
 
 OURS: tuple[PackingMode, ...] = ("shared", "packed", "none")
 Rows = Sequence[EncodedComparison]
@@ -78,6 +78,8 @@ class Models:
 
     def __init__(self, name: str, *, dtype: torch.dtype, device: torch.device) -> None:
         self.device = device
+        # Which packed attention ran, once there is a model.
+        self.attention: str | None = None
         torch.manual_seed(0)
         if name in _SHAPES:
             config = LlamaConfig(**_SHAPES[name], num_key_value_heads=_KV_HEADS[name], max_position_embeddings=131_072, pad_token_id=2)
@@ -112,6 +114,7 @@ class Models:
         model = model.eval().to(self.device)
         # Proved now, so that it is neither counted nor timed later.
         model.packing_mode("shared")
+        self.attention = report(backbone).backend
         return model
 
     def peer(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -154,6 +157,23 @@ def ours(models: Models, rows: Rows, *, packing: PackingMode, budget: int) -> Co
         rewards=lambda rows: ours_rewards(models, model, rows, packing),
         backbone=model.backbone,
     )
+
+
+def ours_both_passes(models: Models, rows: Rows, *, packing: PackingMode, budget: int, checkpointing: bool = False) -> Contender:
+    """The same batches forward and backward, as a training step runs them, without an optimizer. checkpointing: of every layer."""
+    scorer = ours(models, rows, packing=packing, budget=budget)
+    model = models.reward_model(scorer.backbone)
+    if checkpointing:
+        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    collate = PairCollator(packing=packing, pad_token_id=models.pad_token_id)
+
+    def run(batch: Batch) -> None:
+        # The check has left the backbone in eval mode, in which nothing is checkpointed.
+        model.train()
+        model(collate(batch.items)["batch"].to(models.device)).reward.sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    return replace(scorer, run=run)
 
 
 def ours_rewards(models: Models, model: SentenceRewardModel, rows: Rows, packing: PackingMode) -> Tensor:

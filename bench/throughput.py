@@ -9,6 +9,8 @@ single sequences sorted by length (scoring). All must give the same rewards befo
 Every provider cuts all rows into its own batches. A spread of them, from small to large, is timed in turns, and the time of a token run
 is scaled to the tokens that the provider runs in the whole epoch: random batches differ too much in padding to time a few and stop.
 
+group scores many responses to one prompt; group-train runs both passes of the same rows, for the memory of their step.
+
 The modes length (scoring) and length-train (both passes) ask what a token costs in packed rows of 4k to 64k tokens of equal sequences.
 docs/throughput.md says what each number means. Training beside trl needs trl and greenlet.
 """
@@ -28,21 +30,23 @@ from typing import Any
 
 import environment
 import torch
-from providers import OURS, Batch, Contender, Models, Rows, hf_padded, ours
-from throughput_length import GROUP_TOKENS, length_contenders, length_summary, print_lengths
+from providers import OURS, Batch, Contender, Models, Rows, hf_padded, ours, ours_both_passes
+from throughput_length import GROUP_TOKENS, length_contenders, length_summary
 from throughput_plot import plot
+from throughput_report import GROUP_MODES, print_result, summary
 from timing import Peak, measure_peak, wait
 from trainers import TRL, ours_trainer, trl_trainer
 from turns import Turns, turns_by
-from workloads import generated_groups, generated_pairs, read_pairs, real_tokens
+from workloads import generated_groups, generated_pairs, read_pairs
 
 from srm.memory import keep_freed_memory
 
 PROVIDERS = (*OURS, *TRL, "hf-padded")
-MODES = {"train": (*OURS, *TRL), "score": (*OURS, "hf-padded"), "group": (*OURS, "hf-padded")}
+MODES = {"train": (*OURS, *TRL), "score": (*OURS, "hf-padded"), "group": (*OURS, "hf-padded"), "group-train": OURS}
+DEFAULT_MODES = ("train", "score", "group")
 LENGTH_MODES = ("length", "length-train")
 # Share of the time limit. A step of training is the slowest thing here.
-SHARE = {"train": 0.6, "score": 0.2, "group": 0.2, "length": 0.2, "length-train": 0.6}
+SHARE = {"train": 0.6, "score": 0.2, "group": 0.2, "group-train": 0.4, "length": 0.2, "length-train": 0.6}
 # Largest difference of two rewards, as a share of their spread over responses: rounding, by the dtype of the weights.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 
@@ -79,11 +83,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             skipped.append(mode)
             environment.say(f"{mode}: out of GPU memory; the other modes go on")
             continue
+        result["attention"] = models.attention
         result["product_tflops"] = round(statistics.median(product) / 1e12, 4)
         # After every mode: the next one may be stopped.
         environment.write(arguments.json, result)
     if result["modes"]:
-        _print(result)
+        print_result(result)
         if arguments.plot:
             plot(result, arguments.plot)
     if skipped:
@@ -97,7 +102,7 @@ def _finished(path: Path | None, result: dict[str, Any]) -> dict[str, Any]:
     def settings(of: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in of.get("settings", {}).items() if name not in ("minutes", "modes", "resume")}
 
-    kept = {name: found[name] for name in ("modes", "product_tflops") if name in found}
+    kept = {name: found[name] for name in ("modes", "attention", "product_tflops") if name in found}
     return kept if settings(found) == settings(result) else {}
 
 
@@ -107,7 +112,8 @@ def _measure(mode: str, arguments: argparse.Namespace, models: Models, limit: fl
     with _contenders(mode, rows, arguments, models) as (contenders, chosen):
         errors = _check(mode, models, contenders, rows[: arguments.check])
         rounds, peaks = _time(mode, models, contenders, chosen, limit, product)
-    return _summary(mode, models, contenders, rounds, peaks, rows, statistics.median(product), errors)
+    operations = (6 if "train" in mode else 2) * models.num_weights
+    return summary(mode, contenders, rounds, peaks, rows, operations=operations, product=statistics.median(product), errors=errors)
 
 
 def _measure_lengths(mode: str, arguments: argparse.Namespace, models: Models, limit: float, product: list[float]) -> dict[str, Any]:
@@ -134,8 +140,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--modes",
         **listed,
-        default=list(MODES),
-        help=f"comma-separated: {','.join(modes)} (default: {','.join(MODES)})",
+        default=list(DEFAULT_MODES),
+        help=f"comma-separated: {','.join(modes)} (default: {','.join(DEFAULT_MODES)})",
     )
     parser.add_argument("--model", default="smollm2-135m", help="name, folder, random-llama-1b or random-tiny (default: %(default)s)")
     parser.add_argument("--input", help="pairs in any form that srm-train reads; generated ones where it is not given")
@@ -183,7 +189,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _rows(mode: str, arguments: argparse.Namespace, models: Models) -> Rows:
     vocabulary = models.config.vocab_size
-    if mode == "group":
+    if mode in GROUP_MODES:
         size, response, prompt = map(int, arguments.group.split("x"))
         return generated_groups(max(arguments.rounds, 4), size=size, prompt=prompt, response=response, vocabulary=vocabulary)
     if arguments.input is None:
@@ -216,9 +222,11 @@ def _contenders(
             running.append(turn)
             continue
         budget = arguments.tokens_per_batch
-        contenders[name] = (
-            hf_padded(models, rows, budget=budget) if name == "hf-padded" else ours(models, rows, packing=name, budget=budget)
-        )
+        if name == "hf-padded":
+            contenders[name] = hf_padded(models, rows, budget=budget)
+        else:
+            make = ours_both_passes if mode == "group-train" else ours
+            contenders[name] = make(models, rows, packing=name, budget=budget)
         chosen[name] = choose(contenders[name].batches)
     try:
         yield contenders, chosen
@@ -314,77 +322,6 @@ def _product(models: Models) -> float:
         wait(models.device)
         times.append(time.perf_counter() - start)
     return 2 * rows * inner * outer / statistics.median(times[1:])
-
-
-def _summary(
-    mode: str,
-    models: Models,
-    contenders: dict[str, Contender],
-    rounds: dict[str, list[dict[str, Any]]],
-    peaks: dict[str, float | None],
-    rows: Rows,
-    product: float,
-    errors: dict[str, float],
-) -> dict[str, Any]:
-    """What came out, for each provider and against `shared`."""
-    unit = "responses" if mode == "group" else "pairs"
-    flops = (6 if mode == "train" else 2) * models.num_weights
-    providers: dict[str, Any] = {}
-    per_unit: dict[str, list[float]] = {}
-    tokens_per_unit: dict[str, float] = {}
-    for name, contender in contenders.items():
-        real = sum(batch.real_tokens for batch in contender.batches)
-        run = sum(batch.tokens for batch in contender.batches)
-        # Batches that do not fill up are left out in training, so an epoch is counted in real tokens.
-        real_per_unit = _real_tokens_per_unit(mode, rows)
-        tokens_per_unit[name] = run / real * real_per_unit
-        per_token = [record["seconds"] / record["tokens"] for record in rounds[name]]
-        per_unit[name] = [seconds * tokens_per_unit[name] for seconds in per_token]
-        seconds = statistics.median(per_unit[name])
-        providers[name] = {
-            f"{unit}_per_second": 1 / seconds,
-            "real_tokens_per_second": real_per_unit / seconds,
-            "tokens_run_per_real_token": run / real,
-            "utilisation": flops / statistics.median(per_token) / product,
-            "peak_gb": peaks[name],
-            "reward_error": errors[name],
-            "note": contender.note,
-            "rounds": rounds[name],
-        }
-    return {"unit": unit, "providers": providers, "shared_against": _ratios(per_unit, tokens_per_unit)}
-
-
-def _real_tokens_per_unit(mode: str, rows: Rows) -> float:
-    return real_tokens(rows) / (sum(len(row.responses) for row in rows) if mode == "group" else len(rows))
-
-
-def _ratios(per_unit: dict[str, list[float]], tokens_per_unit: dict[str, float]) -> dict[str, Any]:
-    """How many times as fast `shared` is, round by round, beside what the tokens run alone would make of it."""
-    ratios = {}
-    for name in per_unit.keys() - {"shared"}:
-        by_round = [theirs / ours for theirs, ours in zip(per_unit[name], per_unit["shared"], strict=True)]
-        ratio, ideal = statistics.median(by_round), tokens_per_unit[name] / tokens_per_unit["shared"]
-        ratios[name] = {"ratio": ratio, "low": min(by_round), "high": max(by_round), "ideal": ideal, "share_of_ideal": ratio / ideal}
-    return {name: ratios[name] for name in per_unit if name in ratios}
-
-
-def _print(result: dict[str, Any]) -> None:
-    print(f"\n{result['device']}, {result['threads']} threads; bf16 product {result['product_tflops']:.3f} TFLOP/s")
-    for mode, found in result["modes"].items():
-        if mode in LENGTH_MODES:
-            print_lengths(mode, found)
-            continue
-        print(f"\n{mode:12} {found['unit'] + '/s':>12} {'real tok/s':>11} {'run/real':>9} {'use':>5} {'peak GB':>8}  shared is faster by")
-        for name, row in found["providers"].items():
-            peak = "-" if row["peak_gb"] is None else f"{row['peak_gb']:.2f}"
-            against = found["shared_against"].get(name)
-            ratio = f"{against['ratio']:.2f} ({against['low']:.2f}-{against['high']:.2f}), ideal {against['ideal']:.2f}" if against else ""
-            print(
-                f"{name:12} {row[found['unit'] + '_per_second']:12.3f} {row['real_tokens_per_second']:11.0f} "
-                f"{row['tokens_run_per_real_token']:9.2f} {row['utilisation']:5.0%} {peak:>8}  {ratio}"
-            )
-            if row["note"]:
-                print(f"{'':12} {row['note']}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ import torch
 
 from bench import environment
 
-PARTS = ["tests", "sanitizer", "ops", "llama-1b", "smollm2-135m", "long-groups", "claim", "reward-model", "rl"]
+BACKBONES = ["llama-1b", "smollm2-135m", "groups", "groups-cascade", "long-groups", "long-groups-cascade"]
+PARTS = ["tests", "sanitizer", "ops", *BACKBONES, "claim", "reward-model", "rl"]
 
 
 @pytest.fixture
@@ -185,6 +186,12 @@ def test_correctness_first_then_ops_backbones_claim_and_policies(gpu):
     assert [one.name for one in parts.gpu_parts(parts.Setup(dry=True))] == PARTS
 
 
+def test_the_first_nine_minutes_are_correctness_ops_and_backbones(gpu):
+    parts = load_parts(gpu)
+    first = [one for one in parts.gpu_parts(parts.Setup()) if one.name in PARTS[:-3]]
+    assert sum(one.seconds for one in first) <= 540
+
+
 def test_what_is_missing_is_named(gpu):
     parts = load_parts(gpu)
     bare = {one.name: one for one in parts.gpu_parts(parts.Setup(), has=lambda name: False)}
@@ -192,7 +199,7 @@ def test_what_is_missing_is_named(gpu):
     assert "-n" not in bare["tests"].command
     assert bare["claim"].missing == "needs --model and --data_dir"
     assert bare["rl"].missing == bare["reward-model"].missing == "needs --model"
-    assert [name for name, one in bare.items() if one.missing is None] == ["ops", "llama-1b", "smollm2-135m", "long-groups"]
+    assert [name for name, one in bare.items() if one.missing is None] == ["ops", *BACKBONES]
     whole = parts.gpu_parts(parts.Setup(model=Path("m"), data=Path("d")), has=lambda name: True)
     assert all(one.missing is None for one in whole)
 
@@ -222,12 +229,14 @@ def test_every_command_is_one_that_its_script_takes(gpu, load, monkeypatch, dry,
     scripts = {"bench/ops.py": load("ops"), "research.claim.compare": compare, "research.rl_comparison": rl_comparison}
     for one in parts.gpu_parts(parts.Setup(model=model, data=Path("/d"), dry=dry), has=lambda name: True):
         words = [word.replace("{out}", "/o").replace("{seconds}", "60").replace("{minutes}", "1") for word in one.command]
+        words = words[words.index("{python}") :]
         name, arguments = (words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:])
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         if name == "bench/throughput.py":
             taken = load("throughput")._arguments(arguments)
             assert taken.resume
             assert taken.json == Path(f"/o/{one.name}.json")
+            assert ("SRM_PACKED_ATTENTION=cascade" in one.command) == one.name.endswith("cascade")
         elif name == "srm.cli.demo":
             demo._parse(arguments)
         elif name == "pytest":

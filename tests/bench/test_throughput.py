@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import threading
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,34 @@ def test_cost_by_length(load: Any, tmp_path: Path) -> None:
         assert lengths["512"]["relative"] == 1
     first, second = ([record["seconds"] for record in result["modes"]["length"]["lengths"][n]["rounds"]] for n in ("512", "2048"))
     assert result["modes"]["length"]["lengths"]["2048"]["high"] == pytest.approx(max(b / a for a, b in zip(first, second, strict=True)) / 4)
+
+
+def test_groups_forward_and_backward(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRM_PACKED_ATTENTION", "sdpa")
+    words = ("--modes", "group,group-train", "--providers", "shared,packed", "--json", str(tmp_path / "out.json"))
+    load("throughput").main([*TINY, *words])
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["attention"] == "sdpa"
+    group, both = (result["modes"][mode] for mode in ("group", "group-train"))
+    assert group["unit"] == both["unit"] == "responses"
+    weights = load("providers").Models("random-tiny", dtype=torch.float32, device=torch.device("cpu")).num_weights
+    for name in ("shared", "packed"):
+        forward, backward = group["providers"][name], both["providers"][name]
+        assert [one["tokens"] for one in forward["rounds"]] == [one["tokens"] for one in backward["rounds"]]
+        seconds = statistics.median(one["seconds"] / one["tokens"] for one in backward["rounds"])
+        assert backward["utilisation"] * seconds == pytest.approx(6 * weights / result["product_tflops"] / 1e12, rel=0.01)
+
+
+def test_both_passes_are_run(load: Any) -> None:
+    providers = load("providers")
+    models = providers.Models("random-tiny", dtype=torch.float32, device=torch.device("cpu"))
+    rows = load("workloads").generated_groups(1, size=4, prompt=24, response=8, vocabulary=300)
+    contender = providers.ours_both_passes(models, rows, packing="shared", budget=512)
+    backwards: list[int] = []
+    contender.backbone.layers[0].mlp.register_full_backward_hook(lambda *_: backwards.append(1))
+    contender.run(contender.batches[0])
+    assert backwards == [1]
+    assert contender.backbone.layers[0].mlp.up_proj.weight.grad is None, "gradients must not add up over the rounds"
 
 
 def test_the_backward_pass_is_timed_under_checkpointing(load: Any) -> None:
