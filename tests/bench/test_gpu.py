@@ -7,6 +7,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -190,6 +191,18 @@ def test_the_first_nine_minutes_are_correctness_ops_and_backbones(gpu):
     parts = load_parts(gpu)
     first = [one for one in parts.gpu_parts(parts.Setup()) if one.name in PARTS[:-3]]
     assert sum(one.seconds for one in first) <= 540
+
+
+def test_the_plan_lists_the_parts_with_their_seconds(gpu, bench):
+    page = (bench.parent / "docs" / "gpu-plan.md").read_text().split("## The parts")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \| ([\d +]+)", page, re.MULTILINE)
+    listed = {
+        name.strip("`"): float(seconds)
+        for names, added in rows
+        for name, seconds in zip(names.split(", "), added.split(" + "), strict=True)
+    }
+    parts = load_parts(gpu)
+    assert listed == {one.name: one.seconds for one in parts.gpu_parts(parts.Setup())}
 
 
 def test_what_is_missing_is_named(gpu):
