@@ -22,7 +22,7 @@ __all__ = ["UNFINISHED", "describe", "parser", "read_as_here", "say", "settings"
 UNFINISHED = 75
 
 _ROOT = Path(__file__).resolve().parents[1]
-_PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "nltk", "peft", "trl")
+_PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "nltk", "peft", "trl", "fbgemm-gpu", "pyg-lib", "torch-geometric")
 
 
 def describe() -> dict[str, Any]:
