@@ -304,3 +304,54 @@ def test_other_packages_are_right_where_they_are_installed(ops, case, op):
         pytest.skip(f"neither FBGEMM nor PyG is installed: {dict(made.left_out)}")
     for name in theirs:
         assert ops.verify(made.providers[name], made, expected)["problem"] is None
+
+
+@pytest.fixture
+def captured(ops, monkeypatch):
+    """Stands in for a device: what replays `run` into the tensors of its first call, or the function given in its place."""
+
+    def flat(outputs):
+        return [x for part in outputs for x in (part if isinstance(part, tuple) else (part,))]
+
+    def capture(run):
+        outputs = run()
+
+        @torch.no_grad()
+        def replay():
+            with torch.enable_grad():
+                again = run()
+            for x, new in zip(flat(outputs), flat(again), strict=True):
+                x.copy_(new)
+
+        return replay, outputs
+
+    monkeypatch.setattr(ops.op_graphs, "_captured", capture)
+    return lambda broken: monkeypatch.setattr(ops.op_graphs, "_captured", broken)
+
+
+def test_a_graph_is_verified_on_what_its_replay_writes(ops, case, captured):
+    softmax = case("segment_softmax")
+    expected = ops.define(softmax)
+    provider = softmax.providers["srm_kernels"]
+    record, jobs = ops.op_graphs.capture(provider, softmax, expected, required=True)
+    assert record["problem"] is None
+    assert set(jobs) == {"forward", "both"}
+    # A graph that captured nothing leaves the poison.
+    captured(lambda run: (lambda: None, run()))
+    record, jobs = ops.op_graphs.capture(provider, softmax, expected, required=True)
+    assert record["problem"].startswith("wrong")
+    assert jobs == {}
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_what_cannot_be_captured_is_a_failure_of_ours_alone(ops, case, captured, required):
+    def refuse(run):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    captured(refuse)
+    softmax = case("segment_softmax")
+    record, jobs = ops.op_graphs.capture(softmax.providers["srm_kernels"], softmax, ops.define(softmax), required=required)
+    assert record["problem"] == "cannot be captured: RuntimeError: operation not permitted when stream is capturing"
+    assert jobs == {}
+    cell = {"op": "segment_softmax", "sizes": {"T": 512}, "providers": {"a, CUDA graph": record}}
+    assert bool(ops.op_report.problems({"cells": [cell]})) == required
