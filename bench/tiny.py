@@ -55,8 +55,9 @@ def save_backbone(path: Path, tokenizer_dir: Path, *, causal: bool = False) -> N
         num_key_value_heads=2,
         max_position_embeddings=1024 if causal else 256,
         initializer_range=0.2,
-        eos_token_id=tokenizer.eos_token_id if causal else None,
     )
+    if causal:
+        config.eos_token_id = tokenizer.eos_token_id
     (LlamaForCausalLM if causal else LlamaModel)(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
 
