@@ -9,8 +9,8 @@ what has not passed yet; a part that was stopped goes on where it was. Leaves gp
 write, all of it as it comes. docs/gpu-plan.md says what each part answers, what is expected, and what has been run.
 
 Needs torch, triton and transformers; what a part needs beyond that is said where it is missing. A model and data may be brought along:
-SmolLM2-135M as a folder of safetensors and tokenizer (without it its speed is measured on random weights), and the files of
-research/claim. Exit code 1 if a part failed or was stopped.
+SmolLM2-135M as a folder of safetensors and tokenizer, and the files of research/claim. Speeds are measured on random weights.
+Exit code 1 if a part failed or was stopped.
 """
 
 from __future__ import annotations
@@ -120,16 +120,11 @@ def _run(part: Part, limit: float, folder: Path) -> Outcome:
     values = {"seconds": f"{own:.0f}", "minutes": f"{own / 60:.2f}", "out": str(folder), "python": sys.executable}
     command = [re.sub(r"\{(\w+)\}", lambda found: values[found[1]], word) for word in part.command]
     print(f"\n{part.name}, at most {limit:.0f} s: {' '.join(command)}", flush=True)
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    # A machine that is lent reaches no hub, and each question to it would wait for its time to be over.
-    more = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
     log = folder / f"{part.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with log.open("w") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, **more}, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=_environment(), start_new_session=True)
         try:
             code: int | None = process.wait(limit - GRACE)
             output = log.read_text(errors="replace")
@@ -158,6 +153,14 @@ def _run(part: Part, limit: float, folder: Path) -> Outcome:
     return outcome
 
 
+def _environment() -> dict[str, str]:
+    """Of every process: this checkout is found, installed or not."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    # Where no hub can be reached each question to it would wait for its time to be over.
+    offline = os.environ.get("HF_HUB_OFFLINE", "1")
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": offline}
+
+
 def _table(result: Mapping[str, Any], outcomes: Iterable[Outcome]) -> str:
     rows = [f"| {o.name} | {o.verdict} | {o.seconds:.0f} | {o.summary.replace('|', '/')} |" for o in outcomes]
     dry = "**Dry run on a CPU at tiny sizes: the numbers mean nothing.**\n\n" if result["dry_run"] else ""
@@ -173,7 +176,8 @@ def _setup(arguments: argparse.Namespace) -> Setup:
     """Raises SystemExit where something that was named is not there."""
     model, data = arguments.model, arguments.data_dir
     if arguments.dry_run and not (model or data):
-        subprocess.run([sys.executable, str(ROOT / "bench" / "tiny.py"), str(arguments.output_dir / "tiny")], check=True, cwd=ROOT)
+        tiny = [sys.executable, "bench/tiny.py", str(arguments.output_dir / "tiny")]
+        subprocess.run(tiny, check=True, cwd=ROOT, env=_environment())
         model, data = arguments.output_dir / "tiny" / "model", arguments.output_dir / "tiny" / "data"
     if model and not (model / "config.json").is_file():
         sys.exit(f"bench/gpu.py: --model {model}: no config.json there; give a folder that from_pretrained loads")

@@ -92,13 +92,12 @@ def _ops(setup: Setup) -> Part:
 
 def _backbones(setup: Setup) -> list[Part]:
     """A Llama of a billion weights and SmolLM2-135M, and groups that share a prompt, with its keys copied for each response and without."""
-    small = str(setup.model) if setup.model else "random-smollm2-135m"
     batches = ("--batch_size", "16", "--tokens_per_batch", "32768")
     groups = ("--modes", "group,group-train", "--providers", "shared")
     cascade = ("env", "SRM_PACKED_ATTENTION=cascade")
     return [
         _throughput(setup, "llama-1b", 120, "random-llama-1b", "--modes", "train,length,length-train"),
-        _throughput(setup, "smollm2-135m", 45, small, "--modes", "train,score,group", *batches),
+        _throughput(setup, "smollm2-135m", 45, "random-smollm2-135m", "--modes", "train,score,group", *batches),
         _throughput(setup, "groups", 25, "random-llama-1b", *groups, "--group", "16x256x1024"),
         _throughput(setup, "groups-cascade", 25, "random-llama-1b", *groups, "--group", "16x256x1024", before=cascade),
         _throughput(setup, "long-groups", 25, "random-llama-1b", *groups, "--group", "8x512x8192"),
