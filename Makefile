@@ -5,8 +5,9 @@
 # make fuzz   odd files, flags and requests through the commands, for an hour or SECONDS=...
 # make test-wheel, make test-pythons   what is installed, and on which Pythons; both make environments of their own
 # make test-newest   what other people's releases break first, on the newest ones that there are today
+# make test-bare    what a machine with a GPU that is lent for minutes runs, with as little installed as it has; a dry run on a CPU
 # make test-peers   our integrations inside other projects' own programs, each in an environment on top of .venv
-.PHONY: help demo test fuzz test-reference test-interpreter test-compile test-wheel test-pythons test-newest test-peers check clean venv
+.PHONY: help demo test fuzz test-reference test-interpreter test-compile test-wheel test-pythons test-newest test-bare test-peers check clean venv
 .DEFAULT_GOAL := demo
 
 PYTHON_VENV := .venv/bin/python
@@ -48,6 +49,9 @@ test-pythons: venv
 
 test-newest: venv
 	./scripts/test_newest.sh
+
+test-bare:
+	./scripts/test_bare.sh
 
 test-peers: venv
 	./scripts/test_peers.sh
