@@ -1,6 +1,6 @@
 """PackedBatch: what goes through the backbone.
 
-Shape letters: `T` tokens run, `S` segments, `B` responses, `N` boundaries, `P` prompts.
+Shape letters: `T` tokens run, `S` segments, `B` responses, `N` boundaries, `R` rows that hold one, `P` prompts.
 """
 
 from __future__ import annotations
@@ -100,6 +100,9 @@ class PackedBatch:
         position_ids: the same shape; a response continues its prompt's positions.
         boundaries: int64 [N], positions in the flattened `input_ids` (row-major): b_0 the last token before the sentences, then their ends.
         cu_boundaries: int32 [B + 1], offsets of the responses into `boundaries`.
+        boundary_rows: int64 [R], the positions that hold a boundary, rising, each once; responses to one prompt share its last token. None
+            where nobody worked them out.
+        boundary_index: int64 [N], each boundary's index into `boundary_rows`; None where those are.
         attention_mask: None packed, or bool [B, L].
         cu_seqlens: int32 [S + 1], the segments' offsets into the row; None when padded.
         parent: int32 [S], the index of the segment that holds the prompt, or -1; None when padded.
@@ -112,6 +115,8 @@ class PackedBatch:
     position_ids: Tensor
     boundaries: Tensor
     cu_boundaries: Tensor
+    boundary_rows: Tensor | None = None
+    boundary_index: Tensor | None = None
     attention_mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
     parent: Tensor | None = None

@@ -77,11 +77,15 @@ def test_boundaries_on_ragged_groups(mode: str, make_groups: Callable[..., Any],
         assert batch.position_ids.flatten()[rows].tolist() == list(range(prompt + len(response.ids)))
         expected += [rows[prompt - 1], *(rows[prompt + end] for end in response.sentence_ends)]
     assert batch.boundaries.tolist() == expected
+    # Once each, although siblings share a prompt's last token.
+    assert batch.boundary_rows.tolist() == sorted(set(expected))
+    assert batch.boundary_rows[batch.boundary_index].tolist() == expected
+    assert (batch.boundary_rows.dtype, batch.boundary_index.dtype) == (torch.int64, torch.int64)
 
 
 def test_batch_moves_as_a_whole() -> None:
     batch = pack(GROUPS, pad_token_id=0).to("meta")
-    for name in ("input_ids", "position_ids", "boundaries", "cu_boundaries", "cu_seqlens", "parent"):
+    for name in ("input_ids", "position_ids", "boundaries", "cu_boundaries", "boundary_rows", "boundary_index", "cu_seqlens", "parent"):
         assert getattr(batch, name).device.type == "meta"
     assert batch.attention_mask is None
     assert batch.num_packed_tokens == 14
