@@ -18,7 +18,18 @@ from srm.packing.errors import UnsupportedBackboneError
 from srm.packing.last_layer import ROWS, LastLayer, LastLayerRows, Rows
 from srm.packing.plan import AttentionPlan
 
-__all__ = ["PackingReport", "enable", "num_embeddings", "proofs", "report", "restore", "run_backbone", "run_to_boundaries", "unwrap"]
+__all__ = [
+    "PackingReport",
+    "enable",
+    "num_embeddings",
+    "proofs",
+    "report",
+    "restore",
+    "run_backbone",
+    "run_rows",
+    "run_to_boundaries",
+    "unwrap",
+]
 
 # Attribute on the model that remembers which attention it was loaded with.
 _OWN = "_srm_own_attention"
@@ -184,15 +195,34 @@ def run_to_boundaries(
         UserError: the backbone has other layers than when its last one was proved.
         TypeError: no transformers model.
     """
-    proof = proofs(backbone).get(batch.cu_seqlens is not None, LastLayer(rows="all"))
-    if "all" in (last_layer_rows, proof.rows):
+    proof = proofs(backbone).get(batch.cu_seqlens is not None)
+    if proof is None or "all" in (proof.rows, last_layer_rows):
         return run_backbone(backbone, batch), batch.boundaries
+    return run_rows(backbone, batch, queries=proof.queries)
+
+
+def run_rows(backbone: torch.nn.Module, batch: PackedBatch, *, queries: bool) -> tuple[Tensor, Tensor]:
+    """`run_to_boundaries` with the last layer on boundary rows, whatever was proved.
+
+    Args:
+        backbone: a transformers model with hooks on its last layer, bare or wrapped by peft or torch.compile.
+        batch: what `pack` made, on the backbone's device.
+        queries: whether its queries and its attention's output run on boundary rows, too.
+
+    Returns:
+        As `run_to_boundaries`.
+
+    Raises:
+        UnsupportedBackboneError: the batch is packed, and the backbone cannot run packed.
+        UserError: the backbone has other layers than those with hooks.
+        TypeError: no transformers model.
+    """
     rows, index = batch.boundary_rows, batch.boundary_index
     if rows is None or index is None:
         rows, index = batch.boundaries.unique(return_inverse=True)
     if rows.numel() == batch.num_tokens:
         return run_backbone(backbone, batch), batch.boundaries
-    hidden = _run(backbone, batch, {ROWS: Rows(rows, batch.input_ids.shape, queries=proof.queries)})
+    hidden = _run(backbone, batch, {ROWS: Rows(rows, batch.input_ids.shape, queries=queries)})
     if hidden.shape[0] != rows.numel():
         raise UserError(
             f"{type(unwrap(backbone)).__name__}: its last layer was to run on {rows.numel()} rows and ran on {hidden.shape[0]}: its layers "

@@ -7,9 +7,10 @@ or follow it, and whether rows still mix behind it. Then a batch runs both ways:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from srm.errors import first_line
-from srm.packing.backbone import own_attention, proofs, run_backbone, run_to_boundaries, unwrap
+from srm.packing.backbone import own_attention, proofs, run_backbone, run_rows, unwrap
+from srm.packing.batch import PackedBatch
 from srm.packing.last_layer import LastLayer, Places, place_hooks
 from srm.packing.layout import pack
 from srm.packing.trial import (
@@ -75,49 +77,58 @@ def prove_last_layer(backbone: nn.Module, *, packed: bool) -> LastLayer:
 
 
 def _prove(backbone: nn.Module, model: PreTrainedModel, packed: bool) -> LastLayer:
+    reasons: list[str] = []
     with torch.inference_mode(False), undisturbed(backbone, model):
         handles: list[Any] = []
         try:
             if not getattr(model, _HOOKED, False):
                 handles = place_hooks(_find_places(backbone, model))
-            _compare(backbone, model, packed, queries=False)
-        except Exception as error:  # the model's own code meets fewer rows than it was written for, and may raise anything
-            for handle in handles:
-                handle.remove()
-            return LastLayer(rows="all", reason=_reason(error))
-        setattr(model, _HOOKED, True)
-        try:
-            _compare(backbone, model, packed, queries=True)
-        except Exception as error:
-            return LastLayer(rows="boundaries", reason=f"queries on all rows: {_reason(error)}")
-        return LastLayer(rows="boundaries", queries=True)
+            batch = pack(trial_groups(model), mode="shared" if packed else "none", pad_token_id=0).to(model.device)
+            expected = _states_and_gradient(model, lambda: run_backbone(backbone, batch)[batch.boundaries])
+            for queries in (True, False):
+                try:
+                    _require_same(model, expected, _states_and_gradient(model, partial(_run_narrow, backbone, batch, queries=queries)))
+                except Exception as error:  # the model's own code meets fewer rows than it was written for, and may raise anything
+                    reasons.append(_reason(error))
+                else:
+                    setattr(model, _HOOKED, True)
+                    return LastLayer(rows="boundaries", queries=queries, reason="".join(f"queries on all rows: {why}" for why in reasons))
+        except Exception as error:  # nor is all of it written to be traced
+            reasons.append(_reason(error))
+    for handle in handles:
+        handle.remove()
+    return LastLayer(rows="all", reason=reasons[-1])
 
 
 def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, _AllRowsError) else f"its code takes no fewer: {first_line(error)}"
 
 
-def _compare(backbone: nn.Module, model: PreTrainedModel, packed: bool, *, queries: bool) -> None:
-    """Run a batch both ways.
+def _run_narrow(backbone: nn.Module, batch: PackedBatch, *, queries: bool) -> Tensor:
+    hidden, index = run_rows(backbone, batch, queries=queries)
+    return hidden[index]
+
+
+def _states_and_gradient(model: PreTrainedModel, run: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """States at the boundaries, and a gradient of theirs into the embeddings."""
+    with followed_embeddings(model) as embedded:
+        states = run()
+    (gradient,) = torch.autograd.grad(states, embedded, random_weights(states))
+    return states.detach(), gradient
+
+
+def _require_same(model: PreTrainedModel, expected: tuple[Tensor, Tensor], actual: tuple[Tensor, Tensor]) -> None:
+    """Compare a run on fewer rows with one on all.
 
     Raises:
         _AllRowsError: states or gradients differ.
     """
-    batch = pack(trial_groups(model), mode="shared" if packed else "none", pad_token_id=0).to(model.device)
-    with followed_embeddings(model) as embedded:
-        expected = run_backbone(backbone, batch)[batch.boundaries]
-    weights = random_weights(expected)
-    (expected_gradient,) = torch.autograd.grad(expected, embedded, weights)
-    proofs(model)[packed] = LastLayer(rows="boundaries", queries=queries)
-    with followed_embeddings(model) as embedded:
-        hidden, index = run_to_boundaries(backbone, batch)
-        actual = hidden[index]
-    (gradient,) = torch.autograd.grad(actual, embedded, weights)
-    dtype = coarser(model.dtype, expected.dtype)
-    error = distance(expected.detach(), actual.detach())
+    dtype = coarser(model.dtype, expected[0].dtype)
+    error = distance(expected[0], actual[0])
     if not error <= LEAK_TOLERANCE[dtype]:
         raise _AllRowsError(f"its states would differ by {error:.2g} (at most {LEAK_TOLERANCE[dtype]:g})")
-    error = float((gradient - expected_gradient).double().norm(dim=-1).max() / expected_gradient.double().norm(dim=-1).max())
+    wanted, found = expected[1].double(), actual[1].double()
+    error = float((wanted - found).norm(dim=-1).max() / wanted.norm(dim=-1).max())
     if not error <= MODEL_TOLERANCE[dtype]:
         raise _AllRowsError(f"its gradients would differ by {error:.2g} (at most {MODEL_TOLERANCE[dtype]:g})")
 
