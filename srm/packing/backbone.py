@@ -198,16 +198,16 @@ def run_to_boundaries(
     proof = proofs(backbone).get(batch.cu_seqlens is not None)
     if proof is None or "all" in (proof.rows, last_layer_rows):
         return run_backbone(backbone, batch), batch.boundaries
-    return run_rows(backbone, batch, queries=proof.queries)
+    return run_rows(backbone, batch, inside=bool(proof.inside))
 
 
-def run_rows(backbone: torch.nn.Module, batch: PackedBatch, *, queries: bool) -> tuple[Tensor, Tensor]:
+def run_rows(backbone: torch.nn.Module, batch: PackedBatch, *, inside: bool) -> tuple[Tensor, Tensor]:
     """`run_to_boundaries` with the last layer on boundary rows, whatever was proved.
 
     Args:
         backbone: a transformers model with hooks on its last layer, bare or wrapped by peft or torch.compile.
         batch: what `pack` made, on the backbone's device.
-        queries: whether its queries and its attention's output run on boundary rows, too.
+        inside: whether products inside its attention run on boundary rows, too.
 
     Returns:
         As `run_to_boundaries`.
@@ -222,7 +222,7 @@ def run_rows(backbone: torch.nn.Module, batch: PackedBatch, *, queries: bool) ->
         rows, index = batch.boundaries.unique(return_inverse=True)
     if rows.numel() == batch.num_tokens:
         return run_backbone(backbone, batch), batch.boundaries
-    hidden = _run(backbone, batch, {ROWS: Rows(rows, batch.input_ids.shape, queries=queries)})
+    hidden = _run(backbone, batch, {ROWS: Rows(rows, batch.input_ids.shape, inside=inside)})
     if hidden.shape[0] != rows.numel():
         raise UserError(
             f"{type(unwrap(backbone)).__name__}: its last layer was to run on {rows.numel()} rows and ran on {hidden.shape[0]}: its layers "

@@ -33,13 +33,13 @@ class Rows:
     Args:
         index: int64 [R], positions in the flattened tokens, without repeats.
         shape: of the tokens, [B, L].
-        queries: whether attention's queries and output run on these rows too, or only what comes after it.
+        inside: whether products inside the attention run on these rows too, or only what comes after it.
     """
 
-    def __init__(self, index: Tensor, shape: torch.Size, *, queries: bool) -> None:
+    def __init__(self, index: Tensor, shape: torch.Size, *, inside: bool) -> None:
         self.index = index
         self.shape = shape
-        self.queries = queries
+        self.inside = inside
 
     def take(self, states: Tensor) -> Tensor:
         """The rows that are read.
@@ -78,20 +78,19 @@ class LastLayer:
 
     Attributes:
         rows: which rows run: `boundaries`, or `all`.
-        queries: whether attention's queries and output are among what runs on boundary rows alone.
+        inside: what of the attention is worked out for boundary rows alone: `queries`, `attention output`, both or nothing.
         reason: why no more of the layer does; empty where nothing is missing.
     """
 
     rows: LastLayerRows
-    queries: bool = False
+    inside: tuple[str, ...] = ()
     reason: str = ""
 
     def __str__(self) -> str:
         because = f" ({self.reason})" if self.reason else ""
         if self.rows == "all":
             return f"last layer on all rows{because}"
-        parts = "queries, attention output, MLP and norm" if self.queries else "MLP and norm"
-        return f"last layer on boundary rows: {parts}{because}"
+        return f"last layer on boundary rows: {', '.join((*self.inside, 'MLP'))} and norm{because}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +100,15 @@ class Places:
     Attributes:
         layer: the last decoder layer.
         attention: the module in it that calls attention.
-        inside: modules inside the attention that make queries alone, or its output.
+        queries: modules inside the attention that make queries alone; none where one product makes keys and values, too.
+        output: the module inside it that makes its output, if there is one.
         behind: children of the layer, with products in them, that run after attention.
     """
 
     layer: nn.Module
     attention: nn.Module
-    inside: tuple[nn.Module, ...]
+    queries: tuple[nn.Module, ...]
+    output: tuple[nn.Module, ...]
     behind: tuple[nn.Module, ...]
 
 
@@ -137,7 +138,7 @@ def place_hooks(places: Places) -> list[Any]:
         places.attention.register_forward_hook(_end_if_failed, always_call=True),
         places.layer.register_forward_hook(_keep_rows, with_kwargs=True),
     ]
-    for module in places.inside:
+    for module in (*places.queries, *places.output):
         handles += [module.register_forward_pre_hook(_take_inside), module.register_forward_hook(_spread_inside)]
     for module in places.behind:
         handles += [module.register_forward_pre_hook(_take), module.register_forward_hook(_spread)]
@@ -175,12 +176,12 @@ def _spread(module: nn.Module, args: Any, output: Any) -> Any:
 
 @torch.compiler.disable
 def _take_inside(module: nn.Module, args: tuple[Any, ...]) -> Any:
-    return _take(module, args) if _call.rows is not None and _call.rows.queries else None
+    return _take(module, args) if _call.rows is not None and _call.rows.inside else None
 
 
 @torch.compiler.disable
 def _spread_inside(module: nn.Module, args: Any, output: Any) -> Any:
-    return _spread(module, args, output) if _call.rows is not None and _call.rows.queries else None
+    return _spread(module, args, output) if _call.rows is not None and _call.rows.inside else None
 
 
 @torch.compiler.disable

@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 
 _NAME = "srm_last_layer_trial"
 _CALLS = "srm_last_layer_calls"
-# Attribute on the model that remembers that its last layer has hooks.
-_HOOKED = "_srm_last_layer_hooked"
+# Attribute on the model that remembers that its last layer has hooks, and what of the attention they are on.
+_HOOKED = "_srm_last_layer_hooks"
 # Tokens of the traced row, and those of them that are read.
 _TOKENS = 12
 _READ = (3, 7, 11)
@@ -78,21 +78,24 @@ def prove_last_layer(backbone: nn.Module, *, packed: bool) -> LastLayer:
 
 def _prove(backbone: nn.Module, model: PreTrainedModel, packed: bool) -> LastLayer:
     reasons: list[str] = []
+    handles: list[Any] = []
     with torch.inference_mode(False), undisturbed(backbone, model):
-        handles: list[Any] = []
         try:
-            if not getattr(model, _HOOKED, False):
-                handles = place_hooks(_find_places(backbone, model))
+            inside = getattr(model, _HOOKED, None)
+            if inside is None:
+                places = _find_places(backbone, model)
+                handles = place_hooks(places)
+                inside = tuple(name for name, modules in (("queries", places.queries), ("attention output", places.output)) if modules)
             batch = pack(trial_groups(model), mode="shared" if packed else "none", pad_token_id=0).to(model.device)
             expected = _states_and_gradient(model, lambda: run_backbone(backbone, batch)[batch.boundaries])
-            for queries in (True, False):
+            for parts in (inside, ()):
                 try:
-                    _require_same(model, expected, _states_and_gradient(model, partial(_run_narrow, backbone, batch, queries=queries)))
+                    _require_same(model, expected, _states_and_gradient(model, partial(_run_narrow, backbone, batch, inside=bool(parts))))
                 except Exception as error:  # the model's own code meets fewer rows than it was written for, and may raise anything
                     reasons.append(_reason(error))
                 else:
-                    setattr(model, _HOOKED, True)
-                    return LastLayer(rows="boundaries", queries=queries, reason="".join(f"queries on all rows: {why}" for why in reasons))
+                    setattr(model, _HOOKED, inside)
+                    return LastLayer(rows="boundaries", inside=parts, reason="".join(f"attention on all rows: {why}" for why in reasons))
         except Exception as error:  # nor is all of it written to be traced
             reasons.append(_reason(error))
     for handle in handles:
@@ -104,8 +107,8 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, _AllRowsError) else f"its code takes no fewer: {first_line(error)}"
 
 
-def _run_narrow(backbone: nn.Module, batch: PackedBatch, *, queries: bool) -> Tensor:
-    hidden, index = run_rows(backbone, batch, queries=queries)
+def _run_narrow(backbone: nn.Module, batch: PackedBatch, *, inside: bool) -> Tensor:
+    hidden, index = run_rows(backbone, batch, inside=inside)
     return hidden[index]
 
 
@@ -174,8 +177,13 @@ def _find_places(backbone: nn.Module, model: PreTrainedModel) -> Places:
     behind = _among([module for module in _products(layer) if module is not holder], after)
     if not behind:
         raise _AllRowsError("no product follows its last attention")
-    inside = (*_queries(attention, before), *_among(_products(attention.module), after)[:1])
-    return Places(layer=layer, attention=attention.module, inside=inside, behind=behind)
+    return Places(
+        layer=layer,
+        attention=attention.module,
+        queries=tuple(_queries(attention, before)),
+        output=_among(_products(attention.module), after)[:1],
+        behind=behind,
+    )
 
 
 def _around(model: nn.Module, attention: nn.Module) -> tuple[nn.Module, nn.Module]:

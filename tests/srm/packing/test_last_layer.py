@@ -20,7 +20,7 @@ from srm.errors import UserError
 from srm.packing import LastLayer, enable, pack, prove_last_layer, report, run_backbone, run_to_boundaries
 from tests.srm.packing.architectures import ARCHITECTURES
 
-# One product makes queries, keys and values: only what comes behind attention runs on fewer rows.
+# One product makes queries, keys and values.
 FUSED = {"phi3", "gpt_neox"}
 # Packing refuses these on a CPU; padded, with attention of their own, their last layer may run on boundary rows all the same.
 PADDED = {
@@ -88,7 +88,8 @@ def test_states_and_gradients_are_those_of_all_rows(
     architecture: str, mode: str, make_model: Callable[..., Any], make_groups: Callable[..., Any], assert_same_as_all_rows: Any
 ) -> None:
     model = make_model(architecture, **ARCHITECTURES[architecture])
-    assert proved(model, mode) == LastLayer(rows="boundaries", queries=True)
+    inside = ("attention output",) if architecture in FUSED else ("queries", "attention output")
+    assert proved(model, mode) == LastLayer(rows="boundaries", inside=inside)
     assert_same_as_all_rows(model, pack(make_groups(), mode=mode, pad_token_id=0))
 
 
@@ -353,8 +354,9 @@ def test_queries_that_are_more_than_queries(
     model = make_model(num_key_value_heads=4)
     found = prove_last_layer(model, packed=False)
     assert found.rows == "boundaries"
-    assert not found.queries
-    assert found.reason.startswith("queries on all rows: its states would differ by")
+    assert found.inside == ()
+    assert str(found).startswith("last layer on boundary rows: MLP and norm (")
+    assert found.reason.startswith("attention on all rows: its states would differ by")
     assert_same_as_all_rows(model, pack(make_groups(), mode="none", pad_token_id=0))
 
 
