@@ -2,9 +2,10 @@
 
     python bench/throughput.py --input pairs.jsonl.gz --json outputs/throughput.json --plot outputs/throughput.png
 
-Without --input the pairs are generated, as long as real ones. Providers: our packing modes shared, packed and none; trl, its RewardTrainer
-as it comes, and trl-grouped, the same with batches grouped by length (training); hf-padded, AutoModelForSequenceClassification on
-single sequences sorted by length (scoring). All must give the same rewards before anything is timed.
+Without --input the pairs are generated, as long as real ones. Providers: our packing modes shared, packed and none, and shared-all-rows,
+whose last layer runs on all rows; trl, its RewardTrainer as it comes, trl-grouped, the same with batches grouped by length, and
+trl-grouped-no-checkpointing (training); hf-padded, AutoModelForSequenceClassification on single sequences sorted by length (scoring). All
+must give the same rewards before anything is timed.
 
 Every provider cuts all rows into its own batches. A spread of them, from small to large, is timed in turns, and the time of a token run
 is scaled to the tokens that the provider runs in the whole epoch: random batches differ too much in padding to time a few and stop.
@@ -129,7 +130,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="file of a picture")
     arguments = parser.parse_args(argv)
     if arguments.providers is None:
-        arguments.providers = _installed(PROVIDERS, needs="trl", names=TRL, what="its trainers are")
+        arguments.providers = _installed(PROVIDERS, needs="trl", names=tuple(TRL), what="its trainers are")
     if arguments.modes is None:
         arguments.modes = _installed(tuple(MODES), needs="greenlet", names=("train",), what="training is")
     elif "train" in arguments.modes and importlib.util.find_spec("greenlet") is None:
@@ -180,16 +181,16 @@ def _contenders(
         if mode == "train":
             common = {"batch_size": arguments.batch_size, "choose": choose}
             made = (
-                trl_trainer(models, rows, grouped=name == "trl-grouped", **common)
+                trl_trainer(models, rows, provider=name, **common)
                 if name in TRL
-                else ours_trainer(models, rows, packing=name, pass_size=arguments.pass_size, **common)
+                else ours_trainer(models, rows, provider=name, pass_size=arguments.pass_size, **common)
             )
             contenders[name], chosen[name], turn = made
             turns.append(turn)
             continue
         budget = arguments.tokens_per_batch
         contenders[name] = (
-            hf_padded(models, rows, budget=budget) if name == "hf-padded" else ours(models, rows, packing=name, budget=budget)
+            hf_padded(models, rows, budget=budget) if name == "hf-padded" else ours(models, rows, provider=name, budget=budget)
         )
         chosen[name] = choose(contenders[name].batches)
     try:
@@ -239,7 +240,7 @@ def _time(
             with measure_peak(models.device) if i == 0 else nullcontext(Peak()) as peak:
                 record = _run(models.device, contenders[name], chosen[name][i])
             environment.say(
-                f"{mode} {'warm-up' if i == 0 else f'{i}/{rounds - 1}'}  {name:12} {record['tokens']:7} tokens {record['seconds']:7.2f} s"
+                f"{mode} {'warm-up' if i == 0 else f'{i}/{rounds - 1}'}  {name:28} {record['tokens']:7} tokens {record['seconds']:7.2f} s"
             )
             if i:
                 measured[name].append(record)
@@ -344,17 +345,17 @@ def _print(result: dict[str, Any]) -> None:
         if mode in LENGTH_MODES:
             print_lengths(mode, found)
             continue
-        print(f"\n{mode:12} {found['unit'] + '/s':>12} {'real tok/s':>11} {'run/real':>9} {'use':>5} {'peak GB':>8}  shared is faster by")
+        print(f"\n{mode:28} {found['unit'] + '/s':>12} {'real tok/s':>11} {'run/real':>9} {'use':>5} {'peak GB':>8}  shared is faster by")
         for name, row in found["providers"].items():
             peak = "-" if row["peak_gb"] is None else f"{row['peak_gb']:.2f}"
             against = found["shared_against"].get(name)
             ratio = f"{against['ratio']:.2f} ({against['low']:.2f}-{against['high']:.2f}), ideal {against['ideal']:.2f}" if against else ""
             print(
-                f"{name:12} {row[found['unit'] + '_per_second']:12.3f} {row['real_tokens_per_second']:11.0f} "
+                f"{name:28} {row[found['unit'] + '_per_second']:12.3f} {row['real_tokens_per_second']:11.0f} "
                 f"{row['tokens_run_per_real_token']:9.2f} {row['utilisation']:5.0%} {peak:>8}  {ratio}"
             )
             if row["note"]:
-                print(f"{'':12} {row['note']}")
+                print(f"{'':28} {row['note']}")
 
 
 if __name__ == "__main__":

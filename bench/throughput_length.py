@@ -30,7 +30,7 @@ def length_contenders(models: Models, lengths: Sequence[int], *, backward: bool)
     count = max(lengths) // GROUP_TOKENS
     vocabulary = models.config.vocab_size
     rows = generated_groups(count, size=_SIZE, prompt=_PROMPT, response=_RESPONSE, spread=0.0, vocabulary=vocabulary)
-    contender = _training(models) if backward else ours(models, rows[:1], packing="shared", budget=GROUP_TOKENS)
+    contender = _training(models) if backward else ours(models, rows[:1], provider="shared", budget=GROUP_TOKENS)
     parts = ((length, rows[: length // GROUP_TOKENS]) for length in sorted(lengths))
     return {
         str(length): replace(contender, batches=[Batch(items=part, tokens=length, real_tokens=real_tokens(part))]) for length, part in parts
@@ -38,7 +38,7 @@ def length_contenders(models: Models, lengths: Sequence[int], *, backward: bool)
 
 
 def _training(models: Models) -> Contender:
-    scorer = ours(models, [], packing="shared", budget=GROUP_TOKENS)
+    scorer = ours(models, [], provider="shared", budget=GROUP_TOKENS)
     model = models.reward_model(scorer.backbone)
     model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     collate = PairCollator(packing="shared", pad_token_id=models.pad_token_id)
