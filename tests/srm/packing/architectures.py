@@ -26,6 +26,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "starcoder2": {"sliding_window": 5},
     "cohere2": {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
     "glm4": {"head_dim": 8},
+    "gpt_oss": {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 5},
     "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "deepseek_v3": {
         "num_key_value_heads": 4,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -47,7 +46,8 @@ def test_capped_scores_where_a_backend_has_them(
 ) -> None:
     """FlexAttention, which a GPU would run, without gradients: on a CPU it has none."""
     monkeypatch.setattr(flex, "refuse", lambda need: None)
-    monkeypatch.setattr(backends, "choose", partial(backends.choose.__wrapped__, backends=(flex,)))
+    monkeypatch.setenv(backends.VARIABLE, "flex")
+    backends._choose.cache_clear()
     settings = {"head_dim": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 1}
     model, uncapped = (make_model("gemma2", **settings, attn_logit_softcapping=cap) for cap in (0.5, None))
     groups = make_groups()

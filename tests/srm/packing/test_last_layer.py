@@ -25,7 +25,6 @@ FUSED = {"phi3", "gpt_neox"}
 # Packing refuses these on a CPU; padded, with attention of their own, their last layer may run on boundary rows all the same.
 PADDED = {
     "gemma2": {"head_dim": 8},
-    "gpt_oss": {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "phi": {},
     "cohere": {},
