@@ -257,7 +257,8 @@ def patched(model: SentenceRewardModel, clock: Clock, hidden: Tensor) -> Iterato
 
     def no_forward(backbone: torch.nn.Module, batch: PackedBatch, **settings: Any) -> tuple[Tensor, Tensor]:
         with clock.part("forward"):
-            return hidden.repeat(batch.boundary_rows.numel(), 1), batch.boundary_index
+            rows, index = batch.unique_boundaries
+            return hidden.repeat(len(rows), 1), index
 
     with (
         patch.object(encoder, "encode_prompt", around("retokenise", encoder.encode_prompt)),

@@ -217,9 +217,7 @@ def run_rows(backbone: torch.nn.Module, batch: PackedBatch, *, inside: bool) -> 
         UserError: the backbone has other layers than those with hooks.
         TypeError: no transformers model.
     """
-    rows, index = batch.boundary_rows, batch.boundary_index
-    if rows is None or index is None:
-        rows, index = batch.boundaries.unique(return_inverse=True)
+    rows, index = batch.unique_boundaries
     if rows.numel() == batch.num_tokens:
         return run_backbone(backbone, batch), batch.boundaries
     hidden = _run(backbone, batch, {ROWS: Rows(rows, batch.input_ids.shape, inside=inside)})

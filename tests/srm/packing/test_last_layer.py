@@ -251,8 +251,8 @@ def test_output_hidden_states_in_the_config_changes_nothing(make_model: Callable
 def test_a_batch_without_its_rows_and_one_of_boundaries_alone(make_model: Callable[..., Any], make_groups: Callable[..., Any]) -> None:
     model, batch = make_model(), pack(make_groups(), pad_token_id=0)
     proved(model, "shared")
-    bare = dataclasses.replace(batch, boundary_rows=None, boundary_index=None)
-    everywhere = dataclasses.replace(bare, boundaries=torch.arange(batch.num_tokens), cu_boundaries=torch.tensor([0, batch.num_tokens]))
+    bare = dataclasses.replace(batch, unique=None)
+    everywhere = dataclasses.replace(batch, boundaries=torch.arange(batch.num_tokens), cu_boundaries=torch.tensor([0, batch.num_tokens]))
     with torch.no_grad():
         assert torch.equal(boundary_states(model, bare), boundary_states(model, batch))
         hidden, index = run_to_boundaries(model, everywhere)
