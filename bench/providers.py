@@ -20,12 +20,18 @@ from workloads import real_tokens
 from srm.data import EncodedComparison, PairCollator
 from srm.modeling import SentenceRewardConfig, SentenceRewardModel
 from srm.modeling.alias import resolve_model_name
-from srm.packing import PackingMode, report
+from srm.packing import LastLayerRows, PackingMode, report
 from srm.scoring.batching import pass_cost
 
 __all__ = ["OURS", "Batch", "Contender", "Models", "Rows", "batches_by_budget", "hf_padded", "ours", "ours_both_passes", "ours_rewards"]
 
-OURS: tuple[PackingMode, ...] = ("shared", "packed", "none")
+# How each of ours lays responses out, and which rows its last layer runs on.
+OURS: dict[str, tuple[PackingMode, LastLayerRows]] = {
+    "shared": ("shared", "boundaries"),
+    "shared-all-rows": ("shared", "all"),
+    "packed": ("packed", "boundaries"),
+    "none": ("none", "boundaries"),
+}
 Rows = Sequence[EncodedComparison]
 
 # Random weights: a shape for tests, that of SmolLM2-135M, and that of a Llama of one billion weights.
@@ -105,9 +111,9 @@ class Models:
     def copy_of_backbone(self) -> PreTrainedModel:
         return copy.deepcopy(self.backbone).to(self.device)
 
-    def reward_model(self, backbone: PreTrainedModel, granularity: Any = "sentence") -> SentenceRewardModel:
-        """Ours on `backbone`, the value head at `score_weight`."""
-        model = SentenceRewardModel(SentenceRewardConfig(backbone_config=backbone.config, granularity=granularity), backbone=backbone)
+    def reward_model(self, backbone: PreTrainedModel, **settings: Any) -> SentenceRewardModel:
+        """Ours on `backbone`, the value head at `score_weight`; `settings` are those of its config."""
+        model = SentenceRewardModel(SentenceRewardConfig(backbone_config=backbone.config, **settings), backbone=backbone)
         with torch.no_grad():
             model.head.value.weight.copy_(self.score_weight)
         model.tokenizer = self.tokenizer
@@ -139,9 +145,11 @@ class Models:
             return torch.cat([model(input_ids=ids.to(self.device)[None], use_cache=False).logits[:, 0] for ids in _sequences(rows)]).cpu()
 
 
-def ours(models: Models, rows: Rows, *, packing: PackingMode, budget: int) -> Contender:
+def ours(models: Models, rows: Rows, *, provider: str, budget: int) -> Contender:
     """`SentenceRewardModel` on batches of whole rows."""
-    model = models.reward_model(models.copy_of_backbone())
+    packing, last_layer_rows = OURS[provider]
+    model = models.reward_model(models.copy_of_backbone(), last_layer_rows=last_layer_rows)
+    model.packing_mode(packing)
     collate = PairCollator(packing=packing, pad_token_id=models.pad_token_id)
 
     @torch.inference_mode()
@@ -159,10 +167,11 @@ def ours(models: Models, rows: Rows, *, packing: PackingMode, budget: int) -> Co
     )
 
 
-def ours_both_passes(models: Models, rows: Rows, *, packing: PackingMode, budget: int, checkpointing: bool = False) -> Contender:
+def ours_both_passes(models: Models, rows: Rows, *, provider: str, budget: int, checkpointing: bool = False) -> Contender:
     """The same batches forward and backward, as a training step runs them, without an optimizer. checkpointing: of every layer."""
-    scorer = ours(models, rows, packing=packing, budget=budget)
-    model = models.reward_model(scorer.backbone)
+    packing, last_layer_rows = OURS[provider]
+    scorer = ours(models, rows, provider=provider, budget=budget)
+    model = models.reward_model(scorer.backbone, last_layer_rows=last_layer_rows)
     if checkpointing:
         model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     collate = PairCollator(packing=packing, pad_token_id=models.pad_token_id)
@@ -180,7 +189,8 @@ def ours_rewards(models: Models, model: SentenceRewardModel, rows: Rows, packing
     """Response-level rewards on the backbone of `model`."""
     collate = PairCollator(packing=packing, pad_token_id=models.pad_token_id)
     with torch.no_grad():
-        return models.reward_model(model.backbone, "response")(collate(rows)["batch"].to(models.device)).reward.cpu()
+        response_level = models.reward_model(model.backbone, granularity="response", last_layer_rows=model.config.last_layer_rows)
+        return response_level(collate(rows)["batch"].to(models.device)).reward.cpu()
 
 
 def hf_padded(models: Models, rows: Rows, *, budget: int) -> Contender:

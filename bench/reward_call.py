@@ -29,7 +29,7 @@ from torch import Tensor
 from srm import ScoredResponse, SentenceRewardModel
 from srm.modeling import ScoredTokens
 from srm.modeling import model as model_module
-from srm.packing import PackedBatch, PromptGroup, ResponseIds, pack, run_backbone
+from srm.packing import PackedBatch, PromptGroup, ResponseIds, pack, run_to_boundaries
 from srm.scoring import run as run_module
 from srm.segmentation import ByteTable
 
@@ -255,9 +255,10 @@ def patched(model: SentenceRewardModel, clock: Clock, hidden: Tensor) -> Iterato
     encoder, around = model.encoder, clock.around
     segmenter = encoder.token_segmenter(encoder.tokenizer)
 
-    def no_forward(backbone: torch.nn.Module, batch: PackedBatch) -> Tensor:
+    def no_forward(backbone: torch.nn.Module, batch: PackedBatch, **settings: Any) -> tuple[Tensor, Tensor]:
         with clock.part("forward"):
-            return hidden.repeat(batch.num_tokens, 1)
+            rows, index = batch.unique_boundaries
+            return hidden.repeat(len(rows), 1), index
 
     with (
         patch.object(encoder, "encode_prompt", around("retokenise", encoder.encode_prompt)),
@@ -266,7 +267,7 @@ def patched(model: SentenceRewardModel, clock: Clock, hidden: Tensor) -> Iterato
         patch.object(segmenter, "segment", around("segment", segmenter.segment)),
         patch.object(run_module, "pack", around("pack", run_module.pack)),
         patch.object(model.head, "forward", around("head", model.head.forward)),
-        patch.object(model_module, "run_backbone", no_forward),
+        patch.object(model_module, "run_to_boundaries", no_forward),
     ):
         yield
 
@@ -289,7 +290,7 @@ def time_forward(model: SentenceRewardModel, work: Work, responses: int, rounds:
     for round_ in range(-1, rounds):
         began = time.perf_counter()
         for batch in batches[:1] if round_ < 0 else batches:
-            run_backbone(model.backbone, batch)
+            run_to_boundaries(model.backbone, batch)
         if round_ >= 0:
             seconds.append(time.perf_counter() - began)
     run = sum(batch.num_tokens for batch in batches)

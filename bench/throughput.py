@@ -2,9 +2,10 @@
 
     python bench/throughput.py --input pairs.jsonl.gz --json outputs/throughput.json --plot outputs/throughput.png
 
-Without --input the pairs are generated, as long as real ones. Providers: our packing modes shared, packed and none; trl, its RewardTrainer
-as it comes, and trl-grouped, the same with batches grouped by length (training); hf-padded, AutoModelForSequenceClassification on
-single sequences sorted by length (scoring). All must give the same rewards before anything is timed.
+Without --input the pairs are generated, as long as real ones. Providers: our packing modes shared, packed and none, and shared-all-rows,
+whose last layer runs on all rows; trl, its RewardTrainer as it comes, trl-grouped, the same with batches grouped by length, and
+trl-grouped-no-checkpointing (training); hf-padded, AutoModelForSequenceClassification on single sequences sorted by length (scoring). All
+must give the same rewards before anything is timed.
 
 Every provider cuts all rows into its own batches. A spread of them, from small to large, is timed in turns, and the time of a token run
 is scaled to the tokens that the provider runs in the whole epoch: random batches differ too much in padding to time a few and stop.
@@ -42,7 +43,7 @@ from workloads import generated_groups, generated_pairs, read_pairs
 from srm.memory import keep_freed_memory
 
 PROVIDERS = (*OURS, *TRL, "hf-padded")
-MODES = {"train": (*OURS, *TRL), "score": (*OURS, "hf-padded"), "group": (*OURS, "hf-padded"), "group-train": OURS}
+MODES = {"train": (*OURS, *TRL), "score": (*OURS, "hf-padded"), "group": (*OURS, "hf-padded"), "group-train": tuple(OURS)}
 DEFAULT_MODES = ("train", "score", "group")
 LENGTH_MODES = ("length", "length-train")
 # Share of the time limit. A step of training is the slowest thing here.
@@ -214,9 +215,9 @@ def _contenders(
         if mode == "train":
             common = {"batch_size": arguments.batch_size, "choose": choose}
             made = (
-                trl_trainer(models, rows, grouped=name == "trl-grouped", **common)
+                trl_trainer(models, rows, provider=name, **common)
                 if name in TRL
-                else ours_trainer(models, rows, packing=name, pass_size=arguments.pass_size, **common)
+                else ours_trainer(models, rows, provider=name, pass_size=arguments.pass_size, **common)
             )
             contenders[name], chosen[name], turn = made
             running.append(turn)
@@ -226,7 +227,7 @@ def _contenders(
             contenders[name] = hf_padded(models, rows, budget=budget)
         else:
             make = ours_both_passes if mode == "group-train" else ours
-            contenders[name] = make(models, rows, packing=name, budget=budget)
+            contenders[name] = make(models, rows, provider=name, budget=budget)
         chosen[name] = choose(contenders[name].batches)
     try:
         yield contenders, chosen
@@ -275,7 +276,7 @@ def _time(
             with measure_peak(models.device) if i == 0 else nullcontext(Peak()) as peak:
                 record = _run(models.device, contenders[name], chosen[name][i])
             environment.say(
-                f"{mode} {'warm-up' if i == 0 else f'{i}/{rounds - 1}'}  {name:12} {record['tokens']:7} tokens {record['seconds']:7.2f} s"
+                f"{mode} {'warm-up' if i == 0 else f'{i}/{rounds - 1}'}  {name:28} {record['tokens']:7} tokens {record['seconds']:7.2f} s"
             )
             if i:
                 measured[name].append(record)

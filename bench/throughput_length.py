@@ -28,7 +28,7 @@ def length_contenders(models: Models, lengths: Sequence[int], *, backward: bool)
     count = max(lengths) // GROUP_TOKENS
     vocabulary = models.config.vocab_size
     rows = generated_groups(count, size=_SIZE, prompt=_PROMPT, response=_RESPONSE, spread=0.0, vocabulary=vocabulary)
-    common: dict[str, Any] = {"packing": "shared", "budget": GROUP_TOKENS}
+    common: dict[str, Any] = {"provider": "shared", "budget": GROUP_TOKENS}
     contender = ours_both_passes(models, rows[:1], checkpointing=True, **common) if backward else ours(models, rows[:1], **common)
     parts = ((length, rows[: length // GROUP_TOKENS]) for length in sorted(lengths))
     return {

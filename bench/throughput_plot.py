@@ -6,6 +6,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from providers import OURS
+
 __all__ = ["plot"]
 
 
@@ -25,7 +27,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
             continue
         names = list(found["providers"])
         speeds = [found["providers"][name]["real_tokens_per_second"] for name in names]
-        bars = axis.bar(names, speeds, color=["#2a6f97" if name in ("shared", "packed", "none") else "#bc6c25" for name in names])
+        bars = axis.bar(names, speeds, color=["#2a6f97" if name in OURS else "#bc6c25" for name in names])
         against = found["shared_against"]
         axis.bar_label(
             bars, fontsize=8, labels=["" if name not in against else f"shared is\n{against[name]['ratio']:.2f} times" for name in names]

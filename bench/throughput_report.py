@@ -77,14 +77,14 @@ def print_result(result: dict[str, Any]) -> None:
         if "lengths" in found:
             print_lengths(mode, found)
             continue
-        print(f"\n{mode:12} {found['unit'] + '/s':>12} {'real tok/s':>11} {'run/real':>9} {'use':>5} {'peak GB':>8}  shared is faster by")
+        print(f"\n{mode:28} {found['unit'] + '/s':>12} {'real tok/s':>11} {'run/real':>9} {'use':>5} {'peak GB':>8}  shared is faster by")
         for name, row in found["providers"].items():
             peak = "-" if row["peak_gb"] is None else f"{row['peak_gb']:.2f}"
             against = found["shared_against"].get(name)
             ratio = f"{against['ratio']:.2f} ({against['low']:.2f}-{against['high']:.2f}), ideal {against['ideal']:.2f}" if against else ""
             print(
-                f"{name:12} {row[found['unit'] + '_per_second']:12.3f} {row['real_tokens_per_second']:11.0f} "
+                f"{name:28} {row[found['unit'] + '_per_second']:12.3f} {row['real_tokens_per_second']:11.0f} "
                 f"{row['tokens_run_per_real_token']:9.2f} {row['utilisation']:5.0%} {peak:>8}  {ratio}"
             )
             if row["note"]:
-                print(f"{'':12} {row['note']}")
+                print(f"{'':28} {row['note']}")

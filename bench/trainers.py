@@ -1,4 +1,6 @@
-"""Who trains: our trainer in each packing mode, and trl's RewardTrainer as it comes and grouped by length, step by step in turn (turns.py).
+"""Who trains: our trainer in each packing mode, and trl's RewardTrainer as it comes, grouped by length, and so without checkpointing.
+
+All run step by step in turn (turns.py).
 
 What is timed is all that a trainer does for a step: collating, both passes, clipping, the optimizer.
 """
@@ -10,27 +12,33 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from providers import Batch, Contender, Models, Rows, ours_rewards
+from providers import OURS, Batch, Contender, Models, Rows, ours_rewards
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from turns import Turns
 from workloads import padded_tokens, real_tokens
 
-from srm.packing import PackingMode
 from srm.scoring.batching import pass_cost
 
 __all__ = ["TRL", "ours_trainer", "trl_trainer"]
 
-TRL = ("trl", "trl-grouped")
+# What each of trl's is told beside what all trainers are: whether batches are grouped by length, and its settings.
+TRL: dict[str, tuple[bool, dict[str, Any]]] = {
+    "trl": (False, {}),
+    "trl-grouped": (True, {}),
+    "trl-grouped-no-checkpointing": (True, {"gradient_checkpointing": False}),
+}
 
 
 def ours_trainer(
-    models: Models, rows: Rows, *, packing: PackingMode, batch_size: int, pass_size: int, choose: Callable[[list[Batch]], list[Batch]]
+    models: Models, rows: Rows, *, provider: str, batch_size: int, pass_size: int, choose: Callable[[list[Batch]], list[Batch]]
 ) -> tuple[Contender, list[Batch], Turns]:
     """Our trainer on the batches that `choose` picks from a random epoch, each in passes of `pass_size` pairs: the same gradient."""
     from srm.training import RewardConfig, SentenceRewardTrainer
     from srm.training.sampling import GlobalBatchSampler
+
+    packing, last_layer_rows = OURS[provider]
 
     def tokens(part: Rows) -> int:
         passes = GlobalBatchSampler(
@@ -40,7 +48,7 @@ def ours_trainer(
 
     epoch = _batches(rows, _random(rows, batch_size), tokens)
     chosen = choose(epoch)
-    model = models.reward_model(models.copy_of_backbone())
+    model = models.reward_model(models.copy_of_backbone(), last_layer_rows=last_layer_rows)
     args = RewardConfig(**_settings(models, pass_size), gradient_accumulation_steps=batch_size // pass_size, packing=packing)
     trainer = SentenceRewardTrainer(model, args, [row for batch in chosen for row in batch.items])
     turns = Turns(trainer)
@@ -51,19 +59,23 @@ def ours_trainer(
 
 
 def trl_trainer(
-    models: Models, rows: Rows, *, grouped: bool, batch_size: int, choose: Callable[[list[Batch]], list[Batch]]
+    models: Models, rows: Rows, *, provider: str, batch_size: int, choose: Callable[[list[Batch]], list[Batch]]
 ) -> tuple[Contender, list[Batch], Turns]:
-    """trl's trainer with its defaults, on the batches that `choose` picks from the epoch that its sampler would draw."""
+    """trl's trainer with its defaults, but for what `TRL` says, on batches that `choose` picks from the epoch its sampler would draw."""
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
+    grouped, settings = TRL[provider]
     order = _by_length(rows, batch_size) if grouped else _random(rows, batch_size)
     epoch = _batches(rows, order, padded_tokens)
     chosen = choose(epoch)
     data = [_trl_row(row) for batch in chosen for row in batch.items]
     model = models.peer()
     trainer = RewardTrainer(
-        model, RewardConfig(**_settings(models, batch_size)), train_dataset=Dataset.from_list(data), processing_class=models.tokenizer
+        model,
+        RewardConfig(**_settings(models, batch_size), **settings),
+        train_dataset=Dataset.from_list(data),
+        processing_class=models.tokenizer,
     )
 
     def rewards(rows: Rows) -> Tensor:

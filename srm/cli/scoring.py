@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from srm import SentenceRewardModel
     from srm.data.boundary import RowCheck
 
-__all__ = ["add_scoring_options", "device_of", "load_model", "model_identity", "progress_columns", "row_check"]
+__all__ = ["add_last_layer_option", "add_scoring_options", "device_of", "load_model", "model_identity", "progress_columns", "row_check"]
 
 # What the scores depend on, apart from the model and `RowSettings.decisive`. Device and batch size only round differently.
 _DECISIVE = ("split", "dtype", "skip_bad_rows")
@@ -36,6 +36,7 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--packing", choices=["shared", "packed", "none"], help="how responses are batched (default: as the model was trained)"
     )
+    add_last_layer_option(parser)
     parser.add_argument("--tokens_per_batch", type=int, default=8192, help="tokens in one forward pass at most (default: %(default)s)")
     parser.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of the backbone's weights (default: as saved)"
@@ -43,6 +44,15 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one, each process its own)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output instead of going on with it")
     parser.add_argument("--skip_bad_rows", action="store_true", help="drop rows that cannot be used, and list them")
+
+
+def add_last_layer_option(parser: argparse.ArgumentParser) -> None:
+    """`--last_layer_rows`, for every command that runs a reward model."""
+    parser.add_argument(
+        "--last_layer_rows",
+        choices=["boundaries", "all"],
+        help="boundaries: the last layer runs on the rows that the head reads, where proved (default: as the model was trained)",
+    )
 
 
 def device_of(arguments: argparse.Namespace) -> str:
@@ -78,7 +88,9 @@ def load_model(name: str, arguments: argparse.Namespace) -> SentenceRewardModel:
     device = device_of(arguments)
     if device == "cpu":
         keep_freed_memory()
-    return SentenceRewardModel.from_pretrained(name, dtype=arguments.dtype).eval().to(device)
+    model = SentenceRewardModel.from_pretrained(name, dtype=arguments.dtype).eval().to(device)
+    model.config.last_layer_rows = arguments.last_layer_rows or model.config.last_layer_rows
+    return model
 
 
 def row_check(name: str) -> RowCheck:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from srm.cli.common import LOG_FORMAT, Parser, run, say
-from srm.cli.scoring import device_of, load_model
+from srm.cli.scoring import add_last_layer_option, device_of, load_model
 from srm.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--packing", choices=["shared", "packed", "none"], help="how rows are laid out in a batch (default: as the model was trained)"
     )
+    add_last_layer_option(parser)
     parser.add_argument("--tokens_per_batch", type=int, default=8192, help="tokens in one forward pass at most (default: %(default)s)")
     parser.add_argument(
         "--max_wait_ms", type=float, default=5.0, help="longest wait for more requests while some are expected (default: %(default)s)"

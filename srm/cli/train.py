@@ -178,7 +178,7 @@ def _packing_line(config: RewardConfig, model: SentenceRewardModel, rows: list[E
 
     packed = sum(len(row.prompt_ids) + len(response.ids) for row in rows for response in row.responses)
     if config.packing == "none":
-        return f"packing none: {packed:,} tokens an epoch, and padding"
+        return f"packing none: {packed:,} tokens an epoch, and padding; {report(model.backbone).last_layer}"
     enable(model.backbone)
     # The model is not on its device yet, and autocast decides what attention computes in.
     dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from transformers import AutoConfig, PretrainedConfig
 
 from srm.data.schema import Granularity
-from srm.packing import PackingMode
+from srm.packing import LastLayerRows, PackingMode
 from srm_kernels import Pooling
 
 __all__ = ["CODE_FILE", "SentenceRewardConfig", "positions_of"]
@@ -50,6 +50,7 @@ _OWN_FIELDS = (
     "attention_size",
     "segmenter",
     "packing",
+    "last_layer_rows",
 )
 
 
@@ -84,6 +85,8 @@ class SentenceRewardConfig(PretrainedConfig):
         attention_size: width of the query and the key.
         segmenter: `{"name": "punkt" | "punkt_tab" | "sat" | "newline", ...}`, the arguments of `srm.segmentation.make_segmenter`.
         packing: `shared`, `packed` or `none`; how `score` runs responses unless told otherwise, where the backbone can.
+        last_layer_rows: `boundaries`: the last decoder layer runs on the rows that the head reads, where that is proved to change nothing;
+            `all`: on all rows, for who reads the hidden states of others, by a hook of their own.
         pad_token_id: of the tokenizer, for programs that ask for it here.
         training: what the model was trained on and how, as (name, value): the lines of its card.
         **kwargs: fields of `transformers.PretrainedConfig`.
@@ -106,6 +109,7 @@ class SentenceRewardConfig(PretrainedConfig):
         attention_size: int = 256,
         segmenter: dict[str, Any] | None = None,
         packing: PackingMode = "shared",
+        last_layer_rows: LastLayerRows = "boundaries",
         pad_token_id: int | None = None,
         training: Sequence[tuple[str, Any]] = (),
         **kwargs: Any,
@@ -123,6 +127,7 @@ class SentenceRewardConfig(PretrainedConfig):
         self.attention_size = attention_size
         self.segmenter = dict(segmenter) if segmenter else {"name": "punkt"}
         self.packing = packing
+        self.last_layer_rows = last_layer_rows
         self.pad_token_id = pad_token_id
         # Pairs, because JSON is written with its keys sorted.
         self.training = [(name, value) for name, value in training]
@@ -183,6 +188,7 @@ class SentenceRewardConfig(PretrainedConfig):
             ("granularity", self.granularity, get_args(Granularity)),
             ("pooling", self.pooling, get_args(Pooling)),
             ("packing", self.packing, get_args(PackingMode)),
+            ("last_layer_rows", self.last_layer_rows, get_args(LastLayerRows)),
         ):
             if value not in allowed:
                 raise ValueError(f"SentenceRewardConfig: `{name}` must be one of {', '.join(allowed)}, got {value!r}.")

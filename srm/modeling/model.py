@@ -1,6 +1,6 @@
 """SentenceRewardModel: backbone -> boundary rows -> head.
 
-Shape letters: `T` tokens run, `N` boundaries, `B` responses, `D` hidden size.
+Shape letters: `N` boundaries, `R` rows that the last layer runs, `B` responses, `D` hidden size.
 """
 
 from __future__ import annotations
@@ -36,7 +36,15 @@ from srm.modeling.loading import (
     load_whole,
     unsharded,
 )
-from srm.packing import PackedBatch, PackingMode, UnsupportedBackboneError, check_decoder, probe, run_backbone
+from srm.packing import (
+    PackedBatch,
+    PackingMode,
+    UnsupportedBackboneError,
+    check_decoder,
+    probe,
+    prove_last_layer,
+    run_to_boundaries,
+)
 from srm.scoring.results import ScoredResponse
 from srm.scoring.stream import RewardStream
 from srm.scoring.text import score
@@ -213,13 +221,14 @@ class SentenceRewardModel(PreTrainedModel):
         """Rewards of every response and sentence in `batch`."""
         if batch.cu_seqlens is not None:
             self.packing_mode("packed")
-        hidden_TD = run_backbone(self.backbone, batch)
-        return SentenceRewardOutput(*self.head(hidden_TD, SentenceLayout(batch.boundaries, batch.cu_boundaries)))
+        hidden_RD, boundaries = run_to_boundaries(self.backbone, batch, last_layer_rows=self.config.last_layer_rows)
+        return SentenceRewardOutput(*self.head(hidden_RD, SentenceLayout(boundaries, batch.cu_boundaries)))
 
     def packing_mode(self, asked: PackingMode | None = None) -> PackingMode:
         """How batches run on this backbone; every packed call asks here.
 
-        That packing changes nothing is proved once on the loaded model, with a few passes of about twenty tokens; the answer is kept.
+        That packing changes nothing is proved once on the loaded model, with a few passes of about twenty tokens; the answer is kept. So is
+        which rows its last layer needs, see `config.last_layer_rows`.
 
         Args:
             asked: what was asked for by name. None: the config's mode where the backbone can run it, else `none`, with one line in the log.
@@ -228,6 +237,12 @@ class SentenceRewardModel(PreTrainedModel):
             UserError: the backbone is no causal decoder. Then no mode is right.
             UnsupportedBackboneError: `asked` is a packed mode, and this backbone cannot run packed.
         """
+        mode = self._proved_mode(asked)
+        if self.config.last_layer_rows == "boundaries":
+            prove_last_layer(self.backbone, packed=mode != "none")
+        return mode
+
+    def _proved_mode(self, asked: PackingMode | None) -> PackingMode:
         wanted = asked or self.config.packing
         if not self._is_decoder:
             # The proofs may need gradients, which inference mode of the caller would not give.

@@ -10,16 +10,31 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from srm.errors import UserError
 from srm.packing import backends
 from srm.packing.attention import NAME, PLAN
 from srm.packing.batch import PackedBatch
 from srm.packing.errors import UnsupportedBackboneError
+from srm.packing.last_layer import ROWS, LastLayer, LastLayerRows, Rows
 from srm.packing.plan import AttentionPlan
 
-__all__ = ["PackingReport", "enable", "num_embeddings", "report", "restore", "run_backbone", "unwrap"]
+__all__ = [
+    "PackingReport",
+    "enable",
+    "num_embeddings",
+    "proofs",
+    "report",
+    "restore",
+    "run_backbone",
+    "run_rows",
+    "run_to_boundaries",
+    "unwrap",
+]
 
 # Attribute on the model that remembers which attention it was loaded with.
 _OWN = "_srm_own_attention"
+# Attribute on the model that remembers what was proved of its last layer, for packed batches (True) and for padded ones (False).
+_PROOFS = "_srm_last_layer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +48,7 @@ class PackingReport:
         reason: how it does, and why none of those before it.
         device: where.
         dtype: in what.
+        last_layer: which rows its last layer runs on, and why no fewer.
     """
 
     attention: str
@@ -41,12 +57,13 @@ class PackingReport:
     reason: str
     device: str
     dtype: str
+    last_layer: str
 
     def __str__(self) -> str:
         running = "packed" if self.attention == NAME else "padded"
         return (
             f"attention {self.attention} ({running}); packed backend {self.backend}: {self.reason}; "
-            f"own attention {self.own_attention}; {self.dtype} on {self.device}"
+            f"own attention {self.own_attention}; {self.last_layer}; {self.dtype} on {self.device}"
         )
 
 
@@ -142,6 +159,76 @@ def own_attention(backbone: torch.nn.Module) -> str:
     return getattr(model, _OWN, None) or model.get_correct_attn_implementation(None)
 
 
+def proofs(backbone: torch.nn.Module) -> dict[bool, LastLayer]:
+    """What was proved of a backbone's last layer, by whether batches are packed. `prove_last_layer` writes it.
+
+    Args:
+        backbone: a transformers model, bare or wrapped by peft or torch.compile.
+
+    Returns:
+        The same dictionary at every call.
+
+    Raises:
+        TypeError: no transformers model.
+    """
+    model = unwrap(backbone)
+    if not hasattr(model, _PROOFS):
+        setattr(model, _PROOFS, {})
+    return getattr(model, _PROOFS)
+
+
+def run_to_boundaries(
+    backbone: torch.nn.Module, batch: PackedBatch, *, last_layer_rows: LastLayerRows = "boundaries"
+) -> tuple[Tensor, Tensor]:
+    """The final hidden states that a head reads, with the last layer on boundary rows alone where `prove_last_layer` has shown that it may.
+
+    Args:
+        backbone: a transformers model, bare or wrapped by peft or torch.compile.
+        batch: what `pack` made, on the backbone's device.
+        last_layer_rows: `all` runs it on all rows, whatever was proved.
+
+    Returns:
+        Hidden states, [R, D] of the boundary rows or [T, D] of all, and the index of each boundary among them, int64 [N].
+
+    Raises:
+        UnsupportedBackboneError: the batch is packed, and the backbone cannot run packed.
+        UserError: the backbone has other layers than when its last one was proved.
+        TypeError: no transformers model.
+    """
+    proof = proofs(backbone).get(batch.cu_seqlens is not None)
+    if proof is None or "all" in (proof.rows, last_layer_rows):
+        return run_backbone(backbone, batch), batch.boundaries
+    return run_rows(backbone, batch, inside=bool(proof.inside))
+
+
+def run_rows(backbone: torch.nn.Module, batch: PackedBatch, *, inside: bool) -> tuple[Tensor, Tensor]:
+    """`run_to_boundaries` with the last layer on boundary rows, whatever was proved.
+
+    Args:
+        backbone: a transformers model with hooks on its last layer, bare or wrapped by peft or torch.compile.
+        batch: what `pack` made, on the backbone's device.
+        inside: whether products inside its attention run on boundary rows, too.
+
+    Returns:
+        As `run_to_boundaries`.
+
+    Raises:
+        UnsupportedBackboneError: the batch is packed, and the backbone cannot run packed.
+        UserError: the backbone has other layers than those with hooks.
+        TypeError: no transformers model.
+    """
+    rows, index = batch.unique_boundaries
+    if rows.numel() == batch.num_tokens:
+        return run_backbone(backbone, batch), batch.boundaries
+    hidden = _run(backbone, batch, {ROWS: Rows(rows, batch.input_ids.shape, inside=inside)})
+    if hidden.shape[0] != rows.numel():
+        raise UserError(
+            f"{type(unwrap(backbone)).__name__}: its last layer was to run on {rows.numel()} rows and ran on {hidden.shape[0]}: its layers "
+            "are not those that were proved. Change layers before the model first runs, or set last_layer_rows to all."
+        )
+    return hidden, index
+
+
 def run_backbone(backbone: torch.nn.Module, batch: PackedBatch) -> Tensor:
     """The final hidden states of every token of a batch.
 
@@ -159,7 +246,11 @@ def run_backbone(backbone: torch.nn.Module, batch: PackedBatch) -> Tensor:
         UnsupportedBackboneError: the batch is packed, and the backbone cannot run packed. `probe` finds more reasons than a run does.
         TypeError: no transformers model.
     """
-    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    return _run(backbone, batch, {})
+
+
+def _run(backbone: torch.nn.Module, batch: PackedBatch, further: dict[str, Any]) -> Tensor:
+    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False, **further}
     if batch.cu_seqlens is None:
         assert batch.attention_mask is not None
         switch = partial(restore, backbone)
@@ -203,4 +294,7 @@ def report(backbone: torch.nn.Module, *, device: torch.device | None = None, dty
         reason=reason,
         device=str(need.device),
         dtype=str(need.dtype).removeprefix("torch."),
+        last_layer=str(
+            proofs(model).get(model.config._attn_implementation == NAME, LastLayer(rows="all", reason="nothing else was proved"))
+        ),
     )

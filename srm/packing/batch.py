@@ -1,6 +1,6 @@
 """PackedBatch: what goes through the backbone.
 
-Shape letters: `T` tokens run, `S` segments, `B` responses, `N` boundaries, `P` prompts.
+Shape letters: `T` tokens run, `S` segments, `B` responses, `N` boundaries, `R` rows that hold one, `P` prompts.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ class PackedBatch:
         position_ids: the same shape; a response continues its prompt's positions.
         boundaries: int64 [N], positions in the flattened `input_ids` (row-major): b_0 the last token before the sentences, then their ends.
         cu_boundaries: int32 [B + 1], offsets of the responses into `boundaries`.
+        unique: what `unique_boundaries` gives, worked out on the host, behind the `boundaries` it belongs to; None where it was not.
         attention_mask: None packed, or bool [B, L].
         cu_seqlens: int32 [S + 1], the segments' offsets into the row; None when padded.
         parent: int32 [S], the index of the segment that holds the prompt, or -1; None when padded.
@@ -112,6 +113,7 @@ class PackedBatch:
     position_ids: Tensor
     boundaries: Tensor
     cu_boundaries: Tensor
+    unique: tuple[Tensor, Tensor, Tensor] | None = None
     attention_mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
     parent: Tensor | None = None
@@ -128,6 +130,16 @@ class PackedBatch:
     def num_responses(self) -> int:
         return self.cu_boundaries.numel() - 1
 
+    @property
+    def unique_boundaries(self) -> tuple[Tensor, Tensor]:
+        """The positions that hold a boundary, int64 [R], rising, each once; and each boundary's index into them, int64 [N].
+
+        Responses to one prompt share its last token. Waits for the device where nobody worked it out on the host.
+        """
+        if self.unique is None or self.unique[0] is not self.boundaries:
+            return self.boundaries.unique(return_inverse=True)
+        return self.unique[1:]
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """The same batch on `device`. accelerate and `transformers.Trainer` call this by name.
 
@@ -140,4 +152,7 @@ class PackedBatch:
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
+        if self.unique is not None and self.unique[0] is self.boundaries:
+            rows, index = (part.to(device, non_blocking=non_blocking) for part in self.unique[1:])
+            moved["unique"] = moved["boundaries"], rows, index
         return replace(self, **moved)

@@ -47,9 +47,12 @@ def pack(groups: Sequence[PromptGroup], *, mode: PackingMode = "shared", pad_tok
         first = response_start + response.opening if response.opening else prompt_start + len(group.prompt_ids)
         boundaries += [[first - 1], response_start + response.sentence_ends]
     counts = [1 + len(response.sentence_ends) for _, response in _responses(groups)]
+    every_boundary = _tensor(np.concatenate(boundaries))
     return PackedBatch(
         **layout,
-        boundaries=_tensor(np.concatenate(boundaries)),
+        boundaries=every_boundary,
+        # Here and not where it is needed, because a device would have to be asked how many rows there are.
+        unique=(every_boundary, *every_boundary.unique(return_inverse=True)),
         cu_boundaries=torch.tensor([0, *accumulate(counts)], dtype=torch.int32),
         num_padded_tokens=len(lengths) * max(lengths),
         num_packed_tokens=sum(lengths),

@@ -14,13 +14,10 @@ three checks more over a handful of tokens:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -29,10 +26,23 @@ from srm.errors import UserError
 from srm.packing import backends
 from srm.packing.attention import check_arguments, choose_for
 from srm.packing.backbone import num_embeddings, own_attention, restore, run_backbone, unwrap
-from srm.packing.batch import PromptGroup, ResponseIds
+from srm.packing.batch import PromptGroup
 from srm.packing.errors import UnsupportedBackboneError
 from srm.packing.layout import pack
 from srm.packing.plan import AttentionPlan
+from srm.packing.trial import (
+    LEAK_TOLERANCE,
+    MODEL_TOLERANCE,
+    coarser,
+    distance,
+    draw,
+    followed_embeddings,
+    one_group,
+    own_function,
+    random_weights,
+    trial_groups,
+    undisturbed,
+)
 
 __all__ = ["check_decoder", "probe"]
 
@@ -42,8 +52,6 @@ _MASK_FUNCTION = "srm_mask_function"
 
 # Tokens whose hidden states must not move when as many behind them change.
 _KEPT = 8
-# Prompt length and response lengths of the probe's groups: siblings, one-token segments, a second prompt.
-_LENGTHS = ((5, (3, 6, 1)), (1, (4, 2)))
 # Masks are looked at over all distances up to this one, and at a few beyond, up to `_FAR`.
 _DENSE = 1 << 16
 _FAR = 1 << 20
@@ -51,10 +59,6 @@ _FAR = 1 << 20
 _LARGE_SCORE = 300.0
 # Attention alone. In fp32 there is no noise but the order of a few sums; in half precision the weights are rounded.
 _ATTENTION_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
-# Whole model, relative to how much tokens differ. Rounding in half precision adds up over the layers; a wrong layout is of order one.
-_MODEL_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.1}
-# Siblings of a changed response keep their bits, except in mixtures of experts, whose matrix shapes depend on all tokens.
-_LEAK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
 def check_decoder(backbone: nn.Module) -> None:
@@ -75,15 +79,15 @@ def check_decoder(backbone: nn.Module) -> None:
     model = unwrap(backbone)
     if model.config.is_encoder_decoder:
         raise _not_a_decoder(model, "it is an encoder-decoder model")
-    ids = _draw(model, 2 * _KEPT, seed=3)
+    ids = draw(model, 2 * _KEPT, seed=3)
     later = [(token + 1) % num_embeddings(model) for token in ids[_KEPT:]]
-    with _undisturbed(backbone, model):
+    with undisturbed(backbone, model):
         first, second = (_run_padded(backbone, model, row)[:_KEPT] for row in (ids, ids[:_KEPT] + later))
         if not first.isfinite().all():
             raise _no_numbers(model)
         # Equal shapes give equal bits, except in mixtures of experts, whose matrix shapes depend on all tokens.
         if not torch.equal(first, second) and _sees_ahead(backbone, model, ids):
-            moved = _distance(first, second)
+            moved = distance(first, second)
             raise _not_a_decoder(model, f"its attention is bidirectional (other tokens behind a text move its states by {moved:.2g})")
 
 
@@ -114,13 +118,13 @@ def probe(backbone: nn.Module) -> None:
 
 
 def _check_runs(backbone: nn.Module, model: PreTrainedModel) -> None:
-    with _undisturbed(backbone, model):
+    with undisturbed(backbone, model):
         _check_attention_calls(backbone, model)
-        groups = _groups(model)
+        groups = trial_groups(model)
         shared = run_backbone(backbone, pack(groups, pad_token_id=0).to(model.device))
-        dtype = _coarser(model.dtype, shared.dtype)
-        _check_leaks(backbone, model, groups, shared, _LEAK_TOLERANCE[dtype])
-        _check_one_by_one(backbone, model, groups, shared, _MODEL_TOLERANCE[dtype])
+        dtype = coarser(model.dtype, shared.dtype)
+        _check_leaks(backbone, model, groups, shared, LEAK_TOLERANCE[dtype])
+        _check_one_by_one(backbone, model, groups, shared, MODEL_TOLERANCE[dtype])
 
 
 def _not_a_decoder(model: PreTrainedModel, reason: str) -> UserError:
@@ -142,31 +146,14 @@ def _no_numbers(model: PreTrainedModel) -> UserError:
 
 def _sees_ahead(backbone: nn.Module, model: PreTrainedModel, ids: list[int]) -> bool:
     """Whether a gradient flows from the first `_KEPT` hidden states into later embeddings. In a decoder it is zero in every dtype."""
-    embedded: list[Tensor] = []
-
-    def follow(module: nn.Module, arguments: object, output: Tensor) -> Tensor:
-        embedded.append(output.detach().requires_grad_())
-        return embedded[-1]
-
-    hook = model.get_input_embeddings().register_forward_hook(follow)
-    try:
-        with torch.enable_grad():
-            hidden = _run_padded(backbone, model, ids)[:_KEPT]
-    finally:
-        hook.remove()
-    # No plain sum: behind a norm it is the same whatever the states are.
-    weight = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(4)).to(hidden)
-    return any(bool(gradient[:, _KEPT:].any()) for gradient in torch.autograd.grad(hidden, embedded, weight))
+    with followed_embeddings(model) as embedded:
+        hidden = _run_padded(backbone, model, ids)[:_KEPT]
+    return any(bool(gradient[:, _KEPT:].any()) for gradient in torch.autograd.grad(hidden, embedded, random_weights(hidden)))
 
 
 def _run_padded(backbone: nn.Module, model: PreTrainedModel, ids: list[int]) -> Tensor:
     """Hidden states [len(ids), D] with the backbone's own attention."""
-    return run_backbone(backbone, pack([_group(ids[:-1], ids[-1:])], mode="none", pad_token_id=0).to(model.device))
-
-
-def _coarser(one: torch.dtype, other: torch.dtype) -> torch.dtype:
-    """Norms and adapters may be kept in fp32 while the rest rounds in half precision."""
-    return max(one, other, key=lambda dtype: torch.finfo(dtype).eps)
+    return run_backbone(backbone, pack([one_group(ids[:-1], ids[-1:])], mode="none", pad_token_id=0).to(model.device))
 
 
 def _check_signature(model: PreTrainedModel) -> None:
@@ -181,22 +168,6 @@ def _check_signature(model: PreTrainedModel) -> None:
         raise UnsupportedBackboneError(name, f"its layers attend to compressed keys besides (`layer_types`: {', '.join(compressed)})")
 
 
-@contextmanager
-def _undisturbed(backbone: nn.Module, model: PreTrainedModel) -> Iterator[None]:
-    training = [module for module in backbone.modules() if module.training]
-    current = model.config._attn_implementation
-    device_type = model.device.type
-    backbone.eval()
-    try:
-        with torch.no_grad(), torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        for module in training:
-            module.training = True
-        if model.config._attn_implementation != current:
-            model.set_attn_implementation(current)
-
-
 def _check_attention_calls(backbone: nn.Module, model: PreTrainedModel) -> None:
     restore(backbone)
     own = own_attention(model)
@@ -204,7 +175,7 @@ def _check_attention_calls(backbone: nn.Module, model: PreTrainedModel) -> None:
         raise UnsupportedBackboneError(type(model).__name__, "it does not take its attention from transformers' AttentionInterface")
     # The masks looked at and the windows asked of them: layers share a mask.
     checked: set[tuple[int, int | None]] = set()
-    ids = torch.tensor([_draw(model, 8, seed=0)], device=model.device)
+    ids = torch.tensor([draw(model, 8, seed=0)], device=model.device)
     model.set_attn_implementation(_NAME)
     backbone(
         input_ids=ids,
@@ -220,11 +191,11 @@ def _check_attention_calls(backbone: nn.Module, model: PreTrainedModel) -> None:
 
 def _check_leaks(backbone: nn.Module, model: PreTrainedModel, groups: list[PromptGroup], shared: Tensor, tolerance: float) -> None:
     first, *siblings = groups[0].responses
-    (changed,) = _group([0], _draw(model, len(first.ids), seed=1)).responses
+    (changed,) = one_group([0], draw(model, len(first.ids), seed=1)).responses
     other = [replace(groups[0], responses=[changed, *siblings]), *groups[1:]]
     moved = run_backbone(backbone, pack(other, pad_token_id=0).to(model.device))
     start = len(groups[0].prompt_ids) + len(first.ids)
-    error = _distance(shared[start:], moved[start:])
+    error = distance(shared[start:], moved[start:])
     if not error <= tolerance:
         raise UnsupportedBackboneError(
             type(model).__name__,
@@ -241,39 +212,13 @@ def _check_one_by_one(backbone: nn.Module, model: PreTrainedModel, groups: list[
             single = pack([replace(group, responses=[response])], mode="none", pad_token_id=0)
             expected.append(run_backbone(backbone, single.to(model.device)))
             rows += [*prompt_rows, *range(row, row := row + len(response.ids))]
-    error = _distance(torch.cat(expected), shared[rows])
+    error = distance(torch.cat(expected), shared[rows])
     if not error <= tolerance:
         raise UnsupportedBackboneError(
             type(model).__name__,
             f"packed and one-by-one runs differ by {error:.2g} (at most {tolerance:g}); its positions may not come from `position_ids`, "
             "or something depends on the whole row",
         )
-
-
-def _distance(expected: Tensor, actual: Tensor) -> float:
-    """The worst token's error, relative to how far tokens lie from their mean."""
-    expected, actual = expected.double(), actual.double()
-    spread = (expected - expected.mean(dim=0)).norm(dim=1).median()
-    return float((expected - actual).norm(dim=1).max() / spread)
-
-
-def _draw(model: PreTrainedModel, count: int, *, seed: int) -> list[int]:
-    return torch.randint(num_embeddings(model), (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def _groups(model: PreTrainedModel) -> list[PromptGroup]:
-    ids = iter(_draw(model, sum(prompt + sum(responses) for prompt, responses in _LENGTHS), seed=2))
-    return [_group(list(islice(ids, prompt)), *(list(islice(ids, length)) for length in responses)) for prompt, responses in _LENGTHS]
-
-
-def _group(prompt: list[int], *responses: list[int]) -> PromptGroup:
-    """Each response is one sentence."""
-    return PromptGroup(
-        prompt_ids=np.array(prompt, dtype=np.int32),
-        responses=[
-            ResponseIds(ids=np.array(ids, dtype=np.int32), sentence_ends=np.array([len(ids) - 1], dtype=np.int32)) for ids in responses
-        ],
-    )
 
 
 def _probe_attention(
@@ -288,7 +233,7 @@ def _probe_attention(
     if mask not in checked:
         _check_reach(module, attention_mask, mask[1])
         checked.add(mask)
-    attention = _own_function(module, own)
+    attention = own_function(module, own)
     for dtype in (torch.float32, torch.bfloat16) if query.is_cuda else (torch.float32,):
         _compare(module, attention, [x.to(dtype) for x in (query, key, value)], attention_mask, kwargs)
     return attention(module, query, key, value, attention_mask, **kwargs)
@@ -326,15 +271,6 @@ def _compare(
                 f"its attention differs from plain softmax attention by {error:.2g} (at most {tolerance:g}); it may cap the scores, or "
                 "add a bias",
             )
-
-
-def _own_function(module: nn.Module, own: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The attention that defines the layer: the eager function beside its class, else the implementation it was loaded with."""
-    names = inspect.unwrap(type(module).forward).__globals__
-    eager = names.get("eager_attention_forward")
-    if eager is not None:
-        return eager
-    return names.get("ALL_ATTENTION_FUNCTIONS", AttentionInterface())[own]
 
 
 def _probe_mask(*, mask_function: Callable[..., Tensor], **kwargs: Any) -> Tensor | None:

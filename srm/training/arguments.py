@@ -12,7 +12,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from srm.data import OverlongPolicy
 from srm.errors import UserError
-from srm.packing import PackingMode
+from srm.packing import LastLayerRows, PackingMode
 from srm.runs.limits import check_limits
 from srm.runs.settings import Command, json_value, parse_settings, setting, split_settings
 from srm.training.data_arguments import DataArguments
@@ -54,6 +54,9 @@ class RewardConfig(TrainingArguments):
     overlong: OverlongPolicy = setting("drop", "What happens to rows over --max_length.")
     packing: PackingMode = setting(
         "shared", "shared: one row without padding, a prompt run once for its responses; packed: without sharing; none: padded."
+    )
+    last_layer_rows: LastLayerRows | None = setting(
+        None, "boundaries: the last layer runs on the rows that the head reads, where proved; all: on all. By default as the model says."
     )
     tokens_per_batch: int | None = setting(
         None, "Upper bound on the tokens of one forward pass; more passes make up the same batch, with the same gradient and metrics."

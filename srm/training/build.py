@@ -47,6 +47,7 @@ def build_model(arguments: ModelArguments, config: RewardConfig) -> SentenceRewa
     build = _trained if _is_trained(path, kwargs) else _fresh
     model = build(path, arguments, config, **kwargs)
     model.config.packing = config.packing
+    model.config.last_layer_rows = config.last_layer_rows or model.config.last_layer_rows
     model.packing_mode(config.packing)
     return add_adapters(model, arguments) if arguments.use_peft else model
 

@@ -66,6 +66,7 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         self.reward_model = reward_model_of(model)
+        self.reward_model.config.last_layer_rows = args.last_layer_rows or self.reward_model.config.last_layer_rows
         # Before anything is sharded or compiled: the proof runs the model.
         self.reward_model.packing_mode(args.packing)
         if args.n_gpu > 1:

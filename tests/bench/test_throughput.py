@@ -17,6 +17,7 @@ TINY = (
     *("--model", "random-tiny", "--pairs", "24", "--max_length", "64", "--batch_size", "4", "--rounds", "2"),
     *("--group", "4x8x24", "--tokens_per_batch", "512", "--device", "cpu"),
 )
+OURS = ("shared", "shared-all-rows", "packed", "none")
 
 
 def test_every_mode_end_to_end(load: Any, tmp_path: Path) -> None:
@@ -26,9 +27,9 @@ def test_every_mode_end_to_end(load: Any, tmp_path: Path) -> None:
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["product_tflops"] > 0
-    assert set(result["modes"]["train"]["providers"]) == {"shared", "packed", "none", "trl", "trl-grouped"}
+    assert set(result["modes"]["train"]["providers"]) == {*OURS, "trl", "trl-grouped", "trl-grouped-no-checkpointing"}
     for mode in ("score", "group"):
-        assert set(result["modes"][mode]["providers"]) == {"shared", "packed", "none", "hf-padded"}
+        assert set(result["modes"][mode]["providers"]) == {*OURS, "hf-padded"}
     for found in result["modes"].values():
         for name, row in found["providers"].items():
             assert len(row["rounds"]) == 2, "the warm-up must not be counted"
@@ -37,13 +38,15 @@ def test_every_mode_end_to_end(load: Any, tmp_path: Path) -> None:
             against = found["shared_against"].get(name, {"low": 1, "ratio": 1, "high": 1})
             assert against["low"] <= against["ratio"] <= against["high"]
         runs = {name: row["tokens_run_per_real_token"] for name, row in found["providers"].items()}
-        assert runs["shared"] < runs["packed"] == 1 < runs["none"]
+        assert runs["shared"] == runs["shared-all-rows"] < runs["packed"] == 1 < runs["none"]
         for name, against in found["shared_against"].items():
             assert against["ideal"] == pytest.approx(runs[name] / runs["shared"])
     # 24 prompt tokens and 4 responses of about 8: 128 tokens where each response repeats the prompt, 56 where it is shared.
     assert result["modes"]["group"]["shared_against"]["packed"]["ideal"] == pytest.approx(128 / 56, rel=0.1)
     train = result["modes"]["train"]["providers"]
-    assert "gradient checkpointing" in train["trl"]["note"]
+    for name in ("trl", "trl-grouped"):
+        assert "gradient checkpointing" in train[name]["note"]
+    assert train["trl-grouped-no-checkpointing"]["note"] is None
     assert train["shared"]["note"] is None
 
 
@@ -82,7 +85,7 @@ def test_both_passes_are_run(load: Any) -> None:
     providers = load("providers")
     models = providers.Models("random-tiny", dtype=torch.float32, device=torch.device("cpu"))
     rows = load("workloads").generated_groups(1, size=4, prompt=24, response=8, vocabulary=300)
-    contender = providers.ours_both_passes(models, rows, packing="shared", budget=512)
+    contender = providers.ours_both_passes(models, rows, provider="shared", budget=512)
     backwards: list[int] = []
     contender.backbone.layers[0].mlp.register_full_backward_hook(lambda *_: backwards.append(1))
     contender.run(contender.batches[0])
@@ -121,7 +124,7 @@ def test_a_provider_is_held_to_the_tokens_it_claims(load: Any) -> None:
     throughput, providers = load("throughput"), load("providers")
     models = providers.Models("random-tiny", dtype=torch.float32, device=torch.device("cpu"))
     rows = load("workloads").generated_pairs(2, vocabulary=300, max_length=64)
-    contender = providers.ours(models, rows, packing="shared", budget=10_000)
+    contender = providers.ours(models, rows, provider="shared", budget=10_000)
     wrong = providers.Batch(items=rows, tokens=contender.batches[0].tokens - 1, real_tokens=0)
     with pytest.raises(AssertionError, match="went through the backbone"):
         throughput._run(torch.device("cpu"), contender, wrong)
@@ -151,7 +154,7 @@ def test_a_prompt_of_several_rows_is_counted_once_where_it_runs_once(load: Any) 
     models = providers.Models("random-tiny", dtype=torch.float32, device=torch.device("cpu"))
     first, second = workloads.generated_pairs(2, vocabulary=300, max_length=64)
     rows = [first, dataclasses.replace(second, prompt_ids=first.prompt_ids)]
-    contender = providers.ours(models, rows, packing="shared", budget=10_000)
+    contender = providers.ours(models, rows, provider="shared", budget=10_000)
     load("throughput")._run(torch.device("cpu"), contender, contender.batches[0])
     assert contender.batches[0].tokens == sum(row.num_tokens for row in rows) - len(first.prompt_ids)
 
@@ -163,7 +166,7 @@ def test_without_trl_or_greenlet_training_beside_trl_is_left_out_aloud(
     throughput = load("throughput")
     monkeypatch.setattr(throughput.importlib.util, "find_spec", lambda name: None if name in absent else "there")
     arguments = throughput._arguments([])
-    assert arguments.providers == ["shared", "packed", "none", "hf-padded"]
+    assert arguments.providers == [*OURS, "hf-padded"]
     assert arguments.modes == ["train", "score", "group"]
     assert f"{' and '.join(absent)} not installed: training beside trl is left out" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -226,7 +229,7 @@ def test_trainers_run_in_turns(load: Any, monkeypatch: pytest.MonkeyPatch, kind:
     models = load("providers").Models("random-tiny", dtype=torch.float32, device=torch.device("cpu"))
     rows = load("workloads").generated_pairs(8, vocabulary=300, max_length=64)
     made = [
-        trainers.ours_trainer(models, rows, packing=packing, batch_size=4, pass_size=4, choose=lambda batches: batches)
+        trainers.ours_trainer(models, rows, provider=packing, batch_size=4, pass_size=4, choose=lambda batches: batches)
         for packing in ("shared", "packed")
     ]
     threads = threading.active_count()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -77,18 +78,29 @@ def test_boundaries_on_ragged_groups(mode: str, make_groups: Callable[..., Any],
         assert batch.position_ids.flatten()[rows].tolist() == list(range(prompt + len(response.ids)))
         expected += [rows[prompt - 1], *(rows[prompt + end] for end in response.sentence_ends)]
     assert batch.boundaries.tolist() == expected
+    # Once each, although siblings share a prompt's last token.
+    rows, index = batch.unique_boundaries
+    assert rows.tolist() == sorted(set(expected))
+    assert rows[index].tolist() == expected
+    assert batch.unique is not None
+    # Of a batch with other boundaries they are worked out anew, and not those of before.
+    other = dataclasses.replace(batch, boundaries=torch.tensor([5, 3, 5]))
+    assert [part.tolist() for part in other.unique_boundaries] == [[3, 5], [1, 0, 1]]
+    assert [part.tolist() for part in other.to("cpu").unique_boundaries] == [[3, 5], [1, 0, 1]]
 
 
 def test_batch_moves_as_a_whole() -> None:
     batch = pack(GROUPS, pad_token_id=0).to("meta")
     for name in ("input_ids", "position_ids", "boundaries", "cu_boundaries", "cu_seqlens", "parent"):
         assert getattr(batch, name).device.type == "meta"
+    assert [part.device.type for part in batch.unique_boundaries] == ["meta", "meta"], "worked out on the host"
     assert batch.attention_mask is None
     assert batch.num_packed_tokens == 14
 
 
 def test_batch_survives_a_worker_process() -> None:
     batch = pickle.loads(pickle.dumps(pack(GROUPS, pad_token_id=0)))
+    assert batch.unique[0] is batch.boundaries
     assert batch.boundaries.tolist() == [2, 3, 4, 2, 8, 9, 10]
 
 

@@ -117,15 +117,18 @@ def assert_same_history(run: Path, other: Path, tolerance: float) -> None:
 
 @pytest.mark.slow
 def test_two_shards_are_one_process(flags: Callable[..., list[str]], launch: Callable[..., str], tmp_path: Path) -> None:
-    """FSDP2 with the shipped settings: several passes a step, an evaluation, a sharded checkpoint that is gone on from."""
+    """FSDP2 with the shipped settings: several passes a step, an evaluation, a sharded checkpoint that is gone on from.
+
+    The shards run their last layer on boundary rows, the one process on all.
+    """
     one, two = tmp_path / "one", tmp_path / "two"
     # Adam's usual 1e-8 makes whole steps of gradients that are rounding alone, where those of a pair cancel in its prompt.
     usual = {"adam_epsilon": 1e-4}
-    assert main(flags(output_dir=one, per_device_train_batch_size=8, **usual)) == 0
+    assert main(flags(output_dir=one, per_device_train_batch_size=8, last_layer_rows="all", **usual)) == 0
     sharded = flags(output_dir=two, per_device_train_batch_size=4, tokens_per_batch=150, save_steps=2, **usual)
     # The second run goes on from the shards of the first one's second step of three.
     for more in ([], ["--resume_from_checkpoint", str(two / "checkpoint-2")]):
-        launch("no", *sharded, *more)
+        assert "last layer on boundary rows: queries, attention output, MLP and norm" in launch("no", *sharded, *more)
         assert (two / "checkpoint-2" / "pytorch_model_fsdp_0").is_dir(), "nothing was sharded"
         assert_same_history(one, two, 1e-3)
         first, second = (load_file(path / "model.safetensors") for path in (one, two))
@@ -141,7 +144,7 @@ def test_rewards_stay_in_float32_where_shards_are_rounded(
     flags: Callable[..., list[str]], launch: Callable[..., str], tmp_path: Path, more: dict[str, object]
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    assert main(flags(output_dir=one, per_device_train_batch_size=8, bf16="true", **more)) == 0
+    assert main(flags(output_dir=one, per_device_train_batch_size=8, bf16="true", last_layer_rows="all", **more)) == 0
     out = launch("bf16", *flags(output_dir=two, per_device_train_batch_size=4, bf16="true", **more))
     assert "rewards: torch.float32" in out
     assert "torch.bfloat16" not in out
