@@ -42,7 +42,7 @@ from srm.scoring.stream import RewardStream
 from srm.scoring.text import score
 from srm.scoring.token_ids import ScoredTokens, score_tokens
 from srm.segmentation import make_segmenter
-from srm_kernels import SentenceLayout, SentenceRewardHead
+from srm_kernels import SentenceRewardHead
 
 __all__ = ["SentenceRewardModel", "SentenceRewardOutput"]
 
@@ -214,7 +214,7 @@ class SentenceRewardModel(PreTrainedModel):
         if batch.cu_seqlens is not None:
             self.packing_mode("packed")
         hidden_TD = run_backbone(self.backbone, batch)
-        return SentenceRewardOutput(*self.head(hidden_TD, SentenceLayout(batch.boundaries, batch.cu_boundaries)))
+        return SentenceRewardOutput(*self.head(hidden_TD, batch.layout))
 
     def packing_mode(self, asked: PackingMode | None = None) -> PackingMode:
         """How batches run on this backbone; every packed call asks here.

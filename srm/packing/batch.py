@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Self
 
+from srm_kernels import SentenceLayout
+
 PackingMode = Literal["shared", "packed", "none"]
 IntArray = NDArray[np.int32]
 
@@ -98,8 +100,8 @@ class PackedBatch:
     Attributes:
         input_ids: int64 [1, T] packed, or [B, L] padded on the right.
         position_ids: the same shape; a response continues its prompt's positions.
-        boundaries: int64 [N], positions in the flattened `input_ids` (row-major): b_0 the last token before the sentences, then their ends.
-        cu_boundaries: int32 [B + 1], offsets of the responses into `boundaries`.
+        layout: where the sentences end in the flattened `input_ids` (row-major): of each response b_0, the last token before the
+            sentences, then their ends. int64 boundaries, int32 offsets.
         attention_mask: None packed, or bool [B, L].
         cu_seqlens: int32 [S + 1], the segments' offsets into the row; None when padded.
         parent: int32 [S], the index of the segment that holds the prompt, or -1; None when padded.
@@ -110,8 +112,7 @@ class PackedBatch:
 
     input_ids: Tensor
     position_ids: Tensor
-    boundaries: Tensor
-    cu_boundaries: Tensor
+    layout: SentenceLayout
     attention_mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
     parent: Tensor | None = None
@@ -120,13 +121,23 @@ class PackedBatch:
     num_packed_tokens: int = 0
 
     @property
+    def boundaries(self) -> Tensor:
+        """int64 [N], those of the layout."""
+        return self.layout.boundaries
+
+    @property
+    def cu_boundaries(self) -> Tensor:
+        """int32 [B + 1], offsets of the responses into `boundaries`."""
+        return self.layout.cu_boundaries
+
+    @property
     def num_tokens(self) -> int:
         """Tokens the backbone runs, padding included."""
         return self.input_ids.numel()
 
     @property
     def num_responses(self) -> int:
-        return self.cu_boundaries.numel() - 1
+        return self.layout.num_responses
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """The same batch on `device`. accelerate and `transformers.Trainer` call this by name.
@@ -138,6 +149,6 @@ class PackedBatch:
         moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=non_blocking)
             for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
+            if isinstance(value := getattr(self, field.name), (Tensor, SentenceLayout))
         }
         return replace(self, **moved)

@@ -18,6 +18,7 @@ CU_TOKENS = k.cu_from_lengths([4, 0, 5])
 BOUNDARIES = torch.tensor([1, 3, 8, 1, 2, 5, 7])
 PAIRS = torch.tensor([[0, 1], [2, 0], [2, 1]])
 LAYOUT = k.SentenceLayout(BOUNDARIES, CU)
+ORDER = LAYOUT.order
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -27,6 +28,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 # Name: the public function on its differentiable arguments, and those.
 CASES: dict[str, tuple[Callable[..., object], list[Tensor]]] = {
     "gather": (lambda h: k.gather_boundaries(h, BOUNDARIES), [draw(9, 4)]),
+    "gather_layout": (lambda h: k.gather_boundaries(h, LAYOUT), [draw(9, 4)]),
     "softmax": (lambda s: k.segment_softmax(s, CU), [draw(7)]),
     "softmax_heads": (lambda s: k.segment_softmax(s, CU), [draw(7, 2)]),
     "difference": (lambda v: k.difference_rewards(v, CU), [draw(7)]),
@@ -83,7 +85,7 @@ def test_one_input_alone_gets_the_same_gradient(name):
         torch.testing.assert_close(torch.autograd.grad(total(op(*alone)), inputs[i])[0], expected)
 
 
-KEEP_DTYPE = ("gather", "softmax", "softmax_heads", "difference")
+KEEP_DTYPE = ("gather", "gather_layout", "softmax", "softmax_heads", "difference")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -215,8 +217,8 @@ def arguments(name: str) -> tuple[object, ...]:
     query, key, logprobs, ref_logprobs, rewards = draw(3, 4, seed=4), draw(7, 4, seed=5), draw(9, seed=6), draw(9, seed=7), draw(3, seed=8)
     fixed = {x: x.detach() for x in (hidden, scores, values, query, key, logprobs, rewards)}
     return {
-        "gather_boundaries": (hidden, BOUNDARIES, torch.float64, "torch"),
-        "gather_boundaries_backward": (fixed[key], BOUNDARIES, 9, torch.float32, "torch"),
+        "gather_boundaries": (hidden, BOUNDARIES, *ORDER, torch.float64, "torch"),
+        "gather_boundaries_backward": (fixed[key], BOUNDARIES, *ORDER, 9, torch.float32, "torch"),
         "segment_softmax": (scores, CU, "torch"),
         "segment_softmax_backward": (fixed[values], fixed[scores], CU, "torch"),
         "difference_rewards": (values, CU, "torch"),
@@ -235,7 +237,7 @@ def arguments(name: str) -> tuple[object, ...]:
         ),
         "bradley_terry_loss": (rewards, PAIRS, None, None, 0.1, 0.01, "torch"),
         "bradley_terry_loss_backward": (fixed[rewards].sum(), fixed[rewards], fixed[rewards]),
-        "token_rewards": (scores, BOUNDARIES, CU, logprobs, ref_logprobs, 0.1, "k2", "torch"),
+        "token_rewards": (scores, BOUNDARIES, CU, logprobs, ref_logprobs, *ORDER, 0.1, "k2", "torch"),
         "token_rewards_backward": (fixed[logprobs], fixed[scores], BOUNDARIES, CU, fixed[logprobs], fixed[logprobs], 0.1, "k2", "torch"),
         "packed_gae": (logprobs, ref_logprobs, CU_TOKENS, rewards, 0.9, 0.8, "torch"),
         "packed_gae_backward": (fixed[logprobs], fixed[logprobs], CU_TOKENS, 0.9, 0.8, "torch"),

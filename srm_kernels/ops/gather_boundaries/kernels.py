@@ -103,20 +103,22 @@ def gather_boundaries_forward(hidden: Tensor, boundaries: Tensor, out_dtype: tor
     return out
 
 
-def gather_boundaries_backward(grad: Tensor, boundaries: Tensor, num_tokens: int, dtype: torch.dtype) -> Tensor:
-    """Gradient of `hidden` [T, D] in `dtype`, its own."""
+def gather_boundaries_backward(
+    grad: Tensor, boundaries: Tensor, num_tokens: int, dtype: torch.dtype, order: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Gradient of `hidden` [T, D] in `dtype`, its own. `order`: sorted positions and their indices, where somebody has them."""
     num, width = grad.shape
     grad_hidden = torch.empty(num_tokens, width, dtype=dtype, device=grad.device)
     if grad_hidden.numel():
         acc = accumulate_dtype(grad.dtype, dtype)
         config = tile_config(width, acc.itemsize)
-        positions, order = sort_positions(aligned(boundaries), num_tokens)
+        positions, indices = order or sort_positions(aligned(boundaries), num_tokens)
         row_blocks, column_blocks = triton.cdiv(num_tokens, config["ROWS"]), triton.cdiv(width, config["BLOCK_D"])
         with device_of(grad):
             scatter_rows_kernel[(row_blocks * column_blocks,)](
                 aligned(grad),
-                positions,
-                order,
+                aligned(positions),
+                aligned(indices),
                 grad_hidden,
                 num,
                 num_tokens,

@@ -92,7 +92,7 @@ def sentence_reward_head(
         raise ValueError(f"{op}: `value_bias` must have one element, got shape {list(value_bias.shape)}.")
     dtype = accumulate_dtype(hidden, value_weight)
     with torch.autocast(device_type=hidden.device.type, enabled=False):
-        row_ND = gather_boundaries(hidden, layout.boundaries, out_dtype=dtype, backend=backend)
+        row_ND = gather_boundaries(hidden, layout, out_dtype=dtype, backend=backend)
         value_N = row_ND @ value_weight.to(dtype).flatten() + value_bias.to(dtype).reshape(())
         if pooling not in ATTENTION_POOLINGS:
             pooled = sentence_pool(value_N, layout.cu_boundaries, pooling, include_prompt, difference=difference, backend=backend)

@@ -53,6 +53,13 @@ def test_padded() -> None:
     assert batch.boundaries.tolist() == [2, 3, 4, 9, 13, 14, 15]
 
 
+@pytest.mark.parametrize("mode", ["shared", "packed", "none"])
+def test_the_boundaries_are_sorted_before_they_go_to_a_device(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = pack(GROUPS, mode=mode, pad_token_id=0).to("meta")
+    monkeypatch.setattr(torch, "sort", None)
+    assert moved.boundaries.device.type == moved.layout.order.indices.device.type == "meta"
+
+
 @pytest.mark.parametrize(("mode", "num_tokens"), [("shared", 11), ("packed", 14), ("none", 21)])
 def test_counters_dtypes_and_boundary_tokens(mode: str, num_tokens: int) -> None:
     batch = pack(GROUPS, mode=mode, pad_token_id=0)
