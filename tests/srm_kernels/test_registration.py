@@ -216,6 +216,10 @@ def arguments(name: str) -> tuple[object, ...]:
     hidden, scores, values = draw(9, 4), draw(7, seed=2), draw(7, seed=3)
     query, key, logprobs, ref_logprobs, rewards = draw(3, 4, seed=4), draw(7, 4, seed=5), draw(9, seed=6), draw(9, seed=7), draw(3, seed=8)
     fixed = {x: x.detach() for x in (hidden, scores, values, query, key, logprobs, rewards)}
+    parameters = [draw(*shape, seed=9 + i) for i, shape in enumerate(((1, 4), (1,), (4, 4), (4,), (4, 4), (4,)))]
+    saved = torch.ops.srm_kernels.sentence_reward_head(
+        *(hidden.detach(), BOUNDARIES, CU, *ORDER), *(x.detach() for x in parameters), 1e4, True, True, "attention", "torch"
+    )[1:]
     return {
         "gather_boundaries": (hidden, BOUNDARIES, *ORDER, torch.float64, "torch"),
         "gather_boundaries_backward": (fixed[key], BOUNDARIES, *ORDER, 9, torch.float32, "torch"),
@@ -235,6 +239,12 @@ def arguments(name: str) -> tuple[object, ...]:
             "value_attention",
             "torch",
         ),
+        "sentence_reward_head": (hidden, BOUNDARIES, CU, *ORDER, *parameters, 1e4, True, True, "attention", "torch"),
+        "sentence_reward_head_backward": (
+            *(fixed[rewards], fixed[scores], None, fixed[values], *saved, BOUNDARIES, CU, *ORDER),
+            *(x.detach() for x in parameters),
+            *(9, [True, True, False, True, True, True, True], 1e4, True, True, "attention", "torch"),
+        ),
         "bradley_terry_loss": (rewards, PAIRS, None, None, 0.1, 0.01, "torch"),
         "bradley_terry_loss_backward": (fixed[rewards].sum(), fixed[rewards], fixed[rewards]),
         "token_rewards": (scores, BOUNDARIES, CU, logprobs, ref_logprobs, *ORDER, 0.1, "k2", "torch"),
@@ -253,6 +263,8 @@ OP_NAMES = (
     "difference_rewards_backward",
     "sentence_attention_pool",
     "sentence_attention_pool_backward",
+    "sentence_reward_head",
+    "sentence_reward_head_backward",
     "bradley_terry_loss",
     "bradley_terry_loss_backward",
     "token_rewards",
@@ -280,6 +292,24 @@ def test_opcheck_in_the_interpreter(name, monkeypatch):
     monkeypatch.setattr("srm_kernels.ops.packed_gae.kernels.CHUNK", 16)
     swapped = tuple("triton" if x == "torch" else x for x in arguments(name))
     torch.library.opcheck(getattr(torch.ops.srm_kernels, name), swapped)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("attends", [True, False])
+def test_opcheck_of_the_head_on_tensor_cores(attends):
+    """It keeps tensors of other shapes there."""
+    hidden, parameters = draw(9, 4).detach().bfloat16().requires_grad_(), [draw(1, 4, seed=1), draw(1, seed=2), *[None] * 4]
+    if attends:
+        parameters[2:] = [draw(4, 4, seed=3), draw(4, seed=4), draw(4, 4, seed=5), draw(4, seed=6)]
+    parameters = [x if x is None else x.detach().float().requires_grad_() for x in parameters]
+    options = (1e4 if attends else None, True, True, "attention" if attends else "sum", "triton")
+    inputs = (hidden, BOUNDARIES, CU, *ORDER, *parameters, *options)
+    torch.library.opcheck(torch.ops.srm_kernels.sentence_reward_head, inputs)
+    detached = [x.detach() if isinstance(x, Tensor) else x for x in inputs]
+    saved = torch.ops.srm_kernels.sentence_reward_head(*detached)[1:]
+    flowing, needed = (torch.ones(3), torch.ones(7), None, None), [True] * (7 if attends else 3) + [False] * (0 if attends else 4)
+    arguments = (*flowing, *saved, *detached[1:12], 9, needed, *options)
+    torch.library.opcheck(torch.ops.srm_kernels.sentence_reward_head_backward, arguments)
 
 
 def test_every_op_is_here():

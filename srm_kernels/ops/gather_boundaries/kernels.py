@@ -90,11 +90,11 @@ def scatter_rows_kernel(
 
 def gather_boundaries_forward(hidden: Tensor, boundaries: Tensor, out_dtype: torch.dtype) -> Tensor:
     """Rows [N, D]."""
-    hidden, boundaries = _rows_contiguous(hidden), aligned(boundaries)
+    hidden, boundaries = rows_contiguous(hidden), aligned(boundaries)
     num, width = boundaries.numel(), hidden.shape[1]
     out = torch.empty(num, width, dtype=out_dtype, device=hidden.device)
     if out.numel():
-        config = tile_config(width, accumulate_dtype(hidden.dtype).itemsize, _is_aligned(hidden))
+        config = tile_config(width, accumulate_dtype(hidden.dtype).itemsize, begins_aligned(hidden))
         row_blocks, column_blocks = triton.cdiv(num, config["ROWS"]), triton.cdiv(width, config["BLOCK_D"])
         with device_of(hidden):
             gather_rows_kernel[(row_blocks * column_blocks,)](
@@ -130,11 +130,11 @@ def gather_boundaries_backward(
     return grad_hidden
 
 
-def _rows_contiguous(x: Tensor) -> Tensor:
+def rows_contiguous(x: Tensor) -> Tensor:
     """Rows may lie apart, columns may not."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-def _is_aligned(hidden: Tensor) -> bool:
+def begins_aligned(hidden: Tensor) -> bool:
     """Whether it begins at a multiple of 16 bytes. It is read where it lies even if not: a copy would move all T rows for the sake of N."""
     return hidden.data_ptr() % 16 == 0
