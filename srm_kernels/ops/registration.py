@@ -22,6 +22,7 @@ __all__ = [
     "kept_order",
     "order_of",
     "refuse_double_backward",
+    "second_derivative",
     "with_layout",
 ]
 
@@ -32,12 +33,16 @@ def refuse_double_backward(backward_op: torch.library.CustomOpDef, name: str) ->
     """A backward op has no derivative of its own. Say so, instead of letting autograd return a wrong second derivative."""
 
     def refuse(ctx: Any, *grads: Tensor) -> NoReturn:
-        raise RuntimeError(
-            f"{name}: it cannot be differentiated twice. Use `{name}_reference` from srm_kernels.ops.{name}.reference, "
-            "which is plain PyTorch."
-        )
+        raise second_derivative(name)
 
     backward_op.register_autograd(refuse)
+
+
+def second_derivative(name: str) -> RuntimeError:
+    """What is said to who asks for one."""
+    return RuntimeError(
+        f"{name}: it cannot be differentiated twice. Use `{name}_reference` from srm_kernels.ops.{name}.reference, which is plain PyTorch."
+    )
 
 
 def with_layout(boundaries: Tensor | SentenceLayout) -> tuple[Tensor, SentenceLayout | None]:

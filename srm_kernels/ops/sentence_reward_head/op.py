@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from ..registration import (
     check_shape,
     kept_order,
     order_of,
-    refuse_double_backward,
+    second_derivative,
 )
 from ..segments import accumulate_dtype
 from ..sentence_attention_pool.op import check_width
@@ -199,7 +199,6 @@ def _fake_head(
     )
 
 
-@torch.library.custom_op("srm_kernels::sentence_reward_head_backward", mutates_args=())
 def _head_backward(
     grad_reward: Tensor | None,
     grad_sentence_reward: Tensor | None,
@@ -251,8 +250,7 @@ def _head_backward(
     return hidden, first, second, third, fourth, fifth, sixth
 
 
-@_head_backward.register_fake
-def _(
+def _fake_head_backward(
     grad_reward: Tensor | None,
     grad_sentence_reward: Tensor | None,
     grad_weight: Tensor | None,
@@ -310,19 +308,38 @@ class _Head(torch.autograd.Function):
     def backward(ctx: Any, *flowing: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[6:12]]
         saved, weights = ctx.saved_tensors[:11], ctx.saved_tensors[11:]
-        grads = _head_backward(*flowing[:4], *saved, ctx.version, *weights, ctx.num_tokens, needed, *ctx.options)
+        grads = torch.ops.srm_kernels.sentence_reward_head_backward(
+            *flowing[:4], *saved, ctx.version, *weights, ctx.num_tokens, needed, *ctx.options
+        )
         hidden, *of_weights = (grad if need else None for grad, need in zip(grads, needed, strict=True))
         return (hidden, None, None, None, None, None, *of_weights, None, None, None, None, None)
 
 
-# `custom_op` would add its own autograd.Function, which looks up the schema's arguments one by one at each call: at this many, that costs
+class _HeadBackward(torch.autograd.Function):
+    """What its backward op is to autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            gradients: tuple[Tensor, ...] = torch.ops.srm_kernels.sentence_reward_head_backward(*inputs)
+        return gradients
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor | None) -> NoReturn:
+        raise second_derivative("sentence_reward_head")
+
+
+# `custom_op` would add autograd.Functions of its own, which look up the schema's arguments one by one at each call: at this many, that costs
 # more than all else that PyTorch does for the op.
 _LIBRARY = torch.library.Library("srm_kernels", "FRAGMENT")
-_LIBRARY.define("sentence_reward_head" + torch.library.infer_schema(_head, mutates_args=()))
-_LIBRARY.impl("sentence_reward_head", _head, "CompositeExplicitAutograd")
-_LIBRARY.impl("sentence_reward_head", _Head.apply, "Autograd")
-torch.library.register_fake("srm_kernels::sentence_reward_head", _fake_head, lib=_LIBRARY)
-refuse_double_backward(_head_backward, "sentence_reward_head")
+for _name, _run, _fake, _autograd in (
+    ("sentence_reward_head", _head, _fake_head, _Head),
+    ("sentence_reward_head_backward", _head_backward, _fake_head_backward, _HeadBackward),
+):
+    _LIBRARY.define(_name + torch.library.infer_schema(_run, mutates_args=()))
+    _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
+    _LIBRARY.impl(_name, _autograd.apply, "Autograd")
+    torch.library.register_fake(f"srm_kernels::{_name}", _fake, lib=_LIBRARY)
 
 
 def _implementation(backend: str, rows: Tensor, value_weight: Tensor) -> Implementation:
