@@ -329,7 +329,7 @@ class _HeadBackward(torch.autograd.Function):
         raise second_derivative("sentence_reward_head")
 
 
-# `custom_op` would add autograd.Functions of its own, which look up the schema's arguments one by one at each call: at this many, that costs
+# `custom_op` would add autograd.Functions that look up the schema's arguments one by one at each call: at this many, that costs
 # more than all else that PyTorch does for the op.
 _LIBRARY = torch.library.Library("srm_kernels", "FRAGMENT")
 for _name, _run, _fake, _autograd in (
