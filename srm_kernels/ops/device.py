@@ -93,7 +93,7 @@ def joined(high, low, ACC: tl.constexpr):
 
 @triton.jit
 def first_not_below(sorted_ptr, num, x, shift, WAYS_LOG2: tl.constexpr):
-    """Place of the first of the `num` sorted entries that is `>= x`, for one `x`, in integers as wide as `num`; `shift`: `search_shift(num)`."""
+    """Place of the first of the `num` sorted entries that is `>= x`, in integers as wide as `num`; `shift`: `search_shift(num)`."""
     place = num * 0
     way = place + tl.arange(1, 2**WAYS_LOG2 + 1)
     while shift >= 0:

@@ -6,12 +6,13 @@ Shape letters: `T` tokens, `N` boundaries, `B` responses, `D` hidden, `A` attent
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
+from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
 from ...layout import SentenceLayout
 from ...pooling import ATTENTION_POOLINGS, POOLINGS, Pooling, check_pooling
@@ -120,9 +121,7 @@ def sentence_reward_head(
     # The gradients alone ask for the order.
     order = order_of(layout if torch.is_grad_enabled() else None, backend)
     options = (rope_theta, include_prompt, difference, pooling_of(pooling, difference), backend)
-    return SentenceRewardHeadOutput(
-        *torch.ops.srm_kernels.sentence_reward_head(hidden, boundaries, cu_boundaries, *order, *weights, *options)[:4]
-    )
+    return SentenceRewardHeadOutput(*_head_op(hidden, boundaries, cu_boundaries, *order, *weights, *options)[:4])
 
 
 def _check_attention(
@@ -295,7 +294,7 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
-            outputs: tuple[Tensor, ...] = torch.ops.srm_kernels.sentence_reward_head(*inputs)
+            outputs: tuple[Tensor, ...] = _head_op(*inputs)
         hidden, boundaries, cu_boundaries, positions, indices, ctx.version, *weights = inputs[:12]
         # Not `hidden` itself: its [T, D] would be kept for a shape.
         ctx.num_tokens, ctx.options = hidden.shape[0], inputs[12:]
@@ -308,9 +307,7 @@ class _Head(torch.autograd.Function):
     def backward(ctx: Any, *flowing: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[6:12]]
         saved, weights = ctx.saved_tensors[:11], ctx.saved_tensors[11:]
-        grads = torch.ops.srm_kernels.sentence_reward_head_backward(
-            *flowing[:4], *saved, ctx.version, *weights, ctx.num_tokens, needed, *ctx.options
-        )
+        grads = _head_backward_op(*flowing[:4], *saved, ctx.version, *weights, ctx.num_tokens, needed, *ctx.options)
         hidden, *of_weights = (grad if need else None for grad, need in zip(grads, needed, strict=True))
         return (hidden, None, None, None, None, None, *of_weights, None, None, None, None, None)
 
@@ -321,7 +318,7 @@ class _HeadBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
-            gradients: tuple[Tensor, ...] = torch.ops.srm_kernels.sentence_reward_head_backward(*inputs)
+            gradients: tuple[Tensor, ...] = _head_backward_op(*inputs)
         return gradients
 
     @staticmethod
@@ -331,15 +328,21 @@ class _HeadBackward(torch.autograd.Function):
 
 # `custom_op` would add autograd.Functions that look up the schema's arguments one by one at each call: at this many, that costs
 # more than all else that PyTorch does for the op.
-_LIBRARY = torch.library.Library("srm_kernels", "FRAGMENT")
-for _name, _run, _fake, _autograd in (
-    ("sentence_reward_head", _head, _fake_head, _Head),
-    ("sentence_reward_head_backward", _head_backward, _fake_head_backward, _HeadBackward),
-):
-    _LIBRARY.define(_name + torch.library.infer_schema(_run, mutates_args=()))
-    _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
-    _LIBRARY.impl(_name, _autograd.apply, "Autograd")
-    torch.library.register_fake(f"srm_kernels::{_name}", _fake, lib=_LIBRARY)
+_NAMESPACE = add_op_namespace_prefix("").partition("::")[0]
+_LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
+
+
+def _register(name: str, run: Callable[..., Any], fake: Callable[..., Any], autograd: type[torch.autograd.Function]) -> Any:
+    """The op that `torch.ops` has then."""
+    _LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()))
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, autograd.apply, "Autograd")
+    torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=_LIBRARY)
+    return getattr(getattr(torch.ops, _NAMESPACE), name).default
+
+
+_head_op = _register("sentence_reward_head", _head, _fake_head, _Head)
+_head_backward_op = _register("sentence_reward_head_backward", _head_backward, _fake_head_backward, _HeadBackward)
 
 
 def _implementation(backend: str, rows: Tensor, value_weight: Tensor) -> Implementation:
