@@ -31,6 +31,7 @@ OPS = (
     "bradley_terry_loss",
     "token_rewards",
     "packed_gae",
+    "sentence_reward_head",
 )
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx90a", "hip:gfx942")
 WIDE = 128

@@ -6,15 +6,46 @@ Shape letters: `T` packed tokens, `N` boundaries, `B` responses.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["SentenceLayout", "check_index", "check_offset_count", "check_offset_values", "cu_from_lengths"]
+from .backend import debug_enabled
+
+__all__ = [
+    "BoundaryOrder",
+    "SentenceLayout",
+    "check_index",
+    "check_offset_count",
+    "check_offset_values",
+    "cu_from_lengths",
+    "values_readable",
+]
 
 INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+class BoundaryOrder(NamedTuple):
+    """The boundaries of a layout, sorted.
+
+    Attributes:
+        positions: [N], `boundaries[indices]`, which never fall.
+        indices: int64 [N], where each stands in `boundaries`. Equal ones keep their order.
+        version: PyTorch's count of writes into `boundaries` when they were sorted; None where it does not matter.
+    """
+
+    positions: Tensor
+    indices: Tensor
+    version: int | None
+
+    def describes(self, boundaries: Tensor) -> bool:
+        """Whether it still is the order of `boundaries`: not once they were written to. In a CUDA graph nobody knows when they will be."""
+        if self.version is None:
+            return True
+        return not _is_captured(boundaries) and not boundaries.is_inference() and boundaries._version == self.version
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +59,17 @@ class SentenceLayout:
             token of each sentence, strictly increasing. Responses may share `b_0`.
         cu_boundaries: int32 or int64 [B + 1], offsets in boundaries: response `b` owns
             `boundaries[cu_boundaries[b]:cu_boundaries[b + 1]]`.
+        ascending: a promise that `boundaries` never fall, across responses too, so that nobody has to sort them. Checked on the CPU.
 
     Raises:
         TypeError: no tensor, or one of another dtype.
-        ValueError: shapes that cannot be a layout, or tensors on two devices.
+        ValueError: shapes that cannot be a layout, tensors on two devices, or a promise that is not kept.
     """
 
     boundaries: Tensor
     cu_boundaries: Tensor
+    ascending: bool = False
+    _order: BoundaryOrder | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_index("SentenceLayout", "boundaries", self.boundaries)
@@ -46,6 +80,35 @@ class SentenceLayout:
                 f"SentenceLayout: `boundaries` is on {self.boundaries.device} and `cu_boundaries` on {self.cu_boundaries.device}. "
                 "Move both with `layout.to(device)`."
             )
+        if values_readable(self.boundaries):
+            self._check_promise()
+
+    def __reduce__(self) -> tuple[type[SentenceLayout], tuple[Tensor, Tensor, bool]]:
+        # The order stays behind: the writes into a copy are counted anew.
+        return SentenceLayout, (self.boundaries, self.cu_boundaries, self.ascending)
+
+    @property
+    def order(self) -> BoundaryOrder | None:
+        """The sorted boundaries, for the kernels that ask for them: sorted once and kept. No device synchronisation.
+
+        None where each op has to sort for itself: in a CUDA graph, whose boundaries may change between replays, in a compiled graph whose
+        layout was not sorted before, and for inference tensors, whose writes nobody counts.
+        """
+        boundaries, is_compiled = self.boundaries, torch.compiler.is_compiling()
+        # The ops ask `describes` again when they run: a compiled graph cannot count writes.
+        if self._order is not None and (is_compiled or self._order.describes(boundaries)):
+            return self._order
+        may_keep = not (is_compiled or _is_captured(boundaries) or boundaries.is_inference())
+        if not self.ascending and not may_keep:
+            return None
+        if self.ascending or (values_readable(boundaries) and _never_falls(boundaries)):
+            positions, indices = boundaries, torch.arange(boundaries.numel(), device=boundaries.device)
+        else:
+            positions, indices = torch.sort(boundaries, stable=True)
+        order = BoundaryOrder(positions, indices, None if self.ascending else boundaries._version)
+        if may_keep:
+            object.__setattr__(self, "_order", order)
+        return order
 
     @property
     def num_responses(self) -> int:
@@ -58,18 +121,26 @@ class SentenceLayout:
         return self.boundaries.numel()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SentenceLayout:
-        """The same layout on another device.
+        """The same layout on another device. What comes from the CPU is sorted there, so that the device has nothing to sort.
 
         Args:
-            device: where both tensors go.
+            device: where all tensors go.
             non_blocking: as in `torch.Tensor.to`.
 
         Returns:
             A new layout; tensors that are there already are shared.
         """
-        return SentenceLayout(
-            self.boundaries.to(device, non_blocking=non_blocking), self.cu_boundaries.to(device, non_blocking=non_blocking)
-        )
+        boundaries, cu_boundaries = (x.to(device, non_blocking=non_blocking) for x in (self.boundaries, self.cu_boundaries))
+        moved = SentenceLayout(boundaries, cu_boundaries, self.ascending)
+        if torch.compiler.is_compiling() or boundaries.is_inference():
+            return moved
+        if boundaries is self.boundaries:
+            object.__setattr__(moved, "_order", self._order)
+        elif self.boundaries.device.type == "cpu" and (order := self.order) is not None:
+            positions = boundaries if order.positions is self.boundaries else order.positions.to(device, non_blocking=non_blocking)
+            indices, version = order.indices.to(device, non_blocking=non_blocking), None if self.ascending else boundaries._version
+            object.__setattr__(moved, "_order", BoundaryOrder(positions, indices, version))
+        return moved
 
     def validate(self, num_tokens: int) -> None:
         """Checks every value. Synchronises with the device.
@@ -80,6 +151,7 @@ class SentenceLayout:
         Raises:
             ValueError: a value that is wrong; it names the response.
         """
+        self._check_promise()
         boundaries = self.boundaries.detach().to("cpu", torch.int64)
         offsets = self.cu_boundaries.detach().to("cpu", torch.int64)
         check_offset_values("SentenceLayout", "cu_boundaries", offsets, boundaries.numel(), "len(boundaries)")
@@ -101,6 +173,10 @@ class SentenceLayout:
                 f"SentenceLayout: `boundaries` must increase strictly inside a response, got {int(boundaries[n])} then "
                 f"{int(boundaries[n + 1])} at index {n + 1} (response {_response_of(offsets, n)})."
             )
+
+    def _check_promise(self) -> None:
+        if self.ascending and not _never_falls(self.boundaries):
+            raise ValueError("SentenceLayout: `ascending=True`, but `boundaries` fall somewhere. Leave it out, and they are sorted.")
 
 
 def cu_from_lengths(lengths: Tensor | Sequence[int]) -> Tensor:
@@ -127,6 +203,17 @@ def cu_from_lengths(lengths: Tensor | Sequence[int]) -> Tensor:
     offsets = torch.zeros(lengths.numel() + 1, dtype=torch.int32, device=lengths.device)
     torch.cumsum(lengths, 0, dtype=torch.int32, out=offsets[1:])
     return offsets
+
+
+def values_readable(*tensors: Tensor) -> bool:
+    """Whether the values of index tensors may be read: free of cost on the CPU, a synchronisation elsewhere (debug mode only).
+
+    Not while a graph is traced, where tensors have no values.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    # A subclass (a fake tensor, for instance) need not have values.
+    return all(type(x) is Tensor and (x.device.type == "cpu" or debug_enabled()) for x in tensors)
 
 
 def check_index(op: str, name: str, index: Tensor) -> None:
@@ -162,6 +249,14 @@ def check_offset_values(op: str, name: str, offsets: Tensor, total: int, total_n
             f"{op}: `{name}` must end at {total_name}={total}, got {bounds[-1]} (response {len(bounds) - 2}). "
             f"Drop the padding, or rebuild `{name}` with `cu_from_lengths`."
         )
+
+
+def _never_falls(boundaries: Tensor) -> bool:
+    return bool((boundaries[1:] >= boundaries[:-1]).all())
+
+
+def _is_captured(boundaries: Tensor) -> bool:
+    return boundaries.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _response_of(offsets: Tensor, n: int) -> int:

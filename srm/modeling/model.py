@@ -50,7 +50,7 @@ from srm.scoring.stream import RewardStream
 from srm.scoring.text import score
 from srm.scoring.token_ids import ScoredTokens, score_tokens
 from srm.segmentation import make_segmenter
-from srm_kernels import SentenceLayout, SentenceRewardHead
+from srm_kernels import SentenceRewardHead
 
 __all__ = ["SentenceRewardModel", "SentenceRewardOutput"]
 
@@ -221,8 +221,7 @@ class SentenceRewardModel(PreTrainedModel):
         """Rewards of every response and sentence in `batch`."""
         if batch.cu_seqlens is not None:
             self.packing_mode("packed")
-        hidden_RD, boundaries = run_to_boundaries(self.backbone, batch, last_layer_rows=self.config.last_layer_rows)
-        return SentenceRewardOutput(*self.head(hidden_RD, SentenceLayout(boundaries, batch.cu_boundaries)))
+        return SentenceRewardOutput(*self.head(*run_to_boundaries(self.backbone, batch, last_layer_rows=self.config.last_layer_rows)))
 
     def packing_mode(self, asked: PackingMode | None = None) -> PackingMode:
         """How batches run on this backbone; every packed call asks here.

@@ -17,6 +17,7 @@ from srm.packing.batch import PackedBatch
 from srm.packing.errors import UnsupportedBackboneError
 from srm.packing.last_layer import ROWS, LastLayer, LastLayerRows, Rows
 from srm.packing.plan import AttentionPlan
+from srm_kernels import SentenceLayout
 
 __all__ = [
     "PackingReport",
@@ -179,7 +180,7 @@ def proofs(backbone: torch.nn.Module) -> dict[bool, LastLayer]:
 
 def run_to_boundaries(
     backbone: torch.nn.Module, batch: PackedBatch, *, last_layer_rows: LastLayerRows = "boundaries"
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, SentenceLayout]:
     """The final hidden states that a head reads, with the last layer on boundary rows alone where `prove_last_layer` has shown that it may.
 
     Args:
@@ -188,7 +189,7 @@ def run_to_boundaries(
         last_layer_rows: `all` runs it on all rows, whatever was proved.
 
     Returns:
-        Hidden states, [R, D] of the boundary rows or [T, D] of all, and the index of each boundary among them, int64 [N].
+        Hidden states, [R, D] of the boundary rows or [T, D] of all, and where the sentences end among them.
 
     Raises:
         UnsupportedBackboneError: the batch is packed, and the backbone cannot run packed.
@@ -197,11 +198,11 @@ def run_to_boundaries(
     """
     proof = proofs(backbone).get(batch.cu_seqlens is not None)
     if proof is None or "all" in (proof.rows, last_layer_rows):
-        return run_backbone(backbone, batch), batch.boundaries
+        return run_backbone(backbone, batch), batch.layout
     return run_rows(backbone, batch, inside=bool(proof.inside))
 
 
-def run_rows(backbone: torch.nn.Module, batch: PackedBatch, *, inside: bool) -> tuple[Tensor, Tensor]:
+def run_rows(backbone: torch.nn.Module, batch: PackedBatch, *, inside: bool) -> tuple[Tensor, SentenceLayout]:
     """`run_to_boundaries` with the last layer on boundary rows, whatever was proved.
 
     Args:
@@ -217,16 +218,16 @@ def run_rows(backbone: torch.nn.Module, batch: PackedBatch, *, inside: bool) -> 
         UserError: the backbone has other layers than those with hooks.
         TypeError: no transformers model.
     """
-    rows, index = batch.unique_boundaries
+    rows, layout = batch.boundary_rows
     if rows.numel() == batch.num_tokens:
-        return run_backbone(backbone, batch), batch.boundaries
+        return run_backbone(backbone, batch), batch.layout
     hidden = _run(backbone, batch, {ROWS: Rows(rows, batch.input_ids.shape, inside=inside)})
     if hidden.shape[0] != rows.numel():
         raise UserError(
             f"{type(unwrap(backbone)).__name__}: its last layer was to run on {rows.numel()} rows and ran on {hidden.shape[0]}: its layers "
             "are not those that were proved. Change layers before the model first runs, or set last_layer_rows to all."
         )
-    return hidden, index
+    return hidden, layout
 
 
 def run_backbone(backbone: torch.nn.Module, batch: PackedBatch) -> Tensor:

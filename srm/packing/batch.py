@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Self
 
+from srm_kernels import SentenceLayout
+
 PackingMode = Literal["shared", "packed", "none"]
 IntArray = NDArray[np.int32]
 
@@ -98,9 +100,9 @@ class PackedBatch:
     Attributes:
         input_ids: int64 [1, T] packed, or [B, L] padded on the right.
         position_ids: the same shape; a response continues its prompt's positions.
-        boundaries: int64 [N], positions in the flattened `input_ids` (row-major): b_0 the last token before the sentences, then their ends.
-        cu_boundaries: int32 [B + 1], offsets of the responses into `boundaries`.
-        unique: what `unique_boundaries` gives, worked out on the host, behind the `boundaries` it belongs to; None where it was not.
+        layout: where the sentences end in the flattened `input_ids` (row-major): of each response b_0, the last token before the
+            sentences, then their ends. int64 boundaries, int32 offsets.
+        read: what `boundary_rows` gives, worked out on the host, behind the layout it belongs to; None where it was not.
         attention_mask: None packed, or bool [B, L].
         cu_seqlens: int32 [S + 1], the segments' offsets into the row; None when padded.
         parent: int32 [S], the index of the segment that holds the prompt, or -1; None when padded.
@@ -111,9 +113,8 @@ class PackedBatch:
 
     input_ids: Tensor
     position_ids: Tensor
-    boundaries: Tensor
-    cu_boundaries: Tensor
-    unique: tuple[Tensor, Tensor, Tensor] | None = None
+    layout: SentenceLayout
+    read: tuple[SentenceLayout, Tensor, SentenceLayout] | None = None
     attention_mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
     parent: Tensor | None = None
@@ -122,23 +123,33 @@ class PackedBatch:
     num_packed_tokens: int = 0
 
     @property
+    def boundaries(self) -> Tensor:
+        """int64 [N], those of the layout."""
+        return self.layout.boundaries
+
+    @property
+    def cu_boundaries(self) -> Tensor:
+        """int32 [B + 1], offsets of the responses into `boundaries`."""
+        return self.layout.cu_boundaries
+
+    @property
     def num_tokens(self) -> int:
         """Tokens the backbone runs, padding included."""
         return self.input_ids.numel()
 
     @property
     def num_responses(self) -> int:
-        return self.cu_boundaries.numel() - 1
+        return self.layout.num_responses
 
     @property
-    def unique_boundaries(self) -> tuple[Tensor, Tensor]:
-        """The positions that hold a boundary, int64 [R], rising, each once; and each boundary's index into them, int64 [N].
+    def boundary_rows(self) -> tuple[Tensor, SentenceLayout]:
+        """The positions that hold a boundary, int64 [R], rising, each once; and the layout among those rows alone.
 
         Responses to one prompt share its last token. Waits for the device where nobody worked it out on the host.
         """
-        if self.unique is None or self.unique[0] is not self.boundaries:
-            return self.boundaries.unique(return_inverse=True)
-        return self.unique[1:]
+        if self.read is not None and self.read[0] is self.layout:
+            return self.read[1:]
+        return rows_of_layout(self.layout)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """The same batch on `device`. accelerate and `transformers.Trainer` call this by name.
@@ -150,9 +161,19 @@ class PackedBatch:
         moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=non_blocking)
             for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
+            if isinstance(value := getattr(self, field.name), (Tensor, SentenceLayout))
         }
-        if self.unique is not None and self.unique[0] is self.boundaries:
-            rows, index = (part.to(device, non_blocking=non_blocking) for part in self.unique[1:])
-            moved["unique"] = moved["boundaries"], rows, index
+        if self.read is not None and self.read[0] is self.layout:
+            rows, among = (part.to(device, non_blocking=non_blocking) for part in self.read[1:])
+            moved["read"] = moved["layout"], rows, among
         return replace(self, **moved)
+
+
+def rows_of_layout(layout: SentenceLayout) -> tuple[Tensor, SentenceLayout]:
+    """What `PackedBatch.boundary_rows` gives.
+
+    Args:
+        layout: of the boundaries among all tokens.
+    """
+    rows, index = layout.boundaries.unique(return_inverse=True)
+    return rows, SentenceLayout(index, layout.cu_boundaries, layout.ascending)

@@ -108,8 +108,8 @@ def _reason(error: Exception) -> str:
 
 
 def _run_narrow(backbone: nn.Module, batch: PackedBatch, *, inside: bool) -> Tensor:
-    hidden, index = run_rows(backbone, batch, inside=inside)
-    return hidden[index]
+    hidden, layout = run_rows(backbone, batch, inside=inside)
+    return hidden[layout.boundaries]
 
 
 def _states_and_gradient(model: PreTrainedModel, run: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srm.packing.batch import IntArray, PackedBatch, PackingMode, PromptGroup, ResponseIds
+from srm.packing.batch import IntArray, PackedBatch, PackingMode, PromptGroup, ResponseIds, rows_of_layout
+from srm_kernels import SentenceLayout
 
 __all__ = ["pack"]
 
@@ -38,22 +39,21 @@ def pack(groups: Sequence[PromptGroup], *, mode: PackingMode = "shared", pad_tok
     _validate(groups)
     lengths = [len(group.prompt_ids) + len(response.ids) for group, response in _responses(groups)]
     if mode == "none":
-        layout, prompt_starts = _padded(groups, lengths, pad_token_id)
+        fields, prompt_starts = _padded(groups, lengths, pad_token_id)
         response_starts = _behind_prompts(groups, prompt_starts)
     else:
-        layout, prompt_starts, response_starts = _shared(groups) if mode == "shared" else _packed(groups, lengths)
+        fields, prompt_starts, response_starts = _shared(groups) if mode == "shared" else _packed(groups, lengths)
     boundaries: list[Any] = []
     for (group, response), prompt_start, response_start in zip(_responses(groups), prompt_starts, response_starts, strict=True):
         first = response_start + response.opening if response.opening else prompt_start + len(group.prompt_ids)
         boundaries += [[first - 1], response_start + response.sentence_ends]
     counts = [1 + len(response.sentence_ends) for _, response in _responses(groups)]
-    every_boundary = _tensor(np.concatenate(boundaries))
+    layout = SentenceLayout(_tensor(np.concatenate(boundaries)), torch.tensor([0, *accumulate(counts)], dtype=torch.int32))
     return PackedBatch(
-        **layout,
-        boundaries=every_boundary,
-        # Here and not where it is needed, because a device would have to be asked how many rows there are.
-        unique=(every_boundary, *every_boundary.unique(return_inverse=True)),
-        cu_boundaries=torch.tensor([0, *accumulate(counts)], dtype=torch.int32),
+        **fields,
+        layout=layout,
+        # Here and not where they are needed, because a device would have to be asked how many there are.
+        read=(layout, *rows_of_layout(layout)),
         num_padded_tokens=len(lengths) * max(lengths),
         num_packed_tokens=sum(lengths),
     )
@@ -143,13 +143,13 @@ def _padded(groups: Sequence[PromptGroup], lengths: list[int], pad_token_id: int
         row[:prompt_length] = group.prompt_ids
         row[prompt_length : prompt_length + len(response.ids)] = response.ids
     column = torch.arange(longest)
-    layout = {
+    fields = {
         "input_ids": torch.from_numpy(ids),
         # Padding sits on the right, so it only ever continues the count and no real token sees it.
         "position_ids": column.expand(len(lengths), longest).contiguous(),
         "attention_mask": column < torch.tensor(lengths)[:, None],
     }
-    return layout, [row * longest for row in range(len(lengths))]
+    return fields, [row * longest for row in range(len(lengths))]
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-import srm_kernels
 from srm.scoring.token_ids import ScoredTokens
+from srm_kernels import SentenceLayout, token_rewards
 
 __all__ = ["RewardKind", "sentence_rewards", "token_level_rewards", "whiten"]
 
@@ -118,9 +118,8 @@ def token_level_rewards(
     policy, reference = (torch.where(mask.bool(), x.to(paid.device), zeros) for x in (logprobs, ref_logprobs))
     if not zeros.numel():
         return zeros
-    # Index 0 earns nothing wherever it lies; any place inside the tensor will do.
+    # Index 0 earns nothing wherever it lies; in its row's first place the order stays.
     position = scored.response_index * scored.width + scored.ends.clamp(min=0)
-    flat = srm_kernels.token_rewards(
-        paid, position, scored.cu_boundaries, policy.flatten(), reference.flatten(), kl_coef=kl_coef, estimator=estimator
-    )
+    layout = SentenceLayout(position, scored.cu_boundaries, ascending=True)
+    flat = token_rewards(paid, layout, layout.cu_boundaries, policy.flatten(), reference.flatten(), kl_coef, estimator)
     return flat.view(shape)

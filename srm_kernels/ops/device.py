@@ -20,6 +20,7 @@ from torch import Tensor
 
 __all__ = [
     "NUM_THREADS",
+    "WAYS_LOG2",
     "acc_type",
     "aligned",
     "device_of",
@@ -27,6 +28,7 @@ __all__ = [
     "first_not_below",
     "joined",
     "num_warps",
+    "search_shift",
     "search_steps",
     "sort_positions",
     "split_float",
@@ -35,6 +37,8 @@ __all__ = [
 
 
 NUM_THREADS = 128
+# A search looks at 32 places at a time, as many as a warp has threads: its sum then needs no other warp.
+WAYS_LOG2 = 5
 
 
 def acc_type(dtype: torch.dtype) -> tl.dtype:
@@ -69,6 +73,11 @@ def search_steps(num: int) -> int:
     return num.bit_length()
 
 
+def search_shift(num: int) -> int:
+    """Where `first_not_below` begins: parts of `2 ** shift` entries, of which there are `2 ** WAYS_LOG2` at most."""
+    return max(0, max(0, num - 1).bit_length() - 1) // WAYS_LOG2 * WAYS_LOG2
+
+
 def sort_positions(positions: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """Sorted `positions` [N] in [0, limit) and where each came from. Stable, so equal ones keep their order: sums repeat bit for bit."""
     if positions.dtype == torch.int64 and limit <= torch.iinfo(torch.int32).max:
@@ -83,20 +92,17 @@ def joined(high, low, ACC: tl.constexpr):
 
 
 @triton.jit
-def first_not_below(sorted_ptr, num, x, WAYS: tl.constexpr):
-    """Place of the first of the `num` sorted entries that is `>= x`, for one `x`. A step divides by `WAYS`: two find one in 16,000."""
-    low = tl.zeros((), tl.int64)
-    length = low + num
-    i = tl.arange(0, WAYS).to(tl.int64)
-    while length > 0:
-        step = (length + WAYS - 1) // WAYS
-        probed = i * step < length
-        entry = tl.load(sorted_ptr + (low + i * step), mask=probed, other=0).to(tl.int64)
-        below = tl.sum((probed & (entry < x)).to(tl.int64), 0)
-        high = tl.minimum(low + below * step, low + length)
-        low = tl.where(below > 0, low + (below - 1) * step + 1, low)
-        length = tl.where(below > 0, high - low, 0)
-    return low
+def first_not_below(sorted_ptr, num, x, shift, WAYS_LOG2: tl.constexpr):
+    """Place of the first of the `num` sorted entries that is `>= x`, in integers as wide as `num`; `shift`: `search_shift(num)`."""
+    place = num * 0
+    way = place + tl.arange(1, 2**WAYS_LOG2 + 1)
+    while shift >= 0:
+        # The last entry of each part. A step leaves the part that is the first not to end below x.
+        last = place + (way << shift) - 1
+        entry = tl.load(sorted_ptr + last.to(tl.int64), mask=last < num, other=0).to(tl.int64)
+        place += tl.sum(((last < num) & (entry < x)).to(place.dtype), 0) << shift
+        shift -= WAYS_LOG2
+    return place
 
 
 @triton.jit

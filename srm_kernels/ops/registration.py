@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from ..backend import debug_enabled
-from ..layout import check_index, check_offset_count, check_offset_values
+from ..layout import BoundaryOrder, SentenceLayout, check_index, check_offset_count, check_offset_values, values_readable
 
 __all__ = [
     "FLOAT_DTYPES",
@@ -20,8 +19,11 @@ __all__ = [
     "check_positions",
     "check_same_device",
     "check_shape",
+    "kept_order",
+    "order_of",
     "refuse_double_backward",
-    "values_readable",
+    "second_derivative",
+    "with_layout",
 ]
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -31,23 +33,38 @@ def refuse_double_backward(backward_op: torch.library.CustomOpDef, name: str) ->
     """A backward op has no derivative of its own. Say so, instead of letting autograd return a wrong second derivative."""
 
     def refuse(ctx: Any, *grads: Tensor) -> NoReturn:
-        raise RuntimeError(
-            f"{name}: it cannot be differentiated twice. Use `{name}_reference` from srm_kernels.ops.{name}.reference, "
-            "which is plain PyTorch."
-        )
+        raise second_derivative(name)
 
     backward_op.register_autograd(refuse)
 
 
-def values_readable(*tensors: Tensor) -> bool:
-    """Whether the values of index tensors may be checked: free of cost on the CPU, a synchronisation elsewhere (debug mode only).
+def second_derivative(name: str) -> RuntimeError:
+    """What is said to who asks for one."""
+    return RuntimeError(
+        f"{name}: it cannot be differentiated twice. Use `{name}_reference` from srm_kernels.ops.{name}.reference, which is plain PyTorch."
+    )
 
-    Not while a graph is traced, where tensors have no values.
+
+def with_layout(boundaries: Tensor | SentenceLayout) -> tuple[Tensor, SentenceLayout | None]:
+    """The positions, and the layout if it was handed over in their place."""
+    return (boundaries.boundaries, boundaries) if isinstance(boundaries, SentenceLayout) else (boundaries, None)
+
+
+def order_of(layout: SentenceLayout | None, backend: str) -> tuple[Tensor | None, Tensor | None, int | None]:
+    """Positions, indices and version of a layout's order, for the registered ops; None thrice where they have to do without.
+
+    The references never ask for it, so that nothing is sorted where they run.
     """
-    if torch.compiler.is_compiling():
-        return False
-    # A subclass (a fake tensor, for instance) need not have values.
-    return all(type(x) is Tensor and (x.device.type == "cpu" or debug_enabled()) for x in tensors)
+    if layout is None or backend == "torch" or (backend == "auto" and layout.boundaries.device.type == "cpu"):
+        return None, None, None
+    return layout.order or (None, None, None)
+
+
+def kept_order(boundaries: Tensor, positions: Tensor | None, indices: Tensor | None, version: int | None) -> tuple[Tensor, Tensor] | None:
+    """What `order_of` handed over, for the launchers; None where the boundaries have to be sorted now."""
+    if positions is None or indices is None or not BoundaryOrder(positions, indices, version).describes(boundaries):
+        return None
+    return positions, indices
 
 
 def check_float(op: str, **tensors: Tensor | None) -> None:

@@ -21,10 +21,8 @@ def segment_of(cu_seqlens: Tensor, num: int) -> Tensor:
 def first_of_segment(cu_seqlens: Tensor, num: int) -> Tensor:
     """bool [N]: whether each element is the first of its segment."""
     first_N = torch.zeros(num + 1, dtype=torch.bool, device=cu_seqlens.device)
-    first_N[cu_seqlens.long()] = (
-        True  # An empty segment marks its successor's first element once more; the last offset marks the spare one.
-    )
-    return first_N[:num]
+    # An empty segment marks its successor's first element once more; the last offset marks the spare one.
+    return first_N.index_fill_(0, cu_seqlens.long(), True)[:num]
 
 
 def segment_sum(x: Tensor, segment: Tensor, num_segments: int) -> Tensor:

@@ -34,6 +34,7 @@ BREAKS = {
 READ_INDICES = (
     "bradley_terry_kernel",
     "gather_rows_kernel",
+    "operands_kernel",
     "segment_softmax_kernel",
     "segment_softmax_backward_kernel",
     "pool_kernel",

@@ -8,7 +8,7 @@ import torch
 
 from srm_kernels import backend, backend_report, difference_rewards
 from srm_kernels.backend import choose_backend
-from srm_kernels.ops.registration import values_readable
+from srm_kernels.layout import values_readable
 
 CU = torch.tensor([0, 2])
 

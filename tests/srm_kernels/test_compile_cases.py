@@ -27,13 +27,14 @@ from srm_kernels.ops.gather_boundaries import kernels as gather
 from srm_kernels.ops.packed_gae import kernels as gae
 from srm_kernels.ops.segment_softmax import kernels as softmax
 from srm_kernels.ops.sentence_attention_pool import kernels as pool
+from srm_kernels.ops.sentence_reward_head import kernels as head
 from srm_kernels.ops.token_rewards import kernels as tokens
 from srm_kernels.ops.token_rewards.reference import ESTIMATORS
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NUM_TOKENS, BOUNDARIES, CU = 9, torch.tensor([9, 1, 3, 8, 1, 2])[1:], torch.tensor([9, 0, 3, 3, 5], dtype=torch.int32)[1:]
 # Sizes and numbers that a kernel is compiled for without choosing anything by them.
-SIZES = {"D", "A", "H", "LOG2_THETA"}
+SIZES = {"D", "E", "A", "P", "Q", "H", "LOG2_THETA"}
 # Widths from one to beyond every tile.
 HIDDEN_WIDTHS, HEADS = range(1, 4200), range(1, 65)
 Request = tuple[Any, ...]
@@ -167,6 +168,44 @@ def launch_gae(dtype: torch.dtype) -> None:
             gae.packed_gae_backward(*map(zeros_like, out), cu, 0.9, 0.8)
 
 
+def launch_head(dtype: torch.dtype) -> None:
+    """Its own kernels run on bf16 alone; the weights have a dtype of their own."""
+    if dtype == torch.bfloat16:
+        for of_weights, attention in itertools.product((dtype, torch.float32), (0, 6)):
+            launch_head_with(of_weights, head.Columns.of(attention))
+
+
+def launch_head_on(boundaries: Tensor, cu: Tensor, hidden: Tensor) -> None:
+    """All of a step, as its kernels would."""
+    c, weights = head.Columns.of(6), tuple(torch.zeros(*shape) for shape in ((1, 64), (1,), (6, 64), (6,), (6, 64), (6,)))
+    row, _ = head.operands(hidden.bfloat16(), boundaries, cu, weights, c)
+    num, num_responses = len(boundaries), len(cu) - 1
+    head.outputs_of_terms(torch.zeros(num, 3 * c.P), torch.zeros(num_responses, 3 * c.Q), c)
+    grads = torch.zeros(num), None, torch.zeros(num_responses, 6), torch.zeros(num, 6)
+    head.split_gradients(*grads, torch.sort(boundaries), cu, c, for_rows=True, for_weights=True)
+    head.weight_gradients_of_terms(torch.zeros(3 * (c.P + c.Q), row.shape[1]), weights, 64, c)
+
+
+def launch_head_with(dtype: torch.dtype, c: head.Columns) -> None:
+    def kind(width: int) -> Any:
+        return chosen(head.tile_config(width, True)), width % 16 == 0, width == 1
+
+    def zeros(*shape: int, of: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(*shape, dtype=of)
+
+    for width in first_of_each(HIDDEN_WIDTHS, kind):
+        shapes = ((1, width), (1,), (c.A, width), (c.A,), (c.A, width), (c.A,))
+        weights = tuple(zeros(*shape, of=dtype) if c.A or i < 2 else None for i, shape in enumerate(shapes))
+        head.operands(zeros(NUM_TOKENS, width, of=torch.bfloat16), BOUNDARIES, CU, weights, c)
+        head.weight_gradients_of_terms(torch.empty(3 * (c.P + c.Q), head.in_eights(width + 1)), weights, width, c)
+    # What a product returns lies where an allocation begins.
+    head.outputs_of_terms(torch.empty(5, 3 * c.P), torch.empty(3, 3 * c.Q) if c.A else None, c)
+    grads = [zeros(3, c.A), zeros(5, c.A)] if c.A else [None, None]
+    for flowing, (for_rows, for_weights) in itertools.product((None, zeros(5)), ((True, False), (False, True), (True, True))):
+        order = torch.sort(BOUNDARIES)
+        head.split_gradients(zeros(5), flowing, *grads, order, CU, c, for_rows=for_rows, for_weights=for_weights)
+
+
 LAUNCHES = {
     "gather_boundaries": launch_gather,
     "segment_softmax": launch_softmax,
@@ -175,6 +214,7 @@ LAUNCHES = {
     "bradley_terry_loss": launch_bradley_terry,
     "token_rewards": launch_tokens,
     "packed_gae": launch_gae,
+    "sentence_reward_head": launch_head,
 }
 
 
@@ -201,7 +241,9 @@ def test_slices_have_their_case_too(op, requests, slices):
     for dtype in DTYPES:
         LAUNCHES[op](dtype)
     pointers = {(name, name in divisible) for _, kinds, _, divisible, _ in requests for name, kind in kinds if name.endswith("_ptr")}
-    assert {name for name, is_aligned in pointers if not is_aligned} == ({"hidden_ptr"} if op == "gather_boundaries" else set())
+    assert {name for name, is_aligned in pointers if not is_aligned} == (
+        {"hidden_ptr"} if op in ("gather_boundaries", "sentence_reward_head") else set()
+    )
     missing = requests - compiled(op)
     assert not missing, "\n".join(map(str, sorted(missing)))
 
@@ -232,6 +274,7 @@ def test_other_counts_ask_for_nothing_new(requests):
         bradley_terry.bradley_terry_loss_with_grad(x, torch.zeros(num, 2, dtype=torch.int64), None, None, 0.0, 0.0)
         tokens.token_rewards_forward(x, boundaries, cu, x, x, 0.1, "k1")
         gae.packed_gae_forward(x, x, cu, 0.9, 0.8, None)
+        launch_head_on(boundaries, cu, hidden)
         asked.append(set(requests))
     everything = set().union(*asked)
     assert len(everything) == len({kernel for kernel, *_ in everything}), "\n".join(map(str, sorted(everything)))

@@ -41,7 +41,7 @@ def test_argument_names_and_order():
         assert list(inspect.signature(getattr(srm_kernels, name)).parameters) == arguments, name
     head = list(inspect.signature(srm_kernels.sentence_reward_head).parameters)
     assert head[:4] == ["hidden", "layout", "value_weight", "value_bias"]
-    assert list(inspect.signature(srm_kernels.SentenceLayout).parameters) == ["boundaries", "cu_boundaries"]
+    assert list(inspect.signature(srm_kernels.SentenceLayout).parameters) == ["boundaries", "cu_boundaries", "ascending"]
 
 
 DEFAULTS = {

@@ -18,6 +18,7 @@ CU_TOKENS = k.cu_from_lengths([4, 0, 5])
 BOUNDARIES = torch.tensor([1, 3, 8, 1, 2, 5, 7])
 PAIRS = torch.tensor([[0, 1], [2, 0], [2, 1]])
 LAYOUT = k.SentenceLayout(BOUNDARIES, CU)
+ORDER = LAYOUT.order
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -27,6 +28,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 # Name: the public function on its differentiable arguments, and those.
 CASES: dict[str, tuple[Callable[..., object], list[Tensor]]] = {
     "gather": (lambda h: k.gather_boundaries(h, BOUNDARIES), [draw(9, 4)]),
+    "gather_layout": (lambda h: k.gather_boundaries(h, LAYOUT), [draw(9, 4)]),
     "softmax": (lambda s: k.segment_softmax(s, CU), [draw(7)]),
     "softmax_heads": (lambda s: k.segment_softmax(s, CU), [draw(7, 2)]),
     "difference": (lambda v: k.difference_rewards(v, CU), [draw(7)]),
@@ -83,7 +85,7 @@ def test_one_input_alone_gets_the_same_gradient(name):
         torch.testing.assert_close(torch.autograd.grad(total(op(*alone)), inputs[i])[0], expected)
 
 
-KEEP_DTYPE = ("gather", "softmax", "softmax_heads", "difference")
+KEEP_DTYPE = ("gather", "gather_layout", "softmax", "softmax_heads", "difference")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -214,9 +216,13 @@ def arguments(name: str) -> tuple[object, ...]:
     hidden, scores, values = draw(9, 4), draw(7, seed=2), draw(7, seed=3)
     query, key, logprobs, ref_logprobs, rewards = draw(3, 4, seed=4), draw(7, 4, seed=5), draw(9, seed=6), draw(9, seed=7), draw(3, seed=8)
     fixed = {x: x.detach() for x in (hidden, scores, values, query, key, logprobs, rewards)}
+    parameters = [draw(*shape, seed=9 + i) for i, shape in enumerate(((1, 4), (1,), (4, 4), (4,), (4, 4), (4,)))]
+    saved = torch.ops.srm_kernels.sentence_reward_head(
+        *(hidden.detach(), BOUNDARIES, CU, *ORDER), *(x.detach() for x in parameters), 1e4, True, True, "attention", "torch"
+    )[1:]
     return {
-        "gather_boundaries": (hidden, BOUNDARIES, torch.float64, "torch"),
-        "gather_boundaries_backward": (fixed[key], BOUNDARIES, 9, torch.float32, "torch"),
+        "gather_boundaries": (hidden, BOUNDARIES, *ORDER, torch.float64, "torch"),
+        "gather_boundaries_backward": (fixed[key], BOUNDARIES, *ORDER, 9, torch.float32, "torch"),
         "segment_softmax": (scores, CU, "torch"),
         "segment_softmax_backward": (fixed[values], fixed[scores], CU, "torch"),
         "difference_rewards": (values, CU, "torch"),
@@ -233,9 +239,15 @@ def arguments(name: str) -> tuple[object, ...]:
             "value_attention",
             "torch",
         ),
+        "sentence_reward_head": (hidden, BOUNDARIES, CU, *ORDER, *parameters, 1e4, True, True, "attention", "torch"),
+        "sentence_reward_head_backward": (
+            *(fixed[rewards], fixed[scores], None, fixed[values], *saved, BOUNDARIES, CU, *ORDER),
+            *(x.detach() for x in parameters),
+            *(9, [True, True, False, True, True, True, True], 1e4, True, True, "attention", "torch"),
+        ),
         "bradley_terry_loss": (rewards, PAIRS, None, None, 0.1, 0.01, "torch"),
         "bradley_terry_loss_backward": (fixed[rewards].sum(), fixed[rewards], fixed[rewards]),
-        "token_rewards": (scores, BOUNDARIES, CU, logprobs, ref_logprobs, 0.1, "k2", "torch"),
+        "token_rewards": (scores, BOUNDARIES, CU, logprobs, ref_logprobs, *ORDER, 0.1, "k2", "torch"),
         "token_rewards_backward": (fixed[logprobs], fixed[scores], BOUNDARIES, CU, fixed[logprobs], fixed[logprobs], 0.1, "k2", "torch"),
         "packed_gae": (logprobs, ref_logprobs, CU_TOKENS, rewards, 0.9, 0.8, "torch"),
         "packed_gae_backward": (fixed[logprobs], fixed[logprobs], CU_TOKENS, 0.9, 0.8, "torch"),
@@ -251,6 +263,8 @@ OP_NAMES = (
     "difference_rewards_backward",
     "sentence_attention_pool",
     "sentence_attention_pool_backward",
+    "sentence_reward_head",
+    "sentence_reward_head_backward",
     "bradley_terry_loss",
     "bradley_terry_loss_backward",
     "token_rewards",
@@ -278,6 +292,24 @@ def test_opcheck_in_the_interpreter(name, monkeypatch):
     monkeypatch.setattr("srm_kernels.ops.packed_gae.kernels.CHUNK", 16)
     swapped = tuple("triton" if x == "torch" else x for x in arguments(name))
     torch.library.opcheck(getattr(torch.ops.srm_kernels, name), swapped)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("attends", [True, False])
+def test_opcheck_of_the_head_on_tensor_cores(attends):
+    """It keeps tensors of other shapes there."""
+    hidden, parameters = draw(9, 4).detach().bfloat16().requires_grad_(), [draw(1, 4, seed=1), draw(1, seed=2), *[None] * 4]
+    if attends:
+        parameters[2:] = [draw(4, 4, seed=3), draw(4, seed=4), draw(4, 4, seed=5), draw(4, seed=6)]
+    parameters = [x if x is None else x.detach().float().requires_grad_() for x in parameters]
+    options = (1e4 if attends else None, True, True, "attention" if attends else "sum", "triton")
+    inputs = (hidden, BOUNDARIES, CU, *ORDER, *parameters, *options)
+    torch.library.opcheck(torch.ops.srm_kernels.sentence_reward_head, inputs)
+    detached = [x.detach() if isinstance(x, Tensor) else x for x in inputs]
+    saved = torch.ops.srm_kernels.sentence_reward_head(*detached)[1:]
+    flowing, needed = (torch.ones(3), torch.ones(7), None, None), [True] * (7 if attends else 3) + [False] * (0 if attends else 4)
+    arguments = (*flowing, *saved, *detached[1:12], 9, needed, *options)
+    torch.library.opcheck(torch.ops.srm_kernels.sentence_reward_head_backward, arguments)
 
 
 def test_every_op_is_here():

@@ -286,6 +286,39 @@ def test_hidden_and_the_value_decide_the_dtype(head, random):
 @pytest.mark.interpreter
 @pytest.mark.parametrize("pooling", ["value_attention", "mean"])
 def test_every_step_runs_on_the_backend_that_was_asked_for(random, monkeypatch, pooling):
-    for name in ("gather_boundaries", "sentence_attention_pool"):
-        monkeypatch.setattr(f"srm_kernels.ops.{name}.op.{name}_reference", lambda *_: 1 / 0)
-    sentence_reward_head(random(0, NUM_TOKENS, 12), LAYOUT, **weights(random), pooling=pooling, backend="triton")
+    parts = "srm_kernels.ops.sentence_reward_head.parts"
+    for name in ("gather_boundaries_reference", "gather_boundaries_backward_reference", "pool_and_rotation"):
+        monkeypatch.setattr(f"{parts}.{name}", lambda *_: 1 / 0)
+    monkeypatch.setattr(f"{parts}.sentence_attention_pool_backward_reference", lambda *_: 1 / 0)
+    for dtype in (torch.float64, torch.bfloat16):
+        hidden, w = random(0, NUM_TOKENS, 12).to(dtype).requires_grad_(), {name: x.to(dtype) for name, x in weights(random).items()}
+        sentence_reward_head(hidden, LAYOUT, **w, pooling=pooling, backend="triton").reward.sum().backward()
+
+
+def exact_head(hidden, layout, w, dtype=torch.float64):
+    """Outputs of the definition and gradients of the sum of their squares, in fp64."""
+    leaves = [x.detach().to("cpu", dtype).requires_grad_() for x in (hidden, *w)]
+    out = sentence_reward_head_reference(leaves[0], layout.to("cpu"), *leaves[1:])
+    return [*out, *torch.autograd.grad(sum(x.square().sum() for x in out), leaves)]
+
+
+def off_by(got, exact):
+    """The error of the whole tensor beside its norm."""
+    return (torch.linalg.vector_norm(got.detach().cpu().double() - exact) / torch.linalg.vector_norm(exact)).item()
+
+
+def test_bf16_rows_lose_nothing_to_tensor_cores(lane, random):
+    """Terms of bf16 come as close to fp64 as fp32 does, the gradient of `hidden` but for its own rounding."""
+    width, layout = 1024, LAYOUT.to(lane.device)
+    hidden, w = random(0, NUM_TOKENS, width).bfloat16(), [x.float() / 8 for x in weights(random, width, 16).values()]
+    exact, fp32 = (exact_head(hidden, LAYOUT, w, dtype) for dtype in (torch.float64, torch.float32))
+    leaves = [x.to(lane.device).requires_grad_() for x in (hidden, *w)]
+    out = sentence_reward_head(leaves[0], layout, *leaves[1:], backend=lane.backend)
+    got = [*out, *torch.autograd.grad(sum(x.square().sum() for x in out), leaves)]
+    errors = [
+        (off_by(ours, wanted.detach()), off_by(theirs, wanted.detach())) for ours, theirs, wanted in zip(got, fp32, exact, strict=True)
+    ]
+    assert errors[3][0] < 2.5e-7  # The values, a product and nothing else. Two terms would be off by 1e-5.
+    for i, (ours, theirs) in enumerate(errors):
+        rounding = 2**-8 if i == len(out) else 0  # Of the gradient of `hidden`, to bf16.
+        assert ours < max(4 * theirs, 1e-6) + rounding, i

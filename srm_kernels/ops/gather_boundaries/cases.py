@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..compile_case import ACC, ACC_NAME, DTYPES, INDEX, ITEMSIZE, CompileCase
+from ..device import WAYS_LOG2
 from . import kernels as k
 
 __all__ = ["cases"]
@@ -55,8 +56,8 @@ def _scatter(dtype: str, result: str, width: int) -> CompileCase:
     return CompileCase(
         kernel=k.scatter_rows_kernel,
         label=_label(dtype, result, width),
-        signature={**signature, "num": "i32", "num_tokens": "i32"},
-        constants={"ACC": ACC[dtype], "WAYS": k.SEARCH_WAYS, **k.tile_config(width, ITEMSIZE[ACC_NAME[dtype]])},
+        signature={**signature, **dict.fromkeys(("num", "num_tokens", "shift"), "i32")},
+        constants={"ACC": ACC[dtype], "WAYS_LOG2": WAYS_LOG2, **k.tile_config(width, ITEMSIZE[ACC_NAME[dtype]])},
         wide_load=_rows_aligned(dtype, width),
         wide_store=_rows_aligned(dtype, width),
     )

@@ -3,8 +3,9 @@
 Shape letters: `T` tokens, `N` boundaries, `D` hidden.
 
 Forward: a tile of rows by columns a program.
-Backward: a program owns a tile of the gradient and writes all of it, zeros and sums alike, so that [T, D] is touched once. The boundaries
-that point into the tile it finds by a search in the sorted boundaries, and adds their rows in that order: no atomics, always the same bits.
+Backward: a program owns some rows of the gradient and writes all of them, zeros and sums alike, so that [T, D] is touched once. The
+boundaries that point there it finds by one search in the sorted boundaries, and adds their rows in that order: no atomics, always the
+same bits.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -19,12 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import acc_type, aligned, device_of, first_not_below, num_warps, sort_positions
+from ..device import WAYS_LOG2, acc_type, aligned, device_of, first_not_below, num_warps, search_shift, sort_positions
 from ..segments import accumulate_dtype
 
 __all__ = ["gather_boundaries_backward", "gather_boundaries_forward"]
-
-SEARCH_WAYS = 128
 
 
 def tile_config(width: int, itemsize: int, is_aligned: bool = True) -> dict[str, Any]:
@@ -55,7 +54,7 @@ def entry_at(sorted_ptr, j, num, beyond):
     return tl.where(j < num, tl.load(sorted_ptr + j, mask=j < num, other=0).to(tl.int64), beyond)
 
 
-@triton.jit(do_not_specialize=["num", "num_tokens"])
+@triton.jit(do_not_specialize=["num", "num_tokens", "shift"])
 def scatter_rows_kernel(
     grad_ptr,
     sorted_ptr,
@@ -63,38 +62,47 @@ def scatter_rows_kernel(
     grad_hidden_ptr,
     num,
     num_tokens,
+    shift,
     ACC: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
-    WAYS: tl.constexpr,
+    WAYS_LOG2: tl.constexpr,
 ):
     """grad_hidden [T, D]: the sum of grad [N, D] over the boundaries at each token."""
-    pid = tl.program_id(0).to(tl.int64)
-    column_blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    begin = pid // column_blocks * ROWS
+    begin = tl.program_id(0).to(tl.int64) * ROWS
     token = begin + tl.arange(0, ROWS)
-    column = pid % column_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
-    total = tl.zeros((ROWS, BLOCK_D), ACC)
-    j = first_not_below(sorted_ptr, num, begin, WAYS)
-    entry = entry_at(sorted_ptr, j, num, begin + ROWS)
-    while entry < begin + ROWS:
-        n = tl.load(order_ptr + j).to(tl.int64)
-        grad = tl.load(grad_ptr + (n * D + column), mask=column < D, other=0).to(ACC)
-        total += tl.where((token == entry)[:, None], grad[None, :], 0.0)
-        j += 1
-        entry = entry_at(sorted_ptr, j, num, begin + ROWS)
-    mask = (token < num_tokens)[:, None] & (column < D)[None, :]
-    tl.store(grad_hidden_ptr + (token[:, None] * D + column[None, :]), total, mask=mask)
+    first = first_not_below(sorted_ptr, num, begin, shift, WAYS_LOG2).to(tl.int64)
+    first_entry = entry_at(sorted_ptr, first, num, begin + ROWS)
+    out = grad_hidden_ptr + token[:, None] * D
+    if first_entry >= begin + ROWS:  # No boundary is here, as in most tiles.
+        for start in range(0, D, BLOCK_D):
+            column = start + tl.arange(0, BLOCK_D).to(tl.int64)
+            mask = (token < num_tokens)[:, None] & (column < D)[None, :]
+            tl.store(out + column[None, :], tl.zeros((ROWS, BLOCK_D), grad_hidden_ptr.dtype.element_ty), mask=mask)
+    else:
+        for start in range(0, D, BLOCK_D):
+            column = start + tl.arange(0, BLOCK_D).to(tl.int64)
+            total = tl.zeros((ROWS, BLOCK_D), ACC)
+            j = first
+            entry = first_entry
+            while entry < begin + ROWS:
+                n = tl.load(order_ptr + j).to(tl.int64)
+                grad = tl.load(grad_ptr + (n * D + column), mask=column < D, other=0).to(ACC)
+                total += tl.where((token == entry)[:, None], grad[None, :], 0.0)
+                j += 1
+                entry = entry_at(sorted_ptr, j, num, begin + ROWS)
+            mask = (token < num_tokens)[:, None] & (column < D)[None, :]
+            tl.store(out + column[None, :], total, mask=mask)
 
 
 def gather_boundaries_forward(hidden: Tensor, boundaries: Tensor, out_dtype: torch.dtype) -> Tensor:
     """Rows [N, D]."""
-    hidden, boundaries = _rows_contiguous(hidden), aligned(boundaries)
+    hidden, boundaries = rows_contiguous(hidden), aligned(boundaries)
     num, width = boundaries.numel(), hidden.shape[1]
     out = torch.empty(num, width, dtype=out_dtype, device=hidden.device)
     if out.numel():
-        config = tile_config(width, accumulate_dtype(hidden.dtype).itemsize, _is_aligned(hidden))
+        config = tile_config(width, accumulate_dtype(hidden.dtype).itemsize, begins_aligned(hidden))
         row_blocks, column_blocks = triton.cdiv(num, config["ROWS"]), triton.cdiv(width, config["BLOCK_D"])
         with device_of(hidden):
             gather_rows_kernel[(row_blocks * column_blocks,)](
@@ -103,36 +111,38 @@ def gather_boundaries_forward(hidden: Tensor, boundaries: Tensor, out_dtype: tor
     return out
 
 
-def gather_boundaries_backward(grad: Tensor, boundaries: Tensor, num_tokens: int, dtype: torch.dtype) -> Tensor:
-    """Gradient of `hidden` [T, D] in `dtype`, its own."""
+def gather_boundaries_backward(
+    grad: Tensor, boundaries: Tensor, num_tokens: int, dtype: torch.dtype, order: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Gradient of `hidden` [T, D] in `dtype`, its own. `order`: sorted positions and their indices, where somebody has them."""
     num, width = grad.shape
     grad_hidden = torch.empty(num_tokens, width, dtype=dtype, device=grad.device)
     if grad_hidden.numel():
         acc = accumulate_dtype(grad.dtype, dtype)
         config = tile_config(width, acc.itemsize)
-        positions, order = sort_positions(aligned(boundaries), num_tokens)
-        row_blocks, column_blocks = triton.cdiv(num_tokens, config["ROWS"]), triton.cdiv(width, config["BLOCK_D"])
+        positions, indices = order or sort_positions(aligned(boundaries), num_tokens)
         with device_of(grad):
-            scatter_rows_kernel[(row_blocks * column_blocks,)](
+            scatter_rows_kernel[(triton.cdiv(num_tokens, config["ROWS"]),)](
                 aligned(grad),
-                positions,
-                order,
+                aligned(positions),
+                aligned(indices),
                 grad_hidden,
                 num,
                 num_tokens,
+                search_shift(num),
                 ACC=acc_type(acc),
                 **config,
-                WAYS=SEARCH_WAYS,
+                WAYS_LOG2=WAYS_LOG2,
                 num_warps=num_warps(),
             )
     return grad_hidden
 
 
-def _rows_contiguous(x: Tensor) -> Tensor:
+def rows_contiguous(x: Tensor) -> Tensor:
     """Rows may lie apart, columns may not."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-def _is_aligned(hidden: Tensor) -> bool:
+def begins_aligned(hidden: Tensor) -> bool:
     """Whether it begins at a multiple of 16 bytes. It is read where it lies even if not: a copy would move all T rows for the sake of N."""
     return hidden.data_ptr() % 16 == 0

@@ -12,8 +12,17 @@ from torch import Tensor
 
 from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
-from ...layout import check_index
-from ..registration import FLOAT_DTYPES, check_float, check_positions, check_same_device, refuse_double_backward
+from ...layout import SentenceLayout, check_index
+from ..registration import (
+    FLOAT_DTYPES,
+    check_float,
+    check_positions,
+    check_same_device,
+    kept_order,
+    order_of,
+    refuse_double_backward,
+    with_layout,
+)
 from .reference import gather_boundaries_backward_reference, gather_boundaries_reference
 
 __all__ = ["gather_boundaries"]
@@ -21,7 +30,7 @@ __all__ = ["gather_boundaries"]
 
 def gather_boundaries(
     hidden: Tensor,
-    boundaries: Tensor,
+    boundaries: Tensor | SentenceLayout,
     *,
     out_dtype: torch.dtype | None = None,
     backend: Backend = "auto",
@@ -31,6 +40,7 @@ def gather_boundaries(
     Args:
         hidden: [T, D]; fp16, bf16, fp32 or fp64. Rows may lie apart.
         boundaries: int32 or int64 [N] in [0, T). Positions may repeat; their gradients sum, in fp32 (fp64 for fp64), in a fixed order.
+            Or the layout they are of: it sorts them once, where the kernels of several ops and steps would each do it.
         out_dtype: of the result; `hidden`'s if None.
         backend: what runs: `"auto"`, `"triton"` or `"torch"`.
 
@@ -44,6 +54,7 @@ def gather_boundaries(
         RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "gather_boundaries"
+    boundaries, layout = with_layout(boundaries)
     check_float(op, hidden=hidden)
     check_index(op, "boundaries", boundaries)
     if hidden.dim() != 2:
@@ -52,11 +63,21 @@ def gather_boundaries(
     check_positions(op, "boundaries", boundaries, hidden.shape[0])
     if out_dtype is not None and out_dtype not in FLOAT_DTYPES:
         raise TypeError(f"{op}: `out_dtype` must be floating point (fp16, bf16, fp32 or fp64), got {out_dtype}.")
-    return _gather_boundaries(hidden, boundaries, out_dtype or hidden.dtype, backend)
+    # The gradient alone asks for the order.
+    order = order_of(layout if hidden.requires_grad and torch.is_grad_enabled() else None, backend)
+    return _gather_boundaries(hidden, boundaries, *order, out_dtype or hidden.dtype, backend)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("gather_boundaries"), mutates_args=())
-def _gather_boundaries(hidden: Tensor, boundaries: Tensor, out_dtype: torch.dtype, backend: str) -> Tensor:
+def _gather_boundaries(
+    hidden: Tensor,
+    boundaries: Tensor,
+    positions: Tensor | None,
+    indices: Tensor | None,
+    version: int | None,
+    out_dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
     if choose_backend("gather_boundaries", backend, hidden.device) == "triton":
         from .kernels import gather_boundaries_forward as run
     else:
@@ -65,35 +86,61 @@ def _gather_boundaries(hidden: Tensor, boundaries: Tensor, out_dtype: torch.dtyp
 
 
 @_gather_boundaries.register_fake
-def _(hidden: Tensor, boundaries: Tensor, out_dtype: torch.dtype, backend: str) -> Tensor:
+def _(
+    hidden: Tensor,
+    boundaries: Tensor,
+    positions: Tensor | None,
+    indices: Tensor | None,
+    version: int | None,
+    out_dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
     return hidden.new_empty((boundaries.shape[0], hidden.shape[1]), dtype=out_dtype)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("gather_boundaries_backward"), mutates_args=())
-def _gather_boundaries_backward(grad: Tensor, boundaries: Tensor, num_tokens: int, dtype: torch.dtype, backend: str) -> Tensor:
+def _gather_boundaries_backward(
+    grad: Tensor,
+    boundaries: Tensor,
+    positions: Tensor | None,
+    indices: Tensor | None,
+    version: int | None,
+    num_tokens: int,
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
     """Gradient of `hidden` [T, D] in `dtype`."""
     if choose_backend("gather_boundaries", backend, grad.device) == "triton":
-        from .kernels import gather_boundaries_backward as run
-    else:
-        run = gather_boundaries_backward_reference
-    return run(grad, boundaries, num_tokens, dtype)
+        from .kernels import gather_boundaries_backward
+
+        return gather_boundaries_backward(grad, boundaries, num_tokens, dtype, kept_order(boundaries, positions, indices, version))
+    return gather_boundaries_backward_reference(grad, boundaries, num_tokens, dtype)
 
 
 @_gather_boundaries_backward.register_fake
-def _(grad: Tensor, boundaries: Tensor, num_tokens: int, dtype: torch.dtype, backend: str) -> Tensor:
+def _(
+    grad: Tensor,
+    boundaries: Tensor,
+    positions: Tensor | None,
+    indices: Tensor | None,
+    version: int | None,
+    num_tokens: int,
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
     return grad.new_empty((num_tokens, grad.shape[1]), dtype=dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    hidden, boundaries, _, ctx.backend = inputs
+    hidden, *indices, ctx.version, _, ctx.backend = inputs
     # Not `hidden` itself: its [T, D] would be kept for a shape.
     ctx.num_tokens, ctx.dtype = hidden.shape[0], hidden.dtype
-    ctx.save_for_backward(boundaries)
+    ctx.save_for_backward(*indices)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (boundaries,) = ctx.saved_tensors
-    return _gather_boundaries_backward(grad, boundaries, ctx.num_tokens, ctx.dtype, ctx.backend), None, None, None
+    grad_hidden = _gather_boundaries_backward(grad, *ctx.saved_tensors, ctx.version, ctx.num_tokens, ctx.dtype, ctx.backend)
+    return grad_hidden, None, None, None, None, None, None
 
 
 _gather_boundaries.register_autograd(_backward, setup_context=_setup_context)

@@ -12,6 +12,7 @@ in fp32 the angle of sentence 3,000 would be off by 1e-4. Few fp64 operations a 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -32,6 +33,7 @@ VALUE_ATTENTION: tl.constexpr = tl.constexpr(POOLINGS.index("value_attention"))
 HALF_PI: tl.constexpr = tl.constexpr(math.pi / 2)
 
 
+@functools.cache  # `next_power_of_2` is slow, because it may be asked inside kernels.
 def pool_config(width: int, itemsize: int) -> dict[str, Any]:
     """Tiles of 2,048 key elements (of fp64 fewer), or one wider row, so that rotation angles and keys stay in registers."""
     widest = 8192 if itemsize < 8 else 4096  # More than that spills.

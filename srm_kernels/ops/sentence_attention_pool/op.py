@@ -18,7 +18,7 @@ from ..registration import check_float, check_offsets, check_same_device, check_
 from ..segments import accumulate_dtype
 from .reference import pooling_of, sentence_attention_pool_backward_reference, sentence_attention_pool_reference
 
-__all__ = ["sentence_attention_pool", "sentence_pool"]
+__all__ = ["check_width", "sentence_attention_pool", "sentence_pool"]
 
 
 def sentence_attention_pool(
@@ -67,13 +67,7 @@ def sentence_attention_pool(
     if query.dim() != 2:
         raise ValueError(f"{op}: `query` must have shape [B, A], got {list(query.shape)}.")
     width = query.shape[1]
-    if width == 0:
-        raise ValueError(f"{op}: `query` must have at least one column, got shape {list(query.shape)}.")
-    if rope_theta is not None and (width % 2 or not 0 < rope_theta < math.inf):
-        raise ValueError(
-            f"{op}: `rope_theta` must be positive and finite and A even for rotary pairs, got {rope_theta} and A={width}. "
-            "`rope_theta=None` turns them off."
-        )
+    check_width(op, "query", query, width, rope_theta)
     _check(op, value, cu_boundaries)
     check_shape(op, "query", query, (cu_boundaries.numel() - 1, width), "[B, A]")
     check_shape(op, "key", key, (value.shape[0], width), "[N, A]")
@@ -118,6 +112,17 @@ def sentence_pool(
     _check(op, value, cu_boundaries)
     check_same_device(op, value=value, cu_boundaries=cu_boundaries)
     return _pool(None, None, value, cu_boundaries, None, include_prompt, difference, pooling, backend)
+
+
+def check_width(op: str, name: str, x: Tensor, width: int, rope_theta: float | None) -> None:
+    """The attention width A, which `x` decides, is one that can be attended with and rotated."""
+    if width == 0:
+        raise ValueError(f"{op}: `{name}` must have at least one column, got shape {list(x.shape)}.")
+    if rope_theta is not None and (width % 2 or not 0 < rope_theta < math.inf):
+        raise ValueError(
+            f"{op}: `rope_theta` must be positive and finite and A even for rotary pairs, got {rope_theta} and A={width}. "
+            "`rope_theta=None` turns them off."
+        )
 
 
 def _check(op: str, value: Tensor, cu_boundaries: Tensor) -> None:

@@ -5,19 +5,33 @@ Shape letters: `T` tokens, `N` boundaries, `B` responses, `D` hidden, `A` attent
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from ...backend import Backend
+from ..._ops import add_op_namespace_prefix
+from ...backend import Backend, choose_backend
 from ...layout import SentenceLayout
 from ...pooling import ATTENTION_POOLINGS, POOLINGS, Pooling, check_pooling
-from ..gather_boundaries.op import gather_boundaries
-from ..registration import check_float, check_shape
+from ..registration import (
+    check_float,
+    check_offsets,
+    check_positions,
+    check_same_device,
+    check_shape,
+    kept_order,
+    order_of,
+    second_derivative,
+)
 from ..segments import accumulate_dtype
-from ..sentence_attention_pool.op import sentence_attention_pool, sentence_pool
+from ..sentence_attention_pool.op import check_width
+from ..sentence_attention_pool.reference import pooling_of
+from .implementation import Flowing, Implementation, Saved, Weights
+from .parts import PARTS
+from .tensor_cores import TENSOR_CORES
 
 __all__ = ["SentenceRewardHeadOutput", "sentence_reward_head"]
 
@@ -85,42 +99,262 @@ def sentence_reward_head(
     """
     op = "sentence_reward_head"
     check_pooling(op, pooling, POOLINGS)
+    attends = pooling in ATTENTION_POOLINGS
     check_float(op, hidden=hidden, value_weight=value_weight, value_bias=value_bias)
-    if value_weight.numel() != hidden.shape[-1]:
-        raise ValueError(f"{op}: `value_weight` must have shape [1, D] or [D] with D={hidden.shape[-1]}, got {list(value_weight.shape)}.")
+    if hidden.dim() != 2:
+        raise ValueError(f"{op}: `hidden` must have shape [T, D], got {list(hidden.shape)}. Flatten batch and length first.")
+    if value_weight.numel() != hidden.shape[1]:
+        raise ValueError(f"{op}: `value_weight` must have shape [1, D] or [D] with D={hidden.shape[1]}, got {list(value_weight.shape)}.")
     if value_bias.numel() != 1:  # N of them would be added to the N values without a word.
         raise ValueError(f"{op}: `value_bias` must have one element, got shape {list(value_bias.shape)}.")
-    dtype = accumulate_dtype(hidden, value_weight)
-    with torch.autocast(device_type=hidden.device.type, enabled=False):
-        row_ND = gather_boundaries(hidden, layout.boundaries, out_dtype=dtype, backend=backend)
-        value_N = row_ND @ value_weight.to(dtype).flatten() + value_bias.to(dtype).reshape(())
-        if pooling not in ATTENTION_POOLINGS:
-            pooled = sentence_pool(value_N, layout.cu_boundaries, pooling, include_prompt, difference=difference, backend=backend)
-            return SentenceRewardHeadOutput(*pooled, value_N)
+    if attends:
         if query_weight is None or query_bias is None or key_weight is None or key_bias is None:
             raise ValueError(f'{op}: `pooling="{pooling}"` needs the weights and biases of query and key, got None.')
-        for name, weight, bias in (("query", query_weight, query_bias), ("key", key_weight, key_bias)):
-            check_float(op, **{f"{name}_weight": weight, f"{name}_bias": bias})
-            check_shape(op, f"{name}_weight", weight, (query_bias.numel(), hidden.shape[1]), "[A, D]")
-            check_shape(op, f"{name}_bias", bias, (query_bias.numel(),), "[A]")
-        query_BA = linear(_last_rows(row_ND, layout), query_weight.to(dtype), query_bias.to(dtype))
-        key_NA = linear(row_ND, key_weight.to(dtype), key_bias.to(dtype))
-        pooled = sentence_attention_pool(
-            query_BA,
-            key_NA,
-            value_N,
-            layout.cu_boundaries,
-            rope_theta,
-            include_prompt,
-            difference=difference,
-            pooling=pooling,
-            backend=backend,
+        _check_attention(hidden.shape[1], query_weight, query_bias, key_weight, key_bias, rope_theta)
+    else:
+        query_weight = query_bias = key_weight = key_bias = rope_theta = None
+    weights = Weights(value_weight, value_bias, query_weight, query_bias, key_weight, key_bias)
+    boundaries, cu_boundaries = layout.boundaries, layout.cu_boundaries
+    check_same_device(op, hidden=hidden, boundaries=boundaries, cu_boundaries=cu_boundaries, **weights._asdict())
+    check_positions(op, "boundaries", boundaries, hidden.shape[0])
+    check_offsets(op, "cu_boundaries", cu_boundaries, boundaries.numel(), "len(boundaries)")
+    # The gradients alone ask for the order.
+    order = order_of(layout if torch.is_grad_enabled() else None, backend)
+    options = (rope_theta, include_prompt, difference, pooling_of(pooling, difference), backend)
+    return SentenceRewardHeadOutput(*_head_op(hidden, boundaries, cu_boundaries, *order, *weights, *options)[:4])
+
+
+def _check_attention(
+    width: int, query_weight: Tensor, query_bias: Tensor, key_weight: Tensor, key_bias: Tensor, rope_theta: float | None
+) -> None:
+    op = "sentence_reward_head"
+    for name, weight, bias in (("query", query_weight, query_bias), ("key", key_weight, key_bias)):
+        check_float(op, **{f"{name}_weight": weight, f"{name}_bias": bias})
+        check_shape(op, f"{name}_weight", weight, (query_bias.numel(), width), "[A, D]")
+        check_shape(op, f"{name}_bias", bias, (query_bias.numel(),), "[A]")
+    check_width(op, "query_bias", query_bias, query_bias.numel(), rope_theta)
+
+
+def _head(
+    hidden: Tensor,
+    boundaries: Tensor,
+    cu_boundaries: Tensor,
+    positions: Tensor | None,
+    indices: Tensor | None,
+    version: int | None,
+    value_weight: Tensor,
+    value_bias: Tensor,
+    query_weight: Tensor | None,
+    query_bias: Tensor | None,
+    key_weight: Tensor | None,
+    key_bias: Tensor | None,
+    rope_theta: float | None,
+    include_prompt: bool,
+    difference: bool,
+    pooling: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The four public outputs, and for the backward rows, queries [B, A], keys [N, A] and what else is kept; empty where there is none."""
+    weights = Weights(value_weight, value_bias, query_weight, query_bias, key_weight, key_bias)
+    with _without_autocast(hidden.device):
+        reward, saved = _implementation(backend, hidden, value_weight).forward(
+            hidden, boundaries, cu_boundaries, weights, (rope_theta, include_prompt, difference, pooling)
         )
-    return SentenceRewardHeadOutput(*pooled, value_N)
+    query, key = (hidden.new_empty(0) if x is None else x for x in (saved.query, saved.key))
+    return reward, saved.sentence_reward, saved.weight, saved.value, saved.row, query, key, saved.kept
 
 
-def _last_rows(row: Tensor, layout: SentenceLayout) -> Tensor:
-    """Row [B, D] of each response's last boundary. A response without any gets another's row, and nothing of it is used."""
-    if row.shape[0] == 0:
-        return row.new_zeros(layout.num_responses, row.shape[1])
-    return row.index_select(0, (layout.cu_boundaries[1:] - 1).clamp(min=0))
+def _fake_head(
+    hidden: Tensor,
+    boundaries: Tensor,
+    cu_boundaries: Tensor,
+    positions: Tensor | None,
+    indices: Tensor | None,
+    version: int | None,
+    value_weight: Tensor,
+    value_bias: Tensor,
+    query_weight: Tensor | None,
+    query_bias: Tensor | None,
+    key_weight: Tensor | None,
+    key_bias: Tensor | None,
+    rope_theta: float | None,
+    include_prompt: bool,
+    difference: bool,
+    pooling: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    num, num_responses, dtype = boundaries.shape[0], cu_boundaries.shape[0] - 1, accumulate_dtype(hidden, value_weight)
+    width = 0 if query_bias is None else query_bias.shape[0]
+    row, kept = _implementation(backend, hidden, value_weight).empty_kept(hidden, num, num_responses, width, rope_theta, dtype)
+    return (
+        hidden.new_empty(num_responses, dtype=dtype),
+        hidden.new_empty(num, dtype=dtype),
+        hidden.new_empty(num, dtype=dtype),
+        hidden.new_empty(num, dtype=dtype),
+        row,
+        hidden.new_empty(0) if query_bias is None else hidden.new_empty(num_responses, width, dtype=dtype),
+        hidden.new_empty(0) if query_bias is None else hidden.new_empty(num, width, dtype=dtype),
+        kept,
+    )
+
+
+def _head_backward(
+    grad_reward: Tensor | None,
+    grad_sentence_reward: Tensor | None,
+    grad_weight: Tensor | None,
+    grad_value: Tensor | None,
+    sentence_reward: Tensor,
+    weight: Tensor,
+    value: Tensor,
+    row: Tensor,
+    query: Tensor,
+    key: Tensor,
+    kept: Tensor,
+    boundaries: Tensor,
+    cu_boundaries: Tensor,
+    positions: Tensor | None,
+    indices: Tensor | None,
+    version: int | None,
+    value_weight: Tensor,
+    value_bias: Tensor,
+    query_weight: Tensor | None,
+    query_bias: Tensor | None,
+    key_weight: Tensor | None,
+    key_bias: Tensor | None,
+    num_tokens: int,
+    needed: Sequence[bool],
+    rope_theta: float | None,
+    include_prompt: bool,
+    difference: bool,
+    pooling: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `hidden` [T, D] and of the six weights, empty where they are not needed."""
+    weights = Weights(value_weight, value_bias, query_weight, query_bias, key_weight, key_bias)
+    none = query_weight is None
+    saved = Saved(sentence_reward, weight, value, row, None if none else query, None if none else key, kept)
+    with _without_autocast(row.device):
+        grads = _implementation(backend, row, value_weight).backward(
+            Flowing(grad_reward, grad_sentence_reward, grad_weight, grad_value),
+            saved,
+            boundaries,
+            cu_boundaries,
+            kept_order(boundaries, positions, indices, version),
+            weights,
+            num_tokens,
+            needed,
+            (rope_theta, include_prompt, difference, pooling),
+        )
+    hidden, first, second, third, fourth, fifth, sixth = (row.new_empty(0) if grad is None else grad for grad in grads)
+    return hidden, first, second, third, fourth, fifth, sixth
+
+
+def _fake_head_backward(
+    grad_reward: Tensor | None,
+    grad_sentence_reward: Tensor | None,
+    grad_weight: Tensor | None,
+    grad_value: Tensor | None,
+    sentence_reward: Tensor,
+    weight: Tensor,
+    value: Tensor,
+    row: Tensor,
+    query: Tensor,
+    key: Tensor,
+    kept: Tensor,
+    boundaries: Tensor,
+    cu_boundaries: Tensor,
+    positions: Tensor | None,
+    indices: Tensor | None,
+    version: int | None,
+    value_weight: Tensor,
+    value_bias: Tensor,
+    query_weight: Tensor | None,
+    query_bias: Tensor | None,
+    key_weight: Tensor | None,
+    key_bias: Tensor | None,
+    num_tokens: int,
+    needed: Sequence[bool],
+    rope_theta: float | None,
+    include_prompt: bool,
+    difference: bool,
+    pooling: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    weights = (value_weight, value_bias, query_weight, query_bias, key_weight, key_bias)
+    first, second, third, fourth, fifth, sixth = (
+        x.new_empty(x.shape) if x is not None and need else row.new_empty(0) for x, need in zip(weights, needed[1:], strict=True)
+    )
+    hidden = row.new_empty(num_tokens, value_weight.numel()) if needed[0] else row.new_empty(0)
+    return hidden, first, second, third, fourth, fifth, sixth
+
+
+class _Head(torch.autograd.Function):
+    """What the op is to autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs: tuple[Tensor, ...] = _head_op(*inputs)
+        hidden, boundaries, cu_boundaries, positions, indices, ctx.version, *weights = inputs[:12]
+        # Not `hidden` itself: its [T, D] would be kept for a shape.
+        ctx.num_tokens, ctx.options = hidden.shape[0], inputs[12:]
+        ctx.set_materialize_grads(False)  # Zeros for whatever nobody differentiates, rows among them.
+        ctx.mark_non_differentiable(*outputs[4:])
+        ctx.save_for_backward(*outputs[1:], boundaries, cu_boundaries, positions, indices, *weights)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *flowing: Tensor | None) -> tuple[Tensor | None, ...]:
+        needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[6:12]]
+        saved, weights = ctx.saved_tensors[:11], ctx.saved_tensors[11:]
+        grads = _head_backward_op(*flowing[:4], *saved, ctx.version, *weights, ctx.num_tokens, needed, *ctx.options)
+        hidden, *of_weights = (grad if need else None for grad, need in zip(grads, needed, strict=True))
+        return (hidden, None, None, None, None, None, *of_weights, None, None, None, None, None)
+
+
+class _HeadBackward(torch.autograd.Function):
+    """What its backward op is to autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            gradients: tuple[Tensor, ...] = _head_backward_op(*inputs)
+        return gradients
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor | None) -> NoReturn:
+        raise second_derivative("sentence_reward_head")
+
+
+# `custom_op` would add autograd.Functions that look up the schema's arguments one by one at each call: at this many, that costs
+# more than all else that PyTorch does for the op.
+_NAMESPACE = add_op_namespace_prefix("").partition("::")[0]
+_LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
+
+
+def _register(name: str, run: Callable[..., Any], fake: Callable[..., Any], autograd: type[torch.autograd.Function]) -> Any:
+    """The op that `torch.ops` has then."""
+    _LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()))
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, autograd.apply, "Autograd")
+    torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=_LIBRARY)
+    return getattr(getattr(torch.ops, _NAMESPACE), name).default
+
+
+_head_op = _register("sentence_reward_head", _head, _fake_head, _Head)
+_head_backward_op = _register("sentence_reward_head_backward", _head_backward, _fake_head_backward, _HeadBackward)
+
+
+def _implementation(backend: str, rows: Tensor, value_weight: Tensor) -> Implementation:
+    """What runs on `rows`, or on a `hidden`, of this dtype."""
+    chosen = choose_backend("sentence_reward_head", backend, rows.device)
+    if chosen == "triton" and rows.dtype == torch.bfloat16 and value_weight.dtype != torch.float64:
+        return TENSOR_CORES
+    return PARTS[chosen]
+
+
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The products are those of fp32, whatever is asked of the model around them."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device_type=device.type, enabled=False)
+    return contextlib.nullcontext()

@@ -146,18 +146,19 @@ def token_rewards_forward(
     ref_logprobs: Tensor,
     kl_coef: float,
     estimator: str,
+    order: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Rewards [T]."""
+    """Rewards [T]. `order`: sorted positions and their indices, where somebody has them."""
     dtype = accumulate_dtype(sentence_reward, logprobs, ref_logprobs)
     num, num_tokens, cu_boundaries = boundaries.numel(), logprobs.numel(), aligned(cu_boundaries)
     out = torch.empty(num_tokens, dtype=dtype, device=logprobs.device)
     if num_tokens:
-        positions, order = sort_positions(boundaries, num_tokens)
+        positions, indices = order or sort_positions(boundaries, num_tokens)
         with device_of(logprobs):
             token_rewards_kernel[(triton.cdiv(num_tokens, BLOCK),)](
                 aligned(sentence_reward),
-                positions,
-                order,
+                aligned(positions),
+                aligned(indices),
                 cu_boundaries,
                 aligned(logprobs),
                 aligned(ref_logprobs),

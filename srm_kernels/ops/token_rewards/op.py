@@ -12,8 +12,19 @@ from torch import Tensor
 
 from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
-from ...layout import check_index
-from ..registration import check_finite, check_float, check_offsets, check_positions, check_same_device, check_shape, refuse_double_backward
+from ...layout import SentenceLayout, check_index
+from ..registration import (
+    check_finite,
+    check_float,
+    check_offsets,
+    check_positions,
+    check_same_device,
+    check_shape,
+    kept_order,
+    order_of,
+    refuse_double_backward,
+    with_layout,
+)
 from ..segments import accumulate_dtype
 from .reference import ESTIMATORS, token_rewards_backward_reference, token_rewards_reference
 
@@ -22,7 +33,7 @@ __all__ = ["token_rewards"]
 
 def token_rewards(
     sentence_reward: Tensor,
-    boundaries: Tensor,
+    boundaries: Tensor | SentenceLayout,
     cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
@@ -36,6 +47,7 @@ def token_rewards(
     Args:
         sentence_reward: [N], `r_i` or `w_i · r_i`; fp16, bf16, fp32 or fp64. Index 0 of each response is the prompt's and earns nothing.
         boundaries: int32 or int64 [N] in [0, T), the token that closes each sentence; rewards that share a token sum.
+            Or the layout they are of: it sorts them once, where the kernels of several ops and steps would each do it.
         cu_boundaries: int32 or int64 [B + 1], offsets in boundaries: response `b` owns `cu_boundaries[b]:cu_boundaries[b + 1]`.
         logprobs: [T], log-probability of each token under the policy, in nats; any of these dtypes. A token at -inf under both is free.
         ref_logprobs: [T], the same under the reference. Make them equal (0, say) where no penalty is due, such as on prompts.
@@ -53,6 +65,7 @@ def token_rewards(
         RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "token_rewards"
+    boundaries, layout = with_layout(boundaries)
     check_float(op, sentence_reward=sentence_reward, logprobs=logprobs, ref_logprobs=ref_logprobs)
     check_index(op, "boundaries", boundaries)
     check_offsets(op, "cu_boundaries", cu_boundaries, boundaries.numel(), "len(boundaries)")
@@ -72,7 +85,8 @@ def token_rewards(
         ref_logprobs=ref_logprobs,
     )
     check_positions(op, "boundaries", boundaries, logprobs.numel())
-    return _token_rewards(sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, kl_coef, estimator, backend)
+    order = order_of(layout, backend)
+    return _token_rewards(sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, *order, kl_coef, estimator, backend)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("token_rewards"), mutates_args=())
@@ -82,6 +96,9 @@ def _token_rewards(
     cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
+    positions: Tensor | None,
+    indices: Tensor | None,
+    version: int | None,
     kl_coef: float,
     estimator: str,
     backend: str,
@@ -89,7 +106,8 @@ def _token_rewards(
     if choose_backend("token_rewards", backend, logprobs.device) == "triton":
         from .kernels import token_rewards_forward
 
-        return token_rewards_forward(sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, kl_coef, estimator)
+        order = kept_order(boundaries, positions, indices, version)
+        return token_rewards_forward(sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, kl_coef, estimator, order)
     return token_rewards_reference(sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, kl_coef, estimator)
 
 
@@ -100,6 +118,9 @@ def _(
     cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
+    positions: Tensor | None,
+    indices: Tensor | None,
+    version: int | None,
     kl_coef: float,
     estimator: str,
     backend: str,
@@ -143,7 +164,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.kl_coef, ctx.estimator, ctx.backend = inputs
+    *tensors, _, _, _, ctx.kl_coef, ctx.estimator, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
@@ -151,7 +172,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_sentence_reward, grad_logprobs, grad_ref_logprobs = _token_rewards_backward(
         grad, *ctx.saved_tensors, ctx.kl_coef, ctx.estimator, ctx.backend
     )
-    return grad_sentence_reward, None, None, grad_logprobs, grad_ref_logprobs, None, None, None
+    return grad_sentence_reward, None, None, grad_logprobs, grad_ref_logprobs, None, None, None, None, None, None
 
 
 _token_rewards.register_autograd(_backward, setup_context=_setup_context)

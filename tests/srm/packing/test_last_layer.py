@@ -18,6 +18,7 @@ from transformers.models.llama import modeling_llama
 
 from srm.errors import UserError
 from srm.packing import LastLayer, enable, pack, prove_last_layer, report, run_backbone, run_to_boundaries
+from srm_kernels import SentenceLayout
 from tests.srm.packing.architectures import ARCHITECTURES
 
 # One product makes queries, keys and values.
@@ -64,9 +65,10 @@ def proved(model: Any, mode: str) -> LastLayer:
 
 
 def boundary_states(model: Any, batch: Any) -> Tensor:
-    hidden, index = run_to_boundaries(model, batch)
+    hidden, layout = run_to_boundaries(model, batch)
     assert hidden.shape[0] == batch.boundaries.unique().numel() < batch.num_tokens
-    return hidden[index]
+    assert torch.equal(layout.cu_boundaries, batch.cu_boundaries)
+    return hidden[layout.boundaries]
 
 
 @pytest.fixture(scope="session")
@@ -112,14 +114,14 @@ def test_all_rows_where_fewer_are_not_proved(
     with torch.no_grad(), caplog.at_level(logging.INFO, logger="srm.packing.last_layer_proof"):
         expected = run_backbone(model, batch)
         found = prove_last_layer(model, packed=False)
-        hidden, index = run_to_boundaries(model, batch)
+        hidden, layout = run_to_boundaries(model, batch)
     assert found.rows == "all"
     assert reason in found.reason
     assert [record.message for record in caplog.records if record.name.startswith("srm")] == [
         f"{type(model).__name__}, padded batches: last layer on all rows ({found.reason})"
     ]
     assert torch.equal(hidden, expected)
-    assert torch.equal(index, batch.boundaries)
+    assert layout is batch.layout
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules()), "hooks are left"
     assert model.config._attn_implementation == "eager"
 
@@ -234,9 +236,9 @@ def test_every_other_call_runs_on_all_rows(make_model: Callable[..., Any], make_
         run_to_boundaries(model, batch)
     assert all(map(torch.equal, before, run()))
     with torch.no_grad():
-        hidden, index = run_to_boundaries(model, batch, last_layer_rows="all")
+        hidden, layout = run_to_boundaries(model, batch, last_layer_rows="all")
     assert torch.equal(hidden, before[0])
-    assert torch.equal(index, batch.boundaries)
+    assert layout is batch.layout
 
 
 def test_output_hidden_states_in_the_config_changes_nothing(make_model: Callable[..., Any], make_groups: Callable[..., Any]) -> None:
@@ -251,13 +253,14 @@ def test_output_hidden_states_in_the_config_changes_nothing(make_model: Callable
 def test_a_batch_without_its_rows_and_one_of_boundaries_alone(make_model: Callable[..., Any], make_groups: Callable[..., Any]) -> None:
     model, batch = make_model(), pack(make_groups(), pad_token_id=0)
     proved(model, "shared")
-    bare = dataclasses.replace(batch, unique=None)
-    everywhere = dataclasses.replace(batch, boundaries=torch.arange(batch.num_tokens), cu_boundaries=torch.tensor([0, batch.num_tokens]))
+    bare = dataclasses.replace(batch, read=None)
+    layout = SentenceLayout(torch.arange(batch.num_tokens), torch.tensor([0, batch.num_tokens]))
+    everywhere = dataclasses.replace(batch, layout=layout)
     with torch.no_grad():
         assert torch.equal(boundary_states(model, bare), boundary_states(model, batch))
-        hidden, index = run_to_boundaries(model, everywhere)
+        hidden, found = run_to_boundaries(model, everywhere)
         assert torch.equal(hidden, run_backbone(model, batch))
-    assert torch.equal(index, everywhere.boundaries)
+    assert found is layout
 
 
 def test_an_error_inside_the_layer_leaves_nothing_behind(

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from srm.packing import PromptGroup, ResponseIds, UnsupportedBackboneError, pack
+from srm_kernels import SentenceLayout
 
 GROUPS = [
     PromptGroup(
@@ -54,6 +55,13 @@ def test_padded() -> None:
     assert batch.boundaries.tolist() == [2, 3, 4, 9, 13, 14, 15]
 
 
+@pytest.mark.parametrize("mode", ["shared", "packed", "none"])
+def test_the_boundaries_are_sorted_before_they_go_to_a_device(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = pack(GROUPS, mode=mode, pad_token_id=0).to("meta")
+    monkeypatch.setattr(torch, "sort", None)
+    assert moved.boundaries.device.type == moved.layout.order.indices.device.type == "meta"
+
+
 @pytest.mark.parametrize(("mode", "num_tokens"), [("shared", 11), ("packed", 14), ("none", 21)])
 def test_counters_dtypes_and_boundary_tokens(mode: str, num_tokens: int) -> None:
     batch = pack(GROUPS, mode=mode, pad_token_id=0)
@@ -79,28 +87,31 @@ def test_boundaries_on_ragged_groups(mode: str, make_groups: Callable[..., Any],
         expected += [rows[prompt - 1], *(rows[prompt + end] for end in response.sentence_ends)]
     assert batch.boundaries.tolist() == expected
     # Once each, although siblings share a prompt's last token.
-    rows, index = batch.unique_boundaries
+    rows, among = batch.boundary_rows
     assert rows.tolist() == sorted(set(expected))
-    assert rows[index].tolist() == expected
-    assert batch.unique is not None
+    assert rows[among.boundaries].tolist() == expected
+    assert among.cu_boundaries is batch.cu_boundaries
+    assert batch.read is not None
     # Of a batch with other boundaries they are worked out anew, and not those of before.
-    other = dataclasses.replace(batch, boundaries=torch.tensor([5, 3, 5]))
-    assert [part.tolist() for part in other.unique_boundaries] == [[3, 5], [1, 0, 1]]
-    assert [part.tolist() for part in other.to("cpu").unique_boundaries] == [[3, 5], [1, 0, 1]]
+    other = dataclasses.replace(batch, layout=SentenceLayout(torch.tensor([3, 5, 5]), torch.tensor([0, 2, 3])))
+    for each in (other, other.to("cpu")):
+        rows, among = each.boundary_rows
+        assert (rows.tolist(), among.boundaries.tolist(), among.cu_boundaries.tolist()) == ([3, 5], [0, 1, 1], [0, 2, 3])
 
 
 def test_batch_moves_as_a_whole() -> None:
     batch = pack(GROUPS, pad_token_id=0).to("meta")
     for name in ("input_ids", "position_ids", "boundaries", "cu_boundaries", "cu_seqlens", "parent"):
         assert getattr(batch, name).device.type == "meta"
-    assert [part.device.type for part in batch.unique_boundaries] == ["meta", "meta"], "worked out on the host"
+    rows, among = batch.boundary_rows
+    assert [part.device.type for part in (rows, among.boundaries, among.cu_boundaries)] == ["meta"] * 3, "worked out on the host"
     assert batch.attention_mask is None
     assert batch.num_packed_tokens == 14
 
 
 def test_batch_survives_a_worker_process() -> None:
     batch = pickle.loads(pickle.dumps(pack(GROUPS, pad_token_id=0)))
-    assert batch.unique[0] is batch.boundaries
+    assert batch.read[0] is batch.layout
     assert batch.boundaries.tolist() == [2, 3, 4, 2, 8, 9, 10]
 
 

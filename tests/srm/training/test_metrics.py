@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from srm.modeling import SentenceRewardOutput
 from srm.packing import PackedBatch
 from srm.training.metrics import RewardMetrics, attention_entropy
+from srm_kernels import SentenceLayout
 
 
 def batch(counts: list[int], *, run: int = 10, packed: int = 14, padded: int = 20) -> PackedBatch:
@@ -20,8 +21,7 @@ def batch(counts: list[int], *, run: int = 10, packed: int = 14, padded: int = 2
     return PackedBatch(
         input_ids=ids,
         position_ids=ids,
-        boundaries=torch.zeros(sum(counts), dtype=torch.int64),
-        cu_boundaries=cu,
+        layout=SentenceLayout(torch.zeros(sum(counts), dtype=torch.int64), cu),
         num_padded_tokens=padded,
         num_packed_tokens=packed,
     )

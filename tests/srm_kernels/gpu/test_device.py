@@ -19,6 +19,7 @@ from torch import Tensor
 
 import srm_kernels as k
 from srm_kernels import compile_check
+from srm_kernels.ops.sentence_reward_head.reference import sentence_reward_head_reference
 
 pytestmark = pytest.mark.gpu
 
@@ -202,6 +203,33 @@ def test_compiles_whole_on_the_device():
     loss = compiled(hidden, lay, w)
     # Between our ops Inductor adds in an order of its own.
     torch.testing.assert_close([loss, *torch.autograd.grad(loss, [hidden, *w])], step(hidden, lay, w), rtol=1e-4, atol=1e-4)
+
+
+def test_the_head_on_tensor_cores_is_as_exact_as_fp32():
+    """At a width where a product adds up thousands of numbers; its bits repeat."""
+    num_tokens, width, attention = 4000, 4096, 256
+    lay = layout([40] * 20, num_tokens)
+    shapes = ((1, width), (1,), (attention, width), (attention,), (attention, width), (attention,))
+    hidden, w = (
+        draw(0, num_tokens, width, dtype=torch.bfloat16),
+        [(draw(i + 1, *shape) / 64).detach().requires_grad_() for i, shape in enumerate(shapes)],
+    )
+
+    def run(head: Callable[..., tuple[Tensor, ...]], leaves: list[Tensor]) -> list[Tensor]:
+        out = head(leaves[0], lay, *leaves[1:])
+        return [*out, *torch.autograd.grad(sum(x.square().sum() for x in out), leaves)]
+
+    exact, fp32 = (
+        run(sentence_reward_head_reference, [x.detach().to(dtype).requires_grad_() for x in (hidden, *w)])
+        for dtype in (torch.float64, torch.float32)
+    )
+    got, again = (run(lambda *x: k.sentence_reward_head(*x, backend="triton"), [hidden, *w]) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+    for i, (ours, theirs, wanted) in enumerate(zip(got, fp32, exact, strict=True)):
+        norm = torch.linalg.vector_norm(wanted)
+        error, usual = (torch.linalg.vector_norm(x.double() - wanted) / norm for x in (ours, theirs))
+        rounding = 2**-8 if i == 4 else 0  # Of the gradient of `hidden`, to bf16.
+        assert error < max(4 * usual, 1e-6) + rounding, i
 
 
 def test_a_second_device_is_chosen_by_the_tensors():
