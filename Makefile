@@ -1,11 +1,13 @@
+# make help   this list
 # make demo   train on generated pairs and look at the result (about 7 minutes on two CPU cores)
 # make test   every test that needs no GPU
 # make check  ruff, mypy and the layers
 # make fuzz   odd files, flags and requests through the commands, for an hour or SECONDS=...
 # make test-wheel, make test-pythons   what is installed, and on which Pythons; both make environments of their own
 # make test-newest   what other people's releases break first, on the newest ones that there are today
+# make test-bare    what a machine with a GPU that is lent for minutes runs, with as little installed as it has; a dry run on a CPU
 # make test-peers   our integrations inside other projects' own programs, each in an environment on top of .venv
-.PHONY: demo test fuzz test-reference test-interpreter test-compile test-wheel test-pythons test-newest test-peers check clean venv
+.PHONY: help demo test fuzz test-reference test-interpreter test-compile test-wheel test-pythons test-newest test-bare test-peers check clean venv
 .DEFAULT_GOAL := demo
 
 PYTHON_VENV := .venv/bin/python
@@ -16,6 +18,9 @@ venv: .venv/.ready
 
 .venv/.ready: pyproject.toml setup.py constraints-cpu.txt scripts/make_venv.sh scripts/install_torch.sh
 	./scripts/make_venv.sh
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
 
 demo: venv
 	$(PYTHON_VENV) -m srm.cli.demo
@@ -44,6 +49,9 @@ test-pythons: venv
 
 test-newest: venv
 	./scripts/test_newest.sh
+
+test-bare:
+	./scripts/test_bare.sh
 
 test-peers: venv
 	./scripts/test_peers.sh

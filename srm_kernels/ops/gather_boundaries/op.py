@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
 from ...layout import SentenceLayout, check_index
 from ..registration import (
@@ -67,7 +68,7 @@ def gather_boundaries(
     return _gather_boundaries(hidden, boundaries, *order, out_dtype or hidden.dtype, backend)
 
 
-@torch.library.custom_op("srm_kernels::gather_boundaries", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("gather_boundaries"), mutates_args=())
 def _gather_boundaries(
     hidden: Tensor,
     boundaries: Tensor,
@@ -97,7 +98,7 @@ def _(
     return hidden.new_empty((boundaries.shape[0], hidden.shape[1]), dtype=out_dtype)
 
 
-@torch.library.custom_op("srm_kernels::gather_boundaries_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("gather_boundaries_backward"), mutates_args=())
 def _gather_boundaries_backward(
     grad: Tensor,
     boundaries: Tensor,
