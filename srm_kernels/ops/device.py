@@ -24,14 +24,15 @@ __all__ = [
     "acc_type",
     "aligned",
     "device_of",
-    "equal_range",
     "first_not_below",
     "joined",
     "num_warps",
+    "places_between",
     "search_shift",
-    "search_steps",
+    "segment_of_each",
     "sort_positions",
     "split_float",
+    "strided",
     "upper_bound",
 ]
 
@@ -68,11 +69,6 @@ def split_float(x: float) -> tuple[float, float]:
     return high, x - high
 
 
-def search_steps(num: int) -> int:
-    """Bisections that find a place among `num` sorted entries."""
-    return num.bit_length()
-
-
 def search_shift(num: int) -> int:
     """Where `first_not_below` begins: parts of `2 ** shift` entries, of which there are `2 ** WAYS_LOG2` at most."""
     return max(0, max(0, num - 1).bit_length() - 1) // WAYS_LOG2 * WAYS_LOG2
@@ -92,13 +88,19 @@ def joined(high, low, ACC: tl.constexpr):
 
 
 @triton.jit
+def strided(SIZE: tl.constexpr):
+    """0 to SIZE, one after the other a thread: where a mask over a count forbids wide accesses, neighbours then lie in one sector."""
+    return tl.max_contiguous(tl.arange(0, SIZE), 1)
+
+
+@triton.jit
 def first_not_below(sorted_ptr, num, x, shift, WAYS_LOG2: tl.constexpr):
-    """Place of the first of the `num` sorted entries that is `>= x`, in integers as wide as `num`; `shift`: `search_shift(num)`."""
+    """Place of the first of the sorted entries that is `>= x`, in integers as wide as `num`. `shift` is `search_shift(num)`."""
     place = num * 0
-    way = place + tl.arange(1, 2**WAYS_LOG2 + 1)
+    part = place + tl.arange(1, 2**WAYS_LOG2 + 1)
     while shift >= 0:
-        # The last entry of each part. A step leaves the part that is the first not to end below x.
-        last = place + (way << shift) - 1
+        # The last place of each part. A step goes to the first part whose entries do not all lie below.
+        last = place + (part << shift) - 1
         entry = tl.load(sorted_ptr + last.to(tl.int64), mask=last < num, other=0).to(tl.int64)
         place += tl.sum(((last < num) & (entry < x)).to(place.dtype), 0) << shift
         shift -= WAYS_LOG2
@@ -106,40 +108,41 @@ def first_not_below(sorted_ptr, num, x, shift, WAYS_LOG2: tl.constexpr):
 
 
 @triton.jit
-def upper_bound(sorted_ptr, num, x, steps):
-    """How many of the `num` sorted entries are `<= x`, for each `x` (int64 block)."""
-    low = tl.zeros_like(x)
-    high = low + num
-    step = 0
-    while step < steps:
+def places_between(sorted_ptr, num, begin, end, shift, WAYS_LOG2: tl.constexpr):
+    """Places of the sorted entries in [begin, end): `first_not_below` of both, whose loads wait for memory together."""
+    first = num * 0
+    last = first
+    part = first + tl.arange(1, 2**WAYS_LOG2 + 1)
+    while shift >= 0:
+        at = first + (part << shift) - 1
+        at_end = last + (part << shift) - 1
+        entry = tl.load(sorted_ptr + at.to(tl.int64), mask=at < num, other=0).to(tl.int64)
+        entry_end = tl.load(sorted_ptr + at_end.to(tl.int64), mask=at_end < num, other=0).to(tl.int64)
+        first += tl.sum(((at < num) & (entry < begin)).to(first.dtype), 0) << shift
+        last += tl.sum(((at_end < num) & (entry_end < end)).to(first.dtype), 0) << shift
+        shift -= WAYS_LOG2
+    return first, last
+
+
+@triton.jit
+def upper_bound(sorted_ptr, x, low, high):
+    """How many of the sorted entries are `<= x`, for each `x` (int64 block) of which that is known to lie in [low, high]."""
+    length = high - low
+    low += tl.zeros_like(x).to(length.dtype)
+    high = low + length
+    while length > 0:
         open_ = low < high
-        middle = (low + high) // 2
-        entry = tl.load(sorted_ptr + middle, mask=open_, other=0).to(tl.int64)
+        middle = low + ((high - low) >> 1)
+        entry = tl.load(sorted_ptr + middle.to(tl.int64), mask=open_, other=0).to(tl.int64)
         low = tl.where(open_ & (entry <= x), middle + 1, low)
         high = tl.where(open_ & (entry > x), middle, high)
-        step += 1
+        length = length >> 1
     return low
 
 
 @triton.jit
-def equal_range(sorted_ptr, num, x, steps):
-    """First and past-the-last place of `x` (int64 block) among the `num` sorted entries."""
-    low = tl.zeros_like(x)
-    high = low + num
-    low_end = low
-    high_end = high
-    # Both searches share the loop, so that their loads wait for memory together.
-    step = 0
-    while step < steps:
-        open_ = low < high
-        open_end = low_end < high_end
-        middle = (low + high) // 2
-        middle_end = (low_end + high_end) // 2
-        entry = tl.load(sorted_ptr + middle, mask=open_, other=0).to(tl.int64)
-        entry_end = tl.load(sorted_ptr + middle_end, mask=open_end, other=0).to(tl.int64)
-        low = tl.where(open_ & (entry < x), middle + 1, low)
-        high = tl.where(open_ & (entry >= x), middle, high)
-        low_end = tl.where(open_end & (entry_end <= x), middle_end + 1, low_end)
-        high_end = tl.where(open_end & (entry_end > x), middle_end, high_end)
-        step += 1
-    return low, low_end
+def segment_of_each(cu_ptr, num_offsets, x, begin, end, shift, WAYS_LOG2: tl.constexpr):
+    """The segment (int64) of each `x` (int64 block), all of which lie in [begin, end). Those past the last offset get one that is none."""
+    # By the offsets inside the block, which are few: one search a block, and a short one for each element.
+    low, high = places_between(cu_ptr, num_offsets, begin + 1, end, shift, WAYS_LOG2)
+    return upper_bound(cu_ptr, x, low, high).to(tl.int64) - 1

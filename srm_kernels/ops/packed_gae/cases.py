@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..compile_case import ACC, ACC_NAME, DTYPES, INDEX, CompileCase
+from ..device import WAYS_LOG2
 from . import kernels as k
 
 __all__ = ["cases"]
@@ -26,7 +27,7 @@ def cases() -> Iterator[CompileCase]:
             **_sizes(),
             **dict.fromkeys(FACTORS[:2], "fp32"),
         }
-        constants = {"ACC": ACC[dtype], "BLOCK": k.CHUNK}
+        constants = {"ACC": ACC[dtype], "BLOCK": k.CHUNK, "WAYS_LOG2": WAYS_LOG2}
         yield CompileCase(kernel=k.value_gradient_kernel, label=dtype, signature=signature, constants=constants)
         signature = {**dict.fromkeys(("decay_ptr", "carry_ptr", "out_ptr"), f"*{dtype}"), "num_chunks": "i32"}
         constants = {"ACC": ACC[dtype], "CHUNK": k.CHUNK}
@@ -43,7 +44,7 @@ def _scan_cases(dtype: str, what: str, *, backward: bool, has_bootstrap: bool) -
         **_sizes(),
         **dict.fromkeys(FACTORS, "fp32"),
     }
-    constants = {"ACC": ACC[dtype], "BACKWARD": backward, "HAS_BOOTSTRAP": has_bootstrap, "CHUNK": k.CHUNK}
+    constants = {"ACC": ACC[dtype], "BACKWARD": backward, "HAS_BOOTSTRAP": has_bootstrap, "CHUNK": k.CHUNK, "WAYS_LOG2": WAYS_LOG2}
     if has_bootstrap:
         shared["bootstrap_ptr"] = data
     else:
@@ -58,4 +59,4 @@ def _scan_cases(dtype: str, what: str, *, backward: bool, has_bootstrap: bool) -
 
 
 def _sizes() -> dict[str, str]:
-    return dict.fromkeys(("num", "num_offsets", "steps"), "i32")
+    return dict.fromkeys(("num", "num_offsets", "shift"), "i32")

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import acc_type, aligned, device_of, joined, num_warps, search_steps, split_float, upper_bound
+from ..device import WAYS_LOG2, acc_type, aligned, device_of, joined, num_warps, search_shift, segment_of_each, split_float, strided
 from ..segments import accumulate_dtype
 
 __all__ = ["packed_gae_backward", "packed_gae_forward"]
@@ -43,44 +43,59 @@ def advantage_step(
     value_ptr,
     bootstrap_ptr,
     cu_seqlens_ptr,
-    s,
+    start,
     num,
     num_offsets,
-    steps,
+    shift,
     gamma,
     lam,
     ACC: tl.constexpr,
     HAS_BOOTSTRAP: tl.constexpr,
+    CHUNK: tl.constexpr,
+    WAYS_LOG2: tl.constexpr,
 ):
-    """(decay, δ) of the token at place s, backwards in time; the identity (1, 0) past the end."""
-    token = num - 1 - s
+    """(decay, δ) and the value of the tokens at places from `start` on, backwards in time; the identity (1, 0) past the end."""
+    s = start + strided(CHUNK)
     mask = s < num
-    token = tl.where(mask, token, 0)
-    sequence = upper_bound(cu_seqlens_ptr, num_offsets, token, steps) - 1
+    token = tl.where(mask, num - 1 - s, 0)
+    sequence = segment_of_each(cu_seqlens_ptr, num_offsets, token, tl.maximum(num - start - CHUNK, 0), num - start, shift, WAYS_LOG2)
     end = tl.load(cu_seqlens_ptr + (sequence + 1), mask=mask, other=0).to(tl.int64)
     is_last = token == end - 1
-    reward = tl.load(reward_ptr + token, mask=mask, other=0).to(ACC)
-    value = tl.load(value_ptr + token, mask=mask, other=0).to(ACC)
     following = tl.load(value_ptr + (token + 1), mask=mask & (token + 1 < end), other=0).to(ACC)
     if HAS_BOOTSTRAP:
         following += tl.load(bootstrap_ptr + sequence, mask=mask & is_last, other=0).to(ACC)
+    reward = tl.load(reward_ptr + token, mask=mask, other=0).to(ACC)
+    value = tl.load(value_ptr + token, mask=mask, other=0).to(ACC)
     decay = tl.where(is_last, 0.0, gamma * lam)
     return tl.where(mask, decay, 1.0), tl.where(mask, reward + scaled(gamma, following) - value, 0.0), value
 
 
 @triton.jit
-def gradient_step(grad_advantage_ptr, grad_return_ptr, cu_seqlens_ptr, s, num, num_offsets, steps, gamma, lam, ACC: tl.constexpr):
-    """(decay, gradient) of the token at place s, forwards in time."""
-    mask = s < num
-    token = tl.where(mask, s, 0)
-    sequence = upper_bound(cu_seqlens_ptr, num_offsets, token, steps) - 1
+def gradient_step(
+    grad_advantage_ptr,
+    grad_return_ptr,
+    cu_seqlens_ptr,
+    start,
+    num,
+    num_offsets,
+    shift,
+    gamma,
+    lam,
+    ACC: tl.constexpr,
+    CHUNK: tl.constexpr,
+    WAYS_LOG2: tl.constexpr,
+):
+    """(decay, gradient) of the tokens from `start` on, forwards in time."""
+    token = start + strided(CHUNK)
+    mask = token < num
+    sequence = segment_of_each(cu_seqlens_ptr, num_offsets, token, start, start + CHUNK, shift, WAYS_LOG2)
     begin = tl.load(cu_seqlens_ptr + sequence, mask=mask, other=0).to(tl.int64)
     grad = tl.load(grad_advantage_ptr + token, mask=mask, other=0).to(ACC) + tl.load(grad_return_ptr + token, mask=mask, other=0).to(ACC)
     decay = tl.where(token == begin, 0.0, gamma * lam)
     return tl.where(mask, decay, 1.0), tl.where(mask, grad, 0.0)
 
 
-@triton.jit(do_not_specialize=["num", "num_offsets", "steps"])
+@triton.jit(do_not_specialize=["num", "num_offsets", "shift"])
 def chunk_kernel(
     a_ptr,
     b_ptr,
@@ -90,7 +105,7 @@ def chunk_kernel(
     carry_ptr,
     num,
     num_offsets,
-    steps,
+    shift,
     gamma_high,
     gamma_low,
     lam_high,
@@ -99,18 +114,19 @@ def chunk_kernel(
     BACKWARD: tl.constexpr,
     HAS_BOOTSTRAP: tl.constexpr,
     CHUNK: tl.constexpr,
+    WAYS_LOG2: tl.constexpr,
 ):
     """decay, carry [chunks]: the last pair of each chunk's scan. a, b are rewards and values, or in the backward the two gradients."""
     gamma = joined(gamma_high, gamma_low, ACC)
     lam = joined(lam_high, lam_low, ACC)
     chunk = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, CHUNK)
-    s = chunk * CHUNK + i
+    start = chunk * CHUNK
     if BACKWARD:
-        decay, x = gradient_step(a_ptr, b_ptr, cu_seqlens_ptr, s, num, num_offsets, steps, gamma, lam, ACC)
+        decay, x = gradient_step(a_ptr, b_ptr, cu_seqlens_ptr, start, num, num_offsets, shift, gamma, lam, ACC, CHUNK, WAYS_LOG2)
     else:
         decay, x, _ = advantage_step(
-            a_ptr, b_ptr, bootstrap_ptr, cu_seqlens_ptr, s, num, num_offsets, steps, gamma, lam, ACC, HAS_BOOTSTRAP
+            a_ptr, b_ptr, bootstrap_ptr, cu_seqlens_ptr, start, num, num_offsets, shift, gamma, lam, ACC, HAS_BOOTSTRAP, CHUNK, WAYS_LOG2
         )
     decay, x = tl.associative_scan((decay, x), 0, combine)
     # A masked store picks the last place without a sum, which a NaN elsewhere in the chunk would spoil.
@@ -136,7 +152,7 @@ def carry_kernel(decay_ptr, carry_ptr, out_ptr, num_chunks, ACC: tl.constexpr, C
         start += CHUNK
 
 
-@triton.jit(do_not_specialize=["num", "num_offsets", "steps"])
+@triton.jit(do_not_specialize=["num", "num_offsets", "shift"])
 def apply_kernel(
     a_ptr,
     b_ptr,
@@ -147,7 +163,7 @@ def apply_kernel(
     return_ptr,
     num,
     num_offsets,
-    steps,
+    shift,
     gamma_high,
     gamma_low,
     lam_high,
@@ -156,17 +172,19 @@ def apply_kernel(
     BACKWARD: tl.constexpr,
     HAS_BOOTSTRAP: tl.constexpr,
     CHUNK: tl.constexpr,
+    WAYS_LOG2: tl.constexpr,
 ):
     """out [T] = the scan with the carry of the chunk before; forward, return [T] = out + values as well."""
     gamma = joined(gamma_high, gamma_low, ACC)
     lam = joined(lam_high, lam_low, ACC)
     chunk = tl.program_id(0).to(tl.int64)
-    s = chunk * CHUNK + tl.arange(0, CHUNK)
+    start = chunk * CHUNK
+    s = start + strided(CHUNK)
     if BACKWARD:
-        decay, x = gradient_step(a_ptr, b_ptr, cu_seqlens_ptr, s, num, num_offsets, steps, gamma, lam, ACC)
+        decay, x = gradient_step(a_ptr, b_ptr, cu_seqlens_ptr, start, num, num_offsets, shift, gamma, lam, ACC, CHUNK, WAYS_LOG2)
     else:
         decay, x, value = advantage_step(
-            a_ptr, b_ptr, bootstrap_ptr, cu_seqlens_ptr, s, num, num_offsets, steps, gamma, lam, ACC, HAS_BOOTSTRAP
+            a_ptr, b_ptr, bootstrap_ptr, cu_seqlens_ptr, start, num, num_offsets, shift, gamma, lam, ACC, HAS_BOOTSTRAP, CHUNK, WAYS_LOG2
         )
     decay, x = tl.associative_scan((decay, x), 0, combine)
     incoming = tl.load(carry_ptr + (chunk - 1), mask=chunk > 0, other=0.0)
@@ -178,7 +196,7 @@ def apply_kernel(
         tl.store(return_ptr + (num - 1 - s), x + value, mask=s < num)
 
 
-@triton.jit(do_not_specialize=["num", "num_offsets", "steps"])
+@triton.jit(do_not_specialize=["num", "num_offsets", "shift"])
 def value_gradient_kernel(
     grad_delta_ptr,
     grad_return_ptr,
@@ -187,27 +205,30 @@ def value_gradient_kernel(
     grad_bootstrap_ptr,
     num,
     num_offsets,
-    steps,
+    shift,
     gamma_high,
     gamma_low,
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
+    WAYS_LOG2: tl.constexpr,
 ):
     """With g = grad_delta: grad_value [T] = gamma·g_{t-1} - g_t + grad_return_t, grad_bootstrap [S] = gamma·g at the sequence's end."""
     gamma = joined(gamma_high, gamma_low, ACC)
-    t = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    t = start + strided(BLOCK)
     mask = t < num
-    sequence = upper_bound(cu_seqlens_ptr, num_offsets, t, steps) - 1
+    sequence = segment_of_each(cu_seqlens_ptr, num_offsets, t, start, start + BLOCK, shift, WAYS_LOG2)
     begin = tl.load(cu_seqlens_ptr + sequence, mask=mask, other=0).to(tl.int64)
     previous = tl.load(grad_delta_ptr + (t - 1), mask=mask & (t > begin), other=0)
     grad_return = tl.load(grad_return_ptr + t, mask=mask, other=0).to(ACC)
     tl.store(grad_value_ptr + t, scaled(gamma, previous) - tl.load(grad_delta_ptr + t, mask=mask, other=0) + grad_return, mask=mask)
-    s = t
-    is_sequence = s < num_offsets - 1
-    begin = tl.load(cu_seqlens_ptr + s, mask=is_sequence, other=0).to(tl.int64)
-    end = tl.load(cu_seqlens_ptr + (s + 1), mask=is_sequence, other=0).to(tl.int64)
-    at_end = tl.load(grad_delta_ptr + (end - 1), mask=is_sequence & (end > begin), other=0)
-    tl.store(grad_bootstrap_ptr + s, scaled(gamma, at_end), mask=is_sequence)
+    if start < num_offsets - 1:
+        s = t
+        is_sequence = s < num_offsets - 1
+        begin = tl.load(cu_seqlens_ptr + s, mask=is_sequence, other=0).to(tl.int64)
+        end = tl.load(cu_seqlens_ptr + (s + 1), mask=is_sequence, other=0).to(tl.int64)
+        at_end = tl.load(grad_delta_ptr + (end - 1), mask=is_sequence & (end > begin), other=0)
+        tl.store(grad_bootstrap_ptr + s, scaled(gamma, at_end), mask=is_sequence)
 
 
 def packed_gae_forward(
@@ -241,10 +262,11 @@ def packed_gae_backward(
                 grad_bootstrap,
                 num,
                 cu_seqlens.numel(),
-                search_steps(cu_seqlens.numel()),
+                search_shift(cu_seqlens.numel()),
                 *split_float(gamma),
                 ACC=acc_type(dtype),
                 BLOCK=CHUNK,
+                WAYS_LOG2=WAYS_LOG2,
                 num_warps=num_warps(),
             )
     return grad_delta, grad_value, grad_bootstrap
@@ -266,12 +288,13 @@ def _scan(
     if num == 0:
         return
     num_chunks = triton.cdiv(num, CHUNK)
-    sizes = (num, cu_seqlens.numel(), search_steps(cu_seqlens.numel()), *split_float(gamma), *split_float(lam))
+    sizes = (num, cu_seqlens.numel(), search_shift(cu_seqlens.numel()), *split_float(gamma), *split_float(lam))
     constants = {
         "ACC": acc_type(out.dtype),
         "BACKWARD": backward,
         "HAS_BOOTSTRAP": bootstrap is not None,
         "CHUNK": CHUNK,
+        "WAYS_LOG2": WAYS_LOG2,
         "num_warps": num_warps(),
     }
     # Rows of one tensor would be aligned for some counts only, and each alignment is a compilation of its own.

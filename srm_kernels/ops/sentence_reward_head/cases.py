@@ -91,7 +91,7 @@ def _split_gradients(attention: int, has_value: bool, wanted: str, index: str) -
     return CompileCase(
         kernel=k.split_gradients_kernel,
         label=f"A={attention} for {wanted}{', values too' if has_value else ''}",
-        signature={**present, "num": "i32", "num_responses": "i32", "steps": "i32"},
+        signature={**present, "num": "i32", "num_responses": "i32"},
         constants={**dict.fromkeys(absent), **k.Columns.of(attention)._asdict(), "BLOCK_A": k.BLOCK},
     )
 

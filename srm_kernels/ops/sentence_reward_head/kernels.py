@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import aligned, device_of, num_warps, search_steps, upper_bound
+from ..device import aligned, device_of, num_warps, upper_bound
 from ..gather_boundaries.kernels import begins_aligned, rows_contiguous
 
 __all__ = ["Columns", "operands", "outputs_of_terms", "split_gradients", "weight_gradients_of_terms"]
@@ -176,7 +176,7 @@ def sum_of_terms(ptr, start, mask, column, SPACE: tl.constexpr):
     return total + tl.load(ptr + (index + 2 * SPACE), mask=mask, other=0)
 
 
-@triton.jit(do_not_specialize=["num", "num_responses", "steps"])
+@triton.jit(do_not_specialize=["num", "num_responses"])
 def split_gradients_kernel(
     grad_value_ptr,
     flowing_value_ptr,
@@ -189,7 +189,6 @@ def split_gradients_kernel(
     for_weights_ptr,
     num,
     num_responses,
-    steps,
     A: tl.constexpr,
     P: tl.constexpr,
     Q: tl.constexpr,
@@ -217,7 +216,7 @@ def split_gradients_kernel(
         total += tl.where(column == A, value, 0.0)
         if A > 0:
             total += tl.load(grad_key_ptr + (n * A + column), mask=column < A, other=0)
-            response = upper_bound(cu_boundaries_ptr, num_responses + 1, n + tl.zeros((1,), tl.int64), steps) - 1
+            response = upper_bound(cu_boundaries_ptr, n + tl.zeros((1,), tl.int64), num_responses * 0, num_responses + 1).to(tl.int64) - 1
             is_last = tl.load(cu_boundaries_ptr + (response + 1)).to(tl.int64) == n + 1
             of_query = is_last & (column >= P) & (column < P + A)
             total += tl.load(grad_query_ptr + (response * A + column - P), mask=of_query, other=0)
@@ -343,7 +342,6 @@ def split_gradients(
                 *outputs,
                 num,
                 num_responses,
-                search_steps(num_responses + 1),
                 **c._asdict(),
                 BLOCK_A=BLOCK,
                 num_warps=num_warps(),

@@ -1,4 +1,4 @@
-"""token_rewards in Triton: a program owns a block of tokens and finds the sentences that end there by bisection.
+"""token_rewards in Triton: a program owns a block of tokens, and finds the sentences that end there by one search in the sorted boundaries.
 
 Shape letters: `T` tokens, `N` boundaries, `B` responses.
 """
@@ -13,7 +13,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import acc_type, aligned, device_of, equal_range, joined, num_warps, search_steps, sort_positions, split_float, upper_bound
+from ..device import (
+    NUM_THREADS,
+    WAYS_LOG2,
+    acc_type,
+    aligned,
+    device_of,
+    joined,
+    num_warps,
+    places_between,
+    search_shift,
+    segment_of_each,
+    sort_positions,
+    split_float,
+    strided,
+    upper_bound,
+)
 from ..segments import accumulate_dtype
 from .reference import ESTIMATORS
 
@@ -49,7 +64,7 @@ def log_ratio(logprob_ptr, ref_logprob_ptr, i, mask, kl_coef, ACC: tl.constexpr)
     return tl.where(free, 0.0, policy - reference), free
 
 
-@triton.jit(do_not_specialize=["num", "num_offsets", "num_tokens", "steps", "offset_steps"])
+@triton.jit(do_not_specialize=["num", "num_offsets", "num_tokens", "shift"])
 def token_rewards_kernel(
     reward_ptr,
     sorted_ptr,
@@ -57,35 +72,38 @@ def token_rewards_kernel(
     cu_boundaries_ptr,
     logprob_ptr,
     ref_logprob_ptr,
+    earned_ptr,
     out_ptr,
     num,
     num_offsets,
     num_tokens,
-    steps,
-    offset_steps,
+    shift,
     kl_high,
     kl_low,
     ACC: tl.constexpr,
     ESTIMATOR: tl.constexpr,
     BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
+    WAYS_LOG2: tl.constexpr,
 ):
-    """out [T] = sentence rewards at their last token - kl_coef · KL estimate."""
+    """out [T] = sentence rewards at their last token - kl_coef · KL estimate. earned [N] is for the programs' own use."""
     kl_coef = joined(kl_high, kl_low, ACC)
-    token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    begin = tl.program_id(0).to(tl.int64) * BLOCK
+    token = begin + strided(BLOCK)
     in_range = token < num_tokens
-    first, last = equal_range(sorted_ptr, num, token, steps)
-    most = tl.max(last - first, 0)
-    total = tl.zeros((BLOCK,), ACC)
-    j = 0
-    while j < most:
-        present = first + j < last
-        n = tl.load(order_ptr + (first + j), mask=present, other=0)
-        response = upper_bound(cu_boundaries_ptr, num_offsets, n, offset_steps) - 1
-        begin = tl.load(cu_boundaries_ptr + response, mask=present, other=0).to(tl.int64)
+    # Few tokens close a sentence: from here on a lane is a sorted boundary of the block, not a token.
+    lane = tl.arange(0, LANES)
+    first, last = places_between(sorted_ptr, num, begin, begin + BLOCK, shift, WAYS_LOG2)
+    first, last = first.to(tl.int64), last.to(tl.int64)
+    start = first
+    while start < last:
+        j = start + lane
+        n = tl.load(order_ptr + j, mask=j < last, other=0).to(tl.int64)
+        response = upper_bound(cu_boundaries_ptr, n, num_offsets * 0, num_offsets).to(tl.int64) - 1
+        opening = tl.load(cu_boundaries_ptr + response, mask=j < last, other=0).to(tl.int64)
         # Index 0 sits on the prompt and earns nothing.
-        total += tl.load(reward_ptr + n, mask=present & (n > begin), other=0).to(ACC)
-        j += 1
-    # Behind the loop, which takes all registers: in front of it, what is paid would be held through it, and Triton 3.9 spills it.
+        tl.store(earned_ptr + j, tl.load(reward_ptr + n, mask=(j < last) & (n > opening), other=0).to(ACC), mask=j < last)
+        start += LANES
     x, _ = log_ratio(logprob_ptr, ref_logprob_ptr, token, in_range, kl_coef, ACC)
     if ESTIMATOR == K1:
         kl = x
@@ -93,11 +111,26 @@ def token_rewards_kernel(
         kl = 0.5 * x * x
     else:
         kl = expm1_less_y(-x)
-    total -= kl_coef * kl
-    tl.store(out_ptr + token, total, mask=in_range)
+    tl.store(out_ptr + token, 0.0 - kl_coef * kl, mask=in_range)
+    tl.debug_barrier()  # From here on threads read what others wrote to `out` and `earned`.
+    start = first
+    while start < last:
+        j = start + lane
+        position = tl.load(sorted_ptr + j, mask=j < last, other=-1).to(tl.int64)
+        # The first boundary of a token adds up what all of them earned.
+        adds = (j < last) & (position != tl.load(sorted_ptr + (j - 1), mask=(j < last) & (j > 0), other=-1).to(tl.int64))
+        paid = tl.load(out_ptr + position, mask=adds, other=0)
+        total = tl.zeros((LANES,), ACC)
+        more = adds
+        while tl.max(more.to(tl.int32), 0) > 0:
+            total += tl.load(earned_ptr + j, mask=more, other=0)
+            j += 1
+            more = more & (j < last) & (tl.load(sorted_ptr + j, mask=more & (j < last), other=-1).to(tl.int64) == position)
+        tl.store(out_ptr + position, total + paid, mask=adds)
+        start += LANES
 
 
-@triton.jit(do_not_specialize=["num", "num_offsets", "num_tokens", "offset_steps"])
+@triton.jit(do_not_specialize=["num", "num_offsets", "num_tokens", "shift"])
 def token_rewards_backward_kernel(
     grad_ptr,
     boundary_ptr,
@@ -110,16 +143,24 @@ def token_rewards_backward_kernel(
     num,
     num_offsets,
     num_tokens,
-    offset_steps,
+    shift,
     kl_high,
     kl_low,
     ACC: tl.constexpr,
     ESTIMATOR: tl.constexpr,
     BLOCK: tl.constexpr,
+    WAYS_LOG2: tl.constexpr,
 ):
     """grad_reward [N] by a gather, grad_logprob [T] and grad_ref_logprob [T] elementwise; blocks of T cover N too."""
     kl_coef = joined(kl_high, kl_low, ACC)
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    i = start + strided(BLOCK)
+    if start < num:
+        response = segment_of_each(cu_boundaries_ptr, num_offsets, i, start, start + BLOCK, shift, WAYS_LOG2)
+        begin = tl.load(cu_boundaries_ptr + response, mask=i < num, other=0).to(tl.int64)
+        position = tl.load(boundary_ptr + i, mask=i < num, other=0).to(tl.int64)
+        earned = tl.load(grad_ptr + position, mask=(i < num) & (i > begin), other=0).to(ACC)
+        tl.store(grad_reward_ptr + i, earned, mask=i < num)
     x, free = log_ratio(logprob_ptr, ref_logprob_ptr, i, i < num_tokens, kl_coef, ACC)
     if ESTIMATOR == K1:
         slope = tl.full((BLOCK,), 1.0, ACC)
@@ -131,11 +172,6 @@ def token_rewards_backward_kernel(
     grad = tl.where(free, 0.0, grad)
     tl.store(grad_logprob_ptr + i, grad, mask=i < num_tokens)
     tl.store(grad_ref_logprob_ptr + i, -grad, mask=i < num_tokens)
-    response = upper_bound(cu_boundaries_ptr, num_offsets, i, offset_steps) - 1
-    begin = tl.load(cu_boundaries_ptr + response, mask=i < num, other=0).to(tl.int64)
-    position = tl.load(boundary_ptr + i, mask=i < num, other=0).to(tl.int64)
-    earned = tl.load(grad_ptr + position, mask=(i < num) & (i > begin), other=0).to(ACC)
-    tl.store(grad_reward_ptr + i, earned, mask=i < num)
 
 
 def token_rewards_forward(
@@ -162,16 +198,18 @@ def token_rewards_forward(
                 cu_boundaries,
                 aligned(logprobs),
                 aligned(ref_logprobs),
+                torch.empty(num, dtype=dtype, device=logprobs.device),
                 out,
                 num,
                 cu_boundaries.numel(),
                 num_tokens,
-                search_steps(num),
-                search_steps(cu_boundaries.numel()),
+                search_shift(num),
                 *split_float(kl_coef),
                 ACC=acc_type(dtype),
                 ESTIMATOR=ESTIMATORS.index(estimator),
                 BLOCK=BLOCK,
+                LANES=NUM_THREADS,
+                WAYS_LOG2=WAYS_LOG2,
                 num_warps=num_warps(),
             )
     return out
@@ -202,11 +240,12 @@ def token_rewards_backward(
                 num,
                 cu_boundaries.numel(),
                 num_tokens,
-                search_steps(cu_boundaries.numel()),
+                search_shift(cu_boundaries.numel()),
                 *split_float(kl_coef),
                 ACC=acc_type(grad.dtype),
                 ESTIMATOR=ESTIMATORS.index(estimator),
                 BLOCK=BLOCK,
+                WAYS_LOG2=WAYS_LOG2,
                 num_warps=num_warps(),
             )
     return grads[0], grads[1], grads[2]
