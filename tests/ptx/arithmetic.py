@@ -84,10 +84,18 @@ def _float_pair(instruction: Instruction, operands: Operands) -> Step:
 
 @form(r"(add|sub|mul|fma)(\.rn)?\.b?f16|(neg|abs|max|min)\.b?f16")
 def _half(instruction: Instruction, operands: Operands) -> Step:
-    """In fp32, which holds sums and products of two 16-bit floats closely enough that rounding twice is rounding once; `fma` in fp64."""
-    function = FLOAT.get(instruction.opcode, lambda x, y, z: fma_f32(x, y, z))
+    """In fp32, which holds sums and products of two 16-bit floats closely enough that rounding twice is rounding once."""
+    function = fma_f32 if instruction.opcode == "fma" else FLOAT[instruction.opcode]
     unpack, pack = UNPACK[instruction.kind], PACK[instruction.kind]
     return elementwise(instruction, operands, lambda *x: pack(function(*map(unpack, x))), "b16")
+
+
+@form(r"(add|sub|fma)\.rn\.f32\.b?f16")
+def _mixed(instruction: Instruction, operands: Operands) -> Step:
+    """In fp32 ("Mixed Precision Floating Point"): the first operand, of `fma` the first two, has 16 bits, the last one 32."""
+    function, unpack = fma_f32 if instruction.opcode == "fma" else FLOAT[instruction.opcode], UNPACK[instruction.kind]
+    narrow = ["b16"] * (len(instruction.operands) - 2)
+    return elementwise(instruction, operands, lambda *x: function(*map(unpack, x[:-1]), x[-1]), *narrow, "f32")
 
 
 UNPACK: dict[str, Function] = {"f16": lambda bits: bits.view(np.float16).astype(np.float32), "bf16": bf16_to_f32}

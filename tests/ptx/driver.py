@@ -138,11 +138,9 @@ def emulated(target: int, **options: Any) -> Iterator[Driver]:
         triton.knobs.runtime.scope(),
         # The ops ask whether kernels run on CPU tensors, as they do in the interpreter.
         patch("srm_kernels.backend.interpreted", lambda: True),
-        contextlib.ExitStack() as stack,
+        patch("torch.empty", _fresh(torch.empty)),
+        patch("torch.empty_like", _fresh(torch.empty_like)),
     ):
-        if driver.check:
-            for name in ("empty", "empty_like"):
-                stack.enter_context(patch.object(torch, name, _fresh(getattr(torch, name))))
         triton.knobs.cache.dir = str(CACHE)
         triton.knobs.runtime.add_stages_inspection_hook = _stop_at_ptx
         triton.runtime.driver.set_active(driver)
@@ -164,7 +162,7 @@ def _fresh(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def allocate_fresh(*args: Any, **kwargs: Any) -> Tensor:
         out = allocate(*args, **kwargs)
         # Fake tensors have no elements to fill; bytes have too few values to tell one that nobody wrote.
-        if type(out) is Tensor and out.device.type == "cpu" and out.numel() and out.element_size() > 1:
+        if triton.runtime.driver.active.check and type(out) is Tensor and out.device.type == "cpu" and out.element_size() > 1:
             view_of(out.data_ptr(), out.numel() * out.element_size() // 2, RAW[2])[:] = FRESH
         return out
 

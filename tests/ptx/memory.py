@@ -166,9 +166,9 @@ class Memory:
             raise PtxError("race: two threads store different data at one address")
 
     def _touch(self, lanes: Lanes, address: Array, num_bytes: int, *, writes: bool) -> Array:
+        first, cell = self.locate(address, lanes.cta, num_bytes)
         if (address % np.uint64(num_bytes)).any():
             raise PtxError(f"misaligned: {num_bytes} bytes at {int(address[address % np.uint64(num_bytes) != 0][0]):#x}")
-        first, cell = self.locate(address, lanes.cta, num_bytes)
         if self.shadow is not None:
             cells = cell[:, None] + np.arange(num_bytes // self.cell)
             check = self.shadow.store if writes else self.shadow.load
@@ -206,7 +206,7 @@ class GlobalMemory(Memory):
 
     def locate(self, address: Array, cta: Array, num_bytes: int) -> tuple[Array, Array]:
         tensor = np.searchsorted(self.begin, address, side="right") - 1
-        bad = (tensor < 0) | (address + np.uint64(num_bytes) > self.end[tensor])
+        bad = (tensor < 0) | (address > self.end[tensor] - np.uint64(num_bytes))
         if bad.any():
             at = int(address[bad][0])
             near = ", ".join(f"{int(b):#x} to {int(e):#x}" for b, e in zip(self.begin, self.end, strict=True))
@@ -235,7 +235,7 @@ class SharedMemory(Memory):
         self.shadow = Shadow(num_ctas * self.stride // cell, written=False) if check else None
 
     def locate(self, address: Array, cta: Array, num_bytes: int) -> tuple[Array, Array]:
-        bad = address + np.uint64(num_bytes) > self.num_bytes
+        bad = address.astype(np.int64) + num_bytes > self.num_bytes
         if bad.any():
             raise PtxError(f"out of bounds: {num_bytes} bytes at {int(address[bad][0])} of {self.num_bytes} in shared memory")
         first = cta * self.stride + address.astype(np.int64)

@@ -36,8 +36,10 @@ class Operands:
 
     def register_dtype(self, name: str) -> np.dtype[Any]:
         """Of the bits that register `name` holds."""
-        letters = re.match("[a-z]+", name)
-        kind = dtype_of(self.registers[letters[0] if letters else name])
+        letters = name.rstrip("0123456789")
+        if letters not in self.registers or letters == name:
+            raise PtxError(f"unknown register `%{name}`")
+        kind = dtype_of(self.registers[letters])
         return kind if kind == np.dtype(bool) else RAW[kind.itemsize]
 
     def read(self, text: str, kind: str) -> Read:
@@ -52,7 +54,7 @@ class Operands:
         return lambda threads: np.broadcast_to(value, threads.count)
 
     def _read_register(self, name: str, dtype: np.dtype[Any]) -> Read:
-        held = self.register_dtype(name)  # A name that no register has, such as that of a special one, ends here.
+        held = self.register_dtype(name)
         raw = dtype if dtype == np.dtype(bool) else RAW[dtype.itemsize]
 
         def read(threads: Threads) -> Array:
@@ -87,8 +89,8 @@ class Operands:
         offset = np.int64(found[2] or 0).view(np.uint64)
         if found[1] is None:
             return lambda threads: np.full(threads.count, offset)
-        name = found[1]
-        return lambda threads: threads.registers[name].astype(np.uint64) + offset
+        register = self.read(f"%{found[1]}", f"u{8 * self.register_dtype(found[1]).itemsize}")
+        return lambda threads: register(threads).astype(np.uint64) + offset
 
 
 def vector(text: str) -> list[str]:

@@ -39,10 +39,10 @@ def _parameter(instruction: Instruction, operands: Operands) -> Step:
     return load
 
 
-@form(rf"ld\.(global|shared){CACHE}(\.v[248])?\.{KIND}")
+@form(rf"ld\.(global|shared(::cta)?){CACHE}(\.v[248])?\.{KIND}")
 def _load(instruction: Instruction, operands: Operands) -> Step:
     """Lanes that are off keep their registers."""
-    space = instruction.modifiers[0]
+    space = _space(instruction)
     writes = [operands.write(name) for name in vector(instruction.operands[0])]
     address, dtype = operands.address(instruction.operands[1]), dtype_of(instruction.kind)
 
@@ -60,9 +60,9 @@ def _load(instruction: Instruction, operands: Operands) -> Step:
     return load
 
 
-@form(rf"st\.(global|shared){CACHE}(\.v[248])?\.{KIND}")
+@form(rf"st\.(global|shared(::cta)?){CACHE}(\.v[248])?\.{KIND}")
 def _store(instruction: Instruction, operands: Operands) -> Step:
-    space, size = instruction.modifiers[0], dtype_of(instruction.kind).itemsize
+    space, size = _space(instruction), dtype_of(instruction.kind).itemsize
     address = operands.address(instruction.operands[0])
     reads = [operands.read(name, f"b{8 * size}") for name in vector(instruction.operands[1])]
 
@@ -75,6 +75,11 @@ def _store(instruction: Instruction, operands: Operands) -> Step:
         threads.memory(space).store(lanes, at, size, [read(threads)[index] for read in reads])
 
     return store
+
+
+def _space(instruction: Instruction) -> str:
+    """`global` or `shared`: that of the CTA, of which a cluster has one here."""
+    return instruction.modifiers[0].partition("::")[0]
 
 
 @form(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared\.b16")
@@ -90,7 +95,7 @@ def _matrix(instruction: Instruction, operands: Operands) -> Step:
     reads, writes = [operands.read(name, "b32") for name in names], [operands.write(name) for name in names]
 
     def move(threads: Threads, mask: Array | None) -> None:
-        whole_warps(instruction, mask)
+        whole_warps(mask)
         index, lanes = threads.lanes(mask)
         rows, lane = row_address(threads), index % 32
         threads.launch.counters.access("shared", instruction.opcode[:2], index, rows[index], 4 * len(names))

@@ -13,17 +13,17 @@ from .threads import Threads
 __all__ = ["whole_warps"]
 
 
-def whole_warps(instruction: Instruction, mask: Array | None) -> None:
+def whole_warps(mask: Array | None) -> None:
     """Refuses a warp of which only a part arrives: the rest would be waited for."""
     if mask is not None and (mask.reshape(-1, 32).any(1) != mask.reshape(-1, 32).all(1)).any():
-        raise PtxError(f"{instruction.form}: only a part of a warp arrives")
+        raise PtxError("only a part of a warp arrives")
 
 
 @form(r"shfl\.sync\.(bfly|up|down|idx)\.b32")
 def _shuffle(instruction: Instruction, operands: Operands) -> Step:
     """Each lane reads another one's value, or its own where that one lies outside of its segment."""
     if "|" in instruction.operands[0]:
-        raise PtxError(f"unknown PTX: {instruction.form} with a predicate, at {instruction.place}")
+        raise PtxError(f"unknown PTX: `{instruction.form}` with a predicate, at {instruction.place}")
     mode = instruction.modifiers[1]
     write = operands.write(instruction.operands[0])
     value, by, clamp, members = (
@@ -31,9 +31,9 @@ def _shuffle(instruction: Instruction, operands: Operands) -> Step:
     )
 
     def shuffle(threads: Threads, mask: Array | None) -> None:
-        whole_warps(instruction, mask)
+        whole_warps(mask)
         if (members(threads) != 0xFFFFFFFF).any():
-            raise PtxError(f"{instruction.form}: only for all lanes")
+            raise PtxError("only for all lanes of a warp is it implemented")
         lane = (threads.thread & np.uint32(31)).astype(np.int32)
         segment, limit = clamp(threads) >> 8 & 31, clamp(threads) & 31
         first, last = lane & segment, (lane & segment) | (limit & ~segment)
@@ -56,9 +56,9 @@ def _reduce(instruction: Instruction, operands: Operands) -> Step:
     write = operands.write(instruction.operands[0])
 
     def reduce(threads: Threads, mask: Array | None) -> None:
-        whole_warps(instruction, mask)
+        whole_warps(mask)
         if (members(threads) != 0xFFFFFFFF).any():
-            raise PtxError(f"{instruction.form}: only for all lanes")
+            raise PtxError("only for all lanes of a warp is it implemented")
         values = read(threads)
         write(threads, np.repeat(function.reduce(values.reshape(-1, 32), axis=1).astype(values.dtype), 32), mask)
 
