@@ -6,6 +6,7 @@ Instructions that approximate (`ex2.approx`, `div.full`, `rcp.approx`) are compu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,13 +32,14 @@ def elementwise(instruction: Instruction, operands: Operands, function: Function
     return lambda threads, mask: write(threads, function(*(read(threads) for read in reads)), mask)
 
 
-def larger(x: Array, y: Array) -> Array:
-    """A NaN loses against a number, and -0 against +0."""
-    return np.where((x == 0) & (y == 0), x + y, np.fmax(x, y))
+def larger(*numbers: Array) -> Array:
+    """Of two or three. A NaN loses against a number, and -0 against +0."""
+    return functools.reduce(lambda x, y: np.where((x == 0) & (y == 0), x + y, np.fmax(x, y)), numbers)
 
 
-def smaller(x: Array, y: Array) -> Array:
-    return -larger(-x, -y)
+def smaller(*numbers: Array) -> Array:
+    """The same the other way round."""
+    return -larger(*(-x for x in numbers))
 
 
 FLOAT: dict[str, Function] = {

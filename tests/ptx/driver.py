@@ -140,6 +140,7 @@ def emulated(target: int, **options: Any) -> Iterator[Driver]:
         patch("srm_kernels.backend.interpreted", lambda: True),
         patch("torch.empty", _fresh(torch.empty)),
         patch("torch.empty_like", _fresh(torch.empty_like)),
+        patch("torch.Tensor.new_empty", _fresh(torch.Tensor.new_empty)),
     ):
         triton.knobs.cache.dir = str(CACHE)
         triton.knobs.runtime.add_stages_inspection_hook = _stop_at_ptx

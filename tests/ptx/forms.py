@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 
@@ -17,6 +18,14 @@ Step = Callable[[Threads, "Array | None"], None]
 Build = Callable[[Instruction, Operands], Step]
 
 FORMS: list[tuple[re.Pattern[str], Build]] = []
+# How many operands an instruction reads: by its form, or else by its opcode. What is not here checks for itself.
+SOURCES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("abs", "neg", "not", "cvt", "mov", "ex2", "rcp"), (1,)),
+    **dict.fromkeys(("add", "sub", "mul", "div", "max", "min", "and", "or", "xor", "shl", "shr", "setp"), (2,)),
+    **dict.fromkeys(("fma", "mad", "selp", "bfe"), (3,)),
+    **dict.fromkeys(("cvt.rn.f16x2.f32", "cvt.rn.bf16x2.f32"), (2,)),
+    **dict.fromkeys(("max.f32", "min.f32"), (2, 3)),
+}
 
 
 def form(pattern: str) -> Callable[[Build], Build]:
@@ -49,10 +58,16 @@ def step_of(instruction: Instruction, operands: Operands) -> Step:
     Raises:
         PtxError: a form that nothing is registered for.
     """
-    for pattern, build in FORMS:
-        if pattern.fullmatch(instruction.form):
-            return build(instruction, operands)
+    build = _build_of(instruction.form)
+    sources = len(instruction.operands) - 1
+    if build is not None and sources in SOURCES.get(instruction.form, SOURCES.get(instruction.opcode, (sources,))):
+        return build(instruction, operands)
     raise PtxError(
         f"unknown PTX instruction `{instruction.form} {', '.join(instruction.operands)}` at {instruction.place}: "
         "implement it in tests/ptx, with a case in tests/ptx/opcode_cases.py."
     )
+
+
+@functools.cache
+def _build_of(form: str) -> Build | None:
+    return next((build for pattern, build in FORMS if pattern.fullmatch(form)), None)

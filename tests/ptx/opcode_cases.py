@@ -5,6 +5,7 @@ A form that runs in the PTX lane and has no case here fails the lane.
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,9 +50,10 @@ def untested(program: Program) -> None:
     Raises:
         PtxError: it has one.
     """
-    known = {case.form for case in CASES}
+    # An instruction by itself also tells how many operands it has.
+    known = {(case.form, None if case.code else 1 + len(case.inputs)) for case in CASES}
     for instruction in program.instructions:
-        if instruction.form not in known:
+        if not {(instruction.form, None), (instruction.form, len(instruction.operands))} & known:
             raise PtxError(f"{program.name}: `{instruction.form}` at {instruction.place} has no case in tests/ptx/opcode_cases.py.")
 
 
@@ -87,6 +89,7 @@ def _float() -> Iterator[OpcodeCase]:
         # A tie but for one bit far below: (1 + u)(1 - u) = 1 - u^2, and half a unit on top is below the tie.
         tie = (1 + ulp, 1 - ulp, ulp / 2, 1.0), (1 + 2 * ulp, 1.0, ulp / 2, 1 + 2 * ulp), (1 + ulp, 1 + ulp, -2 * ulp, 1.0)
         yield case(f"fma.rn.{form}", f"{form} {form} {form} -> {form}", *fused, *tie)
+    yield case("max.f32", "f32 f32 f32 -> f32", (1.0, 3.0, 2.0, 3.0), (nan, -1.0, -2.0, -1.0), (nan, nan, nan, nan))
     yield case("add.rn.f64", "f64 f64 -> f64", (1.0, ULP64 / 2, 1.0), (0.1, 0.2, 0.30000000000000004))
     yield case("div.rn.f64", "f64 f64 -> f64", (1.0, 3.0, 1 / 3), (1.0, 0.0, inf), (0.0, 0.0, nan), (-6.0, 2.0, -3.0))
     yield case("div.full.f32", "f32 f32 -> f32", (6.0, 2.0, 3.0), (1.0, 0.0, inf), (0.0, 0.0, nan), (1.0, 3.0, 0x3EAAAAAB))
@@ -319,35 +322,31 @@ def _shared_memory() -> Iterator[OpcodeCase]:
 
 
 def _matrices() -> Iterator[OpcodeCase]:
-    """Matrices of 8 by 8 numbers of 16 bits, 8·row + column; lane i names row 31 - i, or 7 - i, so that rows come in reverse."""
+    """Matrices of 8 by 8 numbers of 16 bits, 8·row + column, the rows of all one below the other; the last row's address comes first."""
 
-    def pair(row: int, column: int) -> int:
-        return 8 * row + column | (8 * row + column + 1) << 16
+    def pair(first: int, second: int) -> int:
+        return first | second << 16
 
-    def down(row: int, column: int) -> int:
-        return 8 * row + column | (8 * (row + 1) + column) << 16
+    def held(lane: int, turned: bool) -> list[tuple[int, int]]:
+        """Row and column of the two numbers that a lane holds of a matrix: neighbours in a row, or with .trans in a column."""
+        places = [(lane // 4, 2 * (lane % 4) + half) for half in range(2)]
+        return [(column, row) for row, column in places] if turned else places
 
-    one, four = "matrix.sync.aligned.m8n8.x1.shared.b16", "matrix.sync.aligned.m8n8.x4{}.shared.b16"
-    # Lane t holds elements 2·(t mod 4) and the next of row t div 4: its own four bytes of the matrix.
-    rows = [(pair(t // 4, 2 * (t % 4)), pair(7 - t // 4, 2 * (t % 4))) for t in range(32)]
-    load = f"st.shared.b32 [{{own4}}], {{a}}; bar.sync 0; ld{one} {{{{ {{x}} }}}}, [{{reverse}}+-384];"
-    yield case(f"ld{one}", "b32 -> b32", *rows, code=load)
-    store = f"st{one} [{{reverse}}+-384], {{{{ {{a}} }}}}; bar.sync 0; ld.shared.b32 {{x}}, [{{own4}}];"
-    yield case(f"st{one}", "b32 -> b32", *rows, code=store)
-    # Lane t has written the whole row t of 32; the register of matrix k is from row 31 - 8·k - (t div 4), or from that column.
-    whole = [[pair(t, 2 * i) for i in range(4)] for t in range(32)]
-    store_rows, load_rows = "st.shared.v4.b32 [{own}], {{ {a}, {b}, {c}, {d} }};", "ld.shared.v4.b32 {{ {x}, {y}, {z}, {w} }}, [{own}];"
-    registers = "{{ {x}, {y}, {z}, {w} }}"
-    rows_ = [(*whole[t], *(pair(31 - 8 * k - t // 4, 2 * (t % 4)) for k in range(4))) for t in range(32)]
-    code = f"{store_rows} bar.sync 0; ld{four.format('')} {registers}, [{{reverse}}];"
-    yield case(f"ld{four.format('')}", "b32 b32 b32 b32 -> b32 b32 b32 b32", *rows_, code=code)
-    rows_ = [(*whole[t], *(down(8 * k + 2 * (t % 4), t // 4) for k in range(4))) for t in range(32)]
-    code = f"{store_rows} bar.sync 0; ld{four.format('.trans')} {registers}, [{{own}}];"
-    yield case(f"ld{four.format('.trans')}", "b32 b32 b32 b32 -> b32 b32 b32 b32", *rows_, code=code)
-    held = [[pair(8 * k + t // 4, 2 * (t % 4)) for k in range(4)] for t in range(32)]
-    rows_ = [(*held[t], *(pair(31 - t, 2 * i) for i in range(4))) for t in range(32)]
-    code = f"st{four.format('')} [{{reverse}}], {{{{ {{a}}, {{b}}, {{c}}, {{d}} }}}}; bar.sync 0; {load_rows}"
-    yield case(f"st{four.format('')}", "b32 b32 b32 b32 -> b32 b32 b32 b32", *rows_, code=code)
+    rows = [[pair(8 * row + 2 * i, 8 * row + 2 * i + 1) for i in range(4)] for row in range(32)]
+    store_row, load_row = "st.shared.v4.b32 [{own}], {{ {a}, {b}, {c}, {d} }};", "ld.shared.v4.b32 {{ {x}, {y}, {z}, {w} }}, [{own}];"
+    for count, turned in itertools.product((1, 2, 4), (False, True)):
+        form, kinds = f"matrix.sync.aligned.m8n8.x{count}{'.trans' * turned}.shared.b16", " ".join(["b32"] * count)
+        results, operands = (", ".join(f"{{{name}}}" for name in names[:count]) for names in ("xyzw", "abcd"))
+        address, last = f"[{{reverse}}+{128 * count - 512}]", 8 * count - 1
+        # Row i of matrix k is row last - 8·k - i of the memory.
+        found = [[pair(*(8 * (last - 8 * k - i) + j for i, j in held(t, turned))) for k in range(count)] for t in range(32)]
+        code = f"{store_row} bar.sync 0; ld{form} {{{{ {results} }}}}, {address};"
+        yield case(f"ld{form}", f"b32 b32 b32 b32 -> {kinds}", *((*rows[t], *found[t]) for t in range(32)), code=code)
+        given = [[pair(*(8 * (8 * k + i) + j for i, j in held(t, turned))) for k in range(count)] for t in range(32)]
+        stored = [rows[last - t] if t <= last else [7] * 4 for t in range(32)]
+        fill = "st.shared.v4.b32 [{own}], {{ 7, 7, 7, 7 }}; bar.sync 0;"
+        code = f"{fill} st{form} {address}, {{{{ {operands} }}}}; bar.sync 0; {load_row}"
+        yield case(f"st{form}", f"{kinds} -> b32 b32 b32 b32", *((*given[t], *stored[t]) for t in range(32)), code=code)
 
 
 CASES: list[OpcodeCase] = [

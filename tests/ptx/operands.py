@@ -51,7 +51,7 @@ class Operands:
         if text.startswith("%"):
             return self._read_register(text[1:], dtype)
         value = _constant(text, dtype)
-        return lambda threads: np.broadcast_to(value, threads.count)
+        return lambda threads: np.full(threads.count, value)
 
     def _read_register(self, name: str, dtype: np.dtype[Any]) -> Read:
         held = self.register_dtype(name)

@@ -176,10 +176,19 @@ def copy(x: torch.Tensor) -> torch.Tensor:
     return out
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda num, dtype: torch.empty(num, dtype=dtype),
+        lambda num, dtype: torch.empty_like(torch.zeros(num, dtype=dtype)),
+        lambda num, dtype: torch.zeros(1).new_empty(num, dtype=dtype),
+    ],
+    ids=["empty", "empty_like", "new_empty"],
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64])
-def test_memory_that_nobody_wrote(dtype):
+def test_memory_that_nobody_wrote(dtype, make):
     with emulated(90):
-        x = torch.empty(100, dtype=dtype)
+        x = make(100, dtype)
     x[:60] = 1
     with pytest.raises(PtxError, match=r"copy_kernel: uninitialised read: nobody wrote there \(ld\.global"):
         copy(x)

@@ -42,10 +42,8 @@ add.s64 %rd91, %rd91, %rd90;
 add.s64 %rd92, %rd92, %rd90;
 shl.b32 %r91, %r90, 4;
 xor.b32 %r92, %r91, 16;
-sub.s32 %r93, 496, %r91;
-shl.b32 %r94, %r90, 2;"""
-PLACES = {"in": "%rd91", "out": "%rd92", "own": "%r91", "other": "%r92", "reverse": "%r93", "own4": "%r94", "t": "%r95", "p": "%p95"}
-LETTERS = {"pred": "p", "16": "rs", "32": "r", "64": "rd", "x2": "rd"}
+sub.s32 %r93, 496, %r91;"""
+PLACES = {"in": "%rd91", "out": "%rd92", "own": "%r91", "other": "%r92", "reverse": "%r93", "t": "%r95", "p": "%p95"}
 FORMATS = {"f16": "<e", "f32": "<f", "f64": "<d"}
 
 
@@ -148,6 +146,8 @@ def module(code: str) -> str:
         "ld.volatile.global.b32 %r1, [%rd1];",
         "atom.global.add.u32 %r1, [%rd1], %r2;",
         "bar.warp.sync -1;",
+        "add.s32 %r1, %r2, %r3, %r4;",
+        "max.s64 %rd1, %rd2;",
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%r1}, {%r2}, {%r3}, {%r4};",
     ],
 )
@@ -163,6 +163,9 @@ def test_a_form_without_a_case_is_named():
     Machine(program, 0)
     with pytest.raises(PtxError, match=r"k: `shfl.sync.down.b32` at case.py:7:3 has no case in tests/ptx/opcode_cases.py"):
         untested(program)
+    with pytest.raises(PtxError, match=r"k: `max.s64` at case.py:7:3 has no case"):
+        untested(parse(module("max.s64 %rd1, %rd2, %rd3, %rd4;")))
+    untested(parse(module("max.s64 %rd1, %rd2, %rd3;")))
 
 
 def test_what_is_no_instruction_is_an_error():
