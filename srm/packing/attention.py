@@ -20,8 +20,7 @@ PLAN = "srm_plan"
 
 # Arguments that change the scores in a way no backend computes. Anything else that does is caught by the probe.
 _UNSUPPORTED = {
-    "s_aux": "its attention has sinks (`s_aux`)",
-    "sinks": "its attention has sinks (`sinks`)",
+    "sinks": "its attention has sinks of another kind (`sinks`)",
     "position_bias": "its attention adds a bias to the scores (`position_bias`)",
     "indices": "its attention picks keys by index (`indices`)",
     "block_indices": "its attention picks blocks of keys (`block_indices`)",
@@ -37,7 +36,7 @@ def check_arguments(module: nn.Module, attention_mask: Tensor | None, arguments:
         arguments: its further keyword arguments.
 
     Raises:
-        UnsupportedBackboneError: sinks, a bias, picked keys, no causality, or a mask.
+        UnsupportedBackboneError: sinks that are no `s_aux`, a bias, picked keys, no causality, or a mask.
     """
     name = type(module).__name__
     for argument, reason in _UNSUPPORTED.items():
@@ -62,6 +61,7 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer over a packed row, as transformers calls it.
@@ -76,6 +76,7 @@ def packed_attention(
         dropout: share of the weights to drop.
         sliding_window: how many tokens a query sees, itself included; None for all.
         softcap: what the scores are capped at; None for no cap.
+        s_aux: [H], the layer's attention sinks; None for none.
         **kwargs: `srm_plan`, the AttentionPlan, and what else the layer passes.
 
     Returns:
@@ -98,9 +99,9 @@ def packed_attention(
         )
     if sliding_window is not None and sliding_window >= plan.max_keys:
         sliding_window = None
-    need = backends.Need.of_call(query, key, value, window=sliding_window, softcap=softcap, dropout=dropout)
-    backend = choose_for(module, need).backend
-    return backend.attend(query, key, value, plan, scaling=scaling, dropout=dropout, window=sliding_window, softcap=softcap), None
+    need = backends.Need.of_call(query, key, value, window=sliding_window, softcap=softcap, dropout=dropout, sinks=s_aux is not None)
+    settings = {"scaling": scaling, "dropout": dropout, "window": sliding_window, "softcap": softcap, "sinks": s_aux}
+    return choose_for(module, need).backend.attend(query, key, value, plan, **settings), None
 
 
 def choose_for(module: nn.Module, need: backends.Need) -> backends.Choice:
@@ -119,9 +120,9 @@ def choose_for(module: nn.Module, need: backends.Need) -> backends.Choice:
     try:
         return backends.choose(need)
     except backends.NoBackendError as error:
-        raise UnsupportedBackboneError(
-            type(module).__name__, f"its attention caps the scores (`softcap`), and no backend here does that ({error})"
-        ) from None
+        asked = ["caps the scores (`softcap`)"] * (need.softcap is not None) + ["has sinks (`s_aux`)"] * need.sinks
+        reason = f"its attention {' and '.join(asked)}, and" if asked else "of packed attention,"
+        raise UnsupportedBackboneError(type(module).__name__, f"{reason} no backend here does that ({error})") from None
 
 
 def _no_mask(**kwargs: Any) -> None:

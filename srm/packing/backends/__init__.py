@@ -1,12 +1,13 @@
 """One module per kind of packed attention, chosen by what a call needs.
 
 A backend is a module, or an object, with `NAME`, `REASON`, `refuse(need)`, which says why it cannot do the call or gives None, and
-`attend(query, key, value, plan, *, scaling, dropout, window, softcap)`.
+`attend(query, key, value, plan, *, scaling, dropout, window, softcap, sinks)`.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from srm.packing.backends import flex, sdpa, varlen
+from srm.errors import UserError
+from srm.packing.backends import cascade, flex, sdpa, varlen
 from srm.packing.backends.flash import FLASH_2, FLASH_3, FLASH_4
 from srm.packing.backends.need import Need
 
@@ -61,24 +63,35 @@ class NoBackendError(Exception):
 
 
 # What should be fastest first, not measured on a GPU yet: who installs a flash_attn made for the GPU at hand wants it.
-# SDPA per segment runs everywhere and in every dtype.
-BACKENDS: tuple[AttentionBackend, ...] = (FLASH_4, FLASH_3, varlen, FLASH_2, flex, sdpa)
+# SDPA per segment runs everywhere and in every dtype; cascade runs what has sinks, and where it is asked for by name.
+BACKENDS: tuple[AttentionBackend, ...] = (FLASH_4, FLASH_3, varlen, FLASH_2, flex, sdpa, cascade)
+# Names the one backend that may run.
+VARIABLE = "SRM_PACKED_ATTENTION"
 
 
-@lru_cache(maxsize=256)
-def choose(need: Need, backends: tuple[AttentionBackend, ...] = BACKENDS) -> Choice:
-    """The first backend that can do `need`. Each new choice is logged once, with what was passed over.
+def choose(need: Need) -> Choice:
+    """The first backend that can do `need`, or the one that the environment variable `SRM_PACKED_ATTENTION` names.
+
+    Each new choice is logged once, with what was passed over.
 
     Args:
         need: what the call needs.
-        backends: in the order of preference.
 
     Returns:
         The backend, and why none of those before it.
 
     Raises:
-        NoBackendError: none can.
+        NoBackendError: none can, or the named one cannot.
+        UserError: the variable names no backend.
     """
+    return _choose(need, os.environ.get(VARIABLE, ""))
+
+
+@lru_cache(maxsize=256)
+def _choose(need: Need, name: str) -> Choice:
+    backends = [backend for backend in BACKENDS if name in ("", backend.NAME)]
+    if not backends:
+        raise UserError(f"{VARIABLE} must be one of {', '.join(b.NAME for b in BACKENDS)}, or not set, got {name!r}.")
     passed_over: list[str] = []
     for backend in backends:
         reason = backend.refuse(need)
@@ -87,4 +100,4 @@ def choose(need: Need, backends: tuple[AttentionBackend, ...] = BACKENDS) -> Cho
             logger.info("packed attention in %s on %s: %s", str(need.dtype).removeprefix("torch."), need.device, choice)
             return choice
         passed_over.append(f"{backend.NAME}: {reason}")
-    raise NoBackendError("; ".join(passed_over))
+    raise NoBackendError("; ".join(passed_over) + (f"; {VARIABLE} allows no other" if name else ""))

@@ -65,6 +65,8 @@ class FlashAttention:
             return f"it is not for GPUs of compute capability {generation}"
         if self.widths is not None and need.width not in self.widths:
             return f"it has no kernel for head width {need.width}"
+        if need.sinks:
+            return "it has no sinks"
         if need.softcap is not None and not self.caps:
             return "it has no backward pass for capped scores (`softcap`)"
         function = _function(self.distribution, self.module)
@@ -91,6 +93,7 @@ class FlashAttention:
         dropout: float,
         window: int | None,
         softcap: float | None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Packed attention in one call, after a gather of keys and values.
 
@@ -103,10 +106,12 @@ class FlashAttention:
             dropout: share of the weights to drop.
             window: how many tokens a query sees, itself included; None for all.
             softcap: what the scores are capped at; None for no cap.
+            sinks: None, see `refuse`.
 
         Returns:
             [1, T, H, E].
         """
+        assert sinks is None
         function = _function(self.distribution, self.module)
         assert function is not None, "`refuse` looked"
         rows = plan.key_rows(query.device)

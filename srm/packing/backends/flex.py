@@ -44,6 +44,8 @@ def refuse(need: Need) -> str | None:
         return "it is not tested on ROCm"
     if need.dropout:
         return "it has no attention dropout"
+    if need.sinks:
+        return "it has no sinks"
     if min(need.width, need.value_width) < _NARROWEST:
         return f"head width {min(need.width, need.value_width)} is below {_NARROWEST}"
     return None
@@ -59,6 +61,7 @@ def attend(
     dropout: float,
     window: int | None,
     softcap: float | None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Packed attention in one call. Keys are read where they lie: nothing is gathered.
 
@@ -71,11 +74,13 @@ def attend(
         dropout: 0, see `refuse`.
         window: how many tokens a query sees, itself included; None for all.
         softcap: what the scores are capped at; None for no cap.
+        sinks: None, see `refuse`.
 
     Returns:
         [1, T, H, E].
     """
     assert not dropout
+    assert sinks is None
     kind = query.device.type
     if torch.is_autocast_enabled(kind):
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))

@@ -26,6 +26,7 @@ class Need:
         window: how many tokens a query sees, itself included; None for all.
         softcap: scores become `softcap * tanh(score / softcap)`; None for no cap.
         dropout: share of the weights to drop.
+        sinks: whether each query has a score that leads to no value.
     """
 
     device: torch.device
@@ -35,9 +36,12 @@ class Need:
     window: int | None = None
     softcap: float | None = None
     dropout: float = 0.0
+    sinks: bool = False
 
     @classmethod
-    def of_call(cls, query: Tensor, key: Tensor, value: Tensor, *, window: int | None, softcap: float | None, dropout: float) -> Need:
+    def of_call(
+        cls, query: Tensor, key: Tensor, value: Tensor, *, window: int | None, softcap: float | None, dropout: float, sinks: bool = False
+    ) -> Need:
         """What a call with these tensors needs.
 
         Args:
@@ -47,6 +51,7 @@ class Need:
             window: how many tokens a query sees, itself included; None for all.
             softcap: what the scores are capped at; None for no cap.
             dropout: share of the weights to drop.
+            sinks: whether each query has a score that leads to no value.
 
         Returns:
             The need, in autocast's dtype where that is on.
@@ -61,6 +66,7 @@ class Need:
             window=window,
             softcap=softcap,
             dropout=dropout,
+            sinks=sinks,
         )
 
     @classmethod
@@ -84,4 +90,6 @@ class Need:
             value_width=getattr(config, "v_head_dim", None) or width,
             window=getattr(config, "sliding_window", None),
             softcap=getattr(config, "attn_logit_softcapping", None),
+            # No config says so; the layers have a parameter of this name.
+            sinks=any(name.endswith(".sinks") for name, _ in model.named_parameters()),
         )

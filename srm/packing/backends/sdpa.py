@@ -31,6 +31,8 @@ def refuse(need: Need) -> str | None:
     Returns:
         The reason, or None where it can.
     """
+    if need.sinks:
+        return "it has no sinks"
     return None if need.softcap is None else "it caps no scores (`softcap`)"
 
 
@@ -44,6 +46,7 @@ def attend(
     dropout: float,
     window: int | None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Packed attention, a call per segment.
 
@@ -59,11 +62,13 @@ def attend(
         dropout: share of the weights to drop.
         window: how many tokens a query sees, itself included; None for all.
         softcap: None, see `refuse`.
+        sinks: None, see `refuse`.
 
     Returns:
         [1, T, H, E] in the dtype SDPA returns, as wide as values are.
     """
     assert softcap is None
+    assert sinks is None
     if query.is_cuda:
         # With shared key heads and a mask, or in fp32, torch 2.11 takes a kernel there that writes the whole matrix of scores.
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))

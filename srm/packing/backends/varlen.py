@@ -41,6 +41,8 @@ def refuse(need: Need) -> str | None:
         return "it caps no scores (`softcap`)"
     if need.dropout:
         return "it has no attention dropout"
+    if need.sinks:
+        return "it has no sinks"
     return None
 
 
@@ -78,6 +80,7 @@ def attend(
     dropout: float,
     window: int | None,
     softcap: float | None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Packed attention in one call, after a gather of keys and values.
 
@@ -90,12 +93,14 @@ def attend(
         dropout: 0, see `refuse`.
         window: how many tokens a query sees, itself included; None for all.
         softcap: None, see `refuse`.
+        sinks: None, see `refuse`.
 
     Returns:
         [1, T, H, E].
     """
     assert not dropout
     assert softcap is None
+    assert sinks is None
     rows = plan.key_rows(query.device)
     q, k, v = rows_of(query, key, value, plan)
     # The kernels count the tokens before the query, transformers counts the query too.

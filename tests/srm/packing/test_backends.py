@@ -5,19 +5,29 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from srm.packing.backends import BACKENDS, Need, NoBackendError, choose, flash, flex, sdpa, varlen
+from srm.errors import UserError
+from srm.packing import backends
+from srm.packing.backends import BACKENDS, Need, NoBackendError, cascade, choose, flash, flex, sdpa, varlen
 from srm.packing.plan import AttentionPlan
 
 CUDA = Need(device=torch.device("cuda"), dtype=torch.bfloat16, width=64, value_width=64)
 CPU = Need(device=torch.device("cpu"), dtype=torch.float32, width=64, value_width=64)
 PLAN = AttentionPlan(lengths=(4, 3, 5, 1, 6), parents=(-1, 0, 0, -1, 3))
+
+
+@pytest.fixture(autouse=True)
+def no_choice_is_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    backends._choose.cache_clear()
+    yield
+    backends._choose.cache_clear()
 
 
 def loops(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, scale: float, left: int, softcap: float | None = None) -> Tensor:
@@ -190,31 +200,50 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         (10, {"flash-attn-3": flash_2, "flash-attn-4": flash_4}, {}, "flash_attn_4"),
         (10, {"flash-attn-4": flash_4}, {"width": 80, "value_width": 80}, "varlen"),
         (10, {"flash-attn-4": flash_4}, {"softcap": 50.0}, "flex"),
+        (10, {"flash-attn-3": flash_2, "flash-attn": flash_2, "flash-attn-4": flash_4}, {"sinks": True}, "cascade"),
+        (9, {}, {"sinks": True, "window": 100}, "cascade"),
+        (9, {}, {"sinks": True, "dtype": torch.float32}, "cascade"),
     ],
 )
 def test_choice(machine: Any, generation: int, installed: dict[str, Any], change: dict[str, Any], expected: str) -> None:
     machine(generation, installed=installed)
-    assert expected == choose.__wrapped__(dataclasses.replace(CUDA, **change)).backend.NAME
+    assert expected == choose(dataclasses.replace(CUDA, **change)).backend.NAME
 
 
 def test_cpu_runs_sdpa_and_says_why_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="srm.packing.backends"):
-        choice = choose.__wrapped__(CPU)
+        choice = choose(CPU)
     assert choice.backend is sdpa
-    assert [reason.split(":")[0] for reason in choice.passed_over] == [backend.NAME for backend in BACKENDS[:-1]]
+    assert [reason.split(":")[0] for reason in choice.passed_over] == [backend.NAME for backend in BACKENDS[: BACKENDS.index(sdpa)]]
     assert all("on CUDA, not on cpu" in reason for reason in choice.passed_over)
     assert "packed attention in float32 on cpu: sdpa: one scaled_dot_product_attention call per segment (passed over" in caplog.text
 
 
 def test_nothing_caps_scores_on_the_cpu() -> None:
     with pytest.raises(NoBackendError, match=r"sdpa: it caps no scores \(`softcap`\)"):
-        choose.__wrapped__(dataclasses.replace(CPU, softcap=50.0))
+        choose(dataclasses.replace(CPU, softcap=50.0))
+
+
+def test_sinks_run_on_the_cpu() -> None:
+    assert choose(dataclasses.replace(CPU, sinks=True)).backend is cascade
+
+
+def test_one_backend_by_name(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(9)
+    assert choose(CUDA).backend is varlen
+    monkeypatch.setenv(backends.VARIABLE, "cascade")
+    assert [choose(need).backend for need in (CUDA, CPU)] == [cascade, cascade]
+    with pytest.raises(NoBackendError, match=r"^cascade: it has no attention dropout; SRM_PACKED_ATTENTION allows no other$"):
+        choose(dataclasses.replace(CUDA, dropout=0.1))
+    monkeypatch.setenv(backends.VARIABLE, "cascades")
+    with pytest.raises(UserError, match=r"SRM_PACKED_ATTENTION must be one of flash_attn_4, .*, sdpa, cascade, or not set, got 'cascades'"):
+        choose(CUDA)
 
 
 def test_amd_runs_what_is_tested_there(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(9)
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert choose.__wrapped__(CUDA).backend is sdpa
+    assert choose(CUDA).backend is sdpa
 
 
 def test_this_torch_takes_what_we_pass() -> None:

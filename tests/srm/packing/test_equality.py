@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -34,6 +33,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "starcoder2": {"sliding_window": 5},
     "cohere2": {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
     "glm4": {"head_dim": 8},
+    "gpt_oss": {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 5},
     "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "deepseek_v3": {
         "num_key_value_heads": 4,
@@ -83,7 +83,8 @@ def test_capped_scores_where_a_backend_has_them(
 ) -> None:
     """FlexAttention, which a GPU would run, without gradients: on a CPU it has none."""
     monkeypatch.setattr(flex, "refuse", lambda need: None)
-    monkeypatch.setattr(backends, "choose", partial(backends.choose.__wrapped__, backends=(flex,)))
+    monkeypatch.setenv(backends.VARIABLE, "flex")
+    backends._choose.cache_clear()
     settings = {"head_dim": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 1}
     model, uncapped = (make_model("gemma2", **settings, attn_logit_softcapping=cap) for cap in (0.5, None))
     groups = make_groups()

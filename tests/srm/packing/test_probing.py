@@ -87,6 +87,7 @@ def test_rounding_that_depends_on_all_tokens_is_not_bidirectional(
         ("gemma3_text", WINDOW | {"head_dim": 8}),
         ("qwen2_moe", QWEN2_MOE),
         ("gpt2", GPT2),
+        ("gpt_oss", {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}),
         ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     ],
 )
@@ -98,7 +99,7 @@ def test_accepts(architecture: str, settings: dict[str, Any], dtype: torch.dtype
     ("architecture", "settings", "reason"),
     [
         ("gemma2", {"head_dim": 8}, r"caps the scores \(`softcap`\)"),
-        ("gpt_oss", {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}, r"has sinks \(`s_aux`\)"),
+        ("deepseek_v4", {}, "attend to compressed keys.*heavily_compressed_attention"),
         ("mamba", {}, "takes no `position_ids`"),
         ("lfm2", {"layer_types": ["conv", "full_attention"]}, "a response changes when its neighbour does.*by convolution or recurrence"),
         ("bloom", {"n_head": 4, "n_layer": 1}, "takes no `position_ids`"),
@@ -180,6 +181,20 @@ def test_refuses_a_cap_that_no_argument_names(make_model: Callable[..., Any], mo
     with pytest.raises(UnsupportedBackboneError, match=r"differs from plain softmax attention by .*cap the scores"):
         probe(model)
     monkeypatch.setattr(modeling_llama, "eager_attention_forward", plain)
+    probe(model)
+
+
+def test_refuses_a_forward_that_takes_no_further_arguments(make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: Any, input_ids: torch.Tensor, attention_mask: Any = None, position_ids: Any = None, use_cache: bool = False) -> Any:
+        raise AssertionError("never run")
+
+    model = make_model()
+    plain = type(model).forward
+    monkeypatch.setattr("srm.packing.probing.check_decoder", lambda backbone: None)
+    monkeypatch.setattr(type(model), "forward", forward)
+    with pytest.raises(UnsupportedBackboneError, match="takes no further keyword arguments"):
+        probe(model)
+    monkeypatch.setattr(type(model), "forward", plain)
     probe(model)
 
 
