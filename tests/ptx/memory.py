@@ -229,9 +229,9 @@ class SharedMemory(Memory):
     def __init__(self, num_ctas: int, num_bytes: int, cell: int, check: bool = True) -> None:
         self.num_bytes = num_bytes
         self.stride = max(16, -(-num_bytes // 16) * 16)
-        self.store_ = np.full(num_ctas * self.stride + 16, 0xAB, np.uint8)  # Held: the views do not own it.
-        begin = -self.store_.ctypes.data % 16
-        super().__init__(self.store_.ctypes.data + begin, num_ctas * self.stride, cell)
+        self.room = np.full(num_ctas * self.stride + 16, 0xAB, np.uint8)  # Held: the views do not own it.
+        begin = -self.room.ctypes.data % 16
+        super().__init__(self.room.ctypes.data + begin, num_ctas * self.stride, cell)
         self.shadow = Shadow(num_ctas * self.stride // cell, written=False) if check else None
 
     def locate(self, address: Array, cta: Array, num_bytes: int) -> tuple[Array, Array]:

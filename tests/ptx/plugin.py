@@ -11,10 +11,7 @@ import triton
 from .driver import TARGETS, Driver, emulated
 from .opcode_cases import untested
 
-__all__ = ["NAME"]
-
-NAME = __name__
-"""By which pytest knows the plugin, and the tests' conftest the lane."""
+__all__: list[str] = []
 
 DRIVER = pytest.StashKey[Driver]()
 
@@ -30,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         config.stash[DRIVER] = context.__enter__()
     except RuntimeError as error:
-        raise pytest.UsageError(f"{NAME}: {error}") from None
+        raise pytest.UsageError(f"{__name__}: {error}") from None
     config.add_cleanup(lambda: context.__exit__(None, None, None))
 
 

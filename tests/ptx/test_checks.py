@@ -104,19 +104,20 @@ def test_two_programs_at_one_address(first):
     run("ld.global.b32 %r9, [%rd3];", grid=2)
 
 
+# Code, and programs that run it.
 PASSES = {
-    "own address": "ld.global.b32 %r9, [%rd3];\nst.global.b32 [%rd3], %r9;\nld.global.b32 %r9, [%rd3];",
-    "a barrier between": "st.shared.b32 [%r3], %r1;\nbar.sync 0;\nld.shared.b32 %r9, [%r5];\nbar.sync 0;\nst.shared.b32 [%r5], %r9;",
-    "lanes of one warp in shared memory": "st.shared.b32 [%r3], %r1;\nld.shared.b32 %r9, [%r4];",
-    "the same data at one address": "st.global.b32 [%rd1], 7;",
-    "reads by all": "ld.global.b32 %r9, [%rd1];\nld.global.b32 %r10, [%rd4];",
-    "a barrier that whole programs pass": "setp.lt.s32 %p1, %r2, 1;\n@%p1 bra $L_end;\nbar.sync 0;\n$L_end:",
+    "own address": ("ld.global.b32 %r9, [%rd3];\nst.global.b32 [%rd3], %r9;\nld.global.b32 %r9, [%rd3];", 1),
+    "a barrier between": ("st.shared.b32 [%r3], %r1;\nbar.sync 0;\nld.shared.b32 %r9, [%r5];\nbar.sync 0;\nst.shared.b32 [%r5], %r9;", 3),
+    "lanes of one warp in shared memory": ("st.shared.b32 [%r3], %r1;\nld.shared.b32 %r9, [%r4];", 3),
+    "the same data at one address": ("st.global.b32 [%rd1], 7;", 1),
+    "reads by all": ("ld.global.b32 %r9, [%rd1];\nld.global.b32 %r10, [%rd4];", 3),
+    "a barrier that whole programs pass": ("setp.lt.s32 %p1, %r2, 1;\n@%p1 bra $L_end;\nbar.sync 0;\n$L_end:", 3),
 }
 
 
 @pytest.mark.parametrize("name", PASSES)
 def test_passes(name):
-    run(PASSES[name], grid=1 if "global.b32 [" in PASSES[name] and "st.global" in PASSES[name] else 3)
+    run(*PASSES[name])
 
 
 def test_barriers_exchange_between_warps():
@@ -158,7 +159,6 @@ def test_programs_part_and_go_on_alone():
 
 def test_what_is_counted():
     """Two warps: 4 bytes a thread are four sectors a warp, one address for all is one, and what a predicate turns off asks for nothing."""
-    first = np.zeros(64, np.uint32)
     room = np.zeros(16 + 256, np.uint32)
     first = room[-room.ctypes.data // 4 % 8 :][:64]
     code = """ld.global.b32 %r9, [%rd3];
