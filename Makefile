@@ -7,7 +7,7 @@
 # make test-newest   what other people's releases break first, on the newest ones that there are today
 # make test-bare    what a machine with a GPU that is lent for minutes runs, with as little installed as it has; a dry run on a CPU
 # make test-peers   our integrations inside other projects' own programs, each in an environment on top of .venv
-.PHONY: help demo test fuzz test-reference test-interpreter test-compile test-wheel test-pythons test-newest test-bare test-peers check clean venv
+.PHONY: help demo test fuzz test-reference test-interpreter test-ptx test-compile test-wheel test-pythons test-newest test-bare test-peers check clean venv
 .DEFAULT_GOAL := demo
 
 PYTHON_VENV := .venv/bin/python
@@ -25,14 +25,21 @@ help:
 demo: venv
 	$(PYTHON_VENV) -m srm.cli.demo
 
-test: test-reference test-interpreter test-compile
+test: test-reference test-interpreter test-ptx test-compile
 
-# Three lanes in three processes: the Triton interpreter must not see the compiler, nor the other way round.
+# Four lanes, each in processes of its own: the Triton interpreter must not see the compiler, nor the other way round.
 test-reference: venv
 	OMP_NUM_THREADS=1 $(PYTHON_VENV) -m pytest -q -n $(WORKERS) -m "not gpu and not interpreter"
 
 test-interpreter: venv
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTHON_VENV) -m pytest -q -n $(WORKERS) -m interpreter tests/srm_kernels
+
+# The interpreter lane's tests on compiled kernels, which an emulator executes: for an sm_90, or PTX_TARGETS="80 90 100".
+PTX_TARGETS ?= 90
+test-ptx: venv
+	for target in $(PTX_TARGETS); do \
+		OMP_NUM_THREADS=1 $(PYTHON_VENV) -m pytest -q -n $(WORKERS) -p tests.ptx.plugin --ptx $$target -m interpreter tests/srm_kernels || exit 1; \
+	done
 
 test-compile: venv
 	$(PYTHON_VENV) -m srm_kernels.compile_check

@@ -2,6 +2,7 @@
 
 The interpreter replaces the compiler for the whole process, so its lane needs a process of its own:
 `TRITON_INTERPRET=1 pytest -m interpreter`. Tests of the other lanes are left out there, and the other way round.
+The same tests run on compiled kernels, executed by an emulator, with `pytest -p tests.ptx.plugin -m interpreter` (docs/ptx.md).
 """
 
 from __future__ import annotations
@@ -23,8 +24,14 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
+def emulates(config: pytest.Config) -> bool:
+    """Whether compiled kernels are executed here."""
+    return config.pluginmanager.has_plugin("tests.ptx.plugin")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    out = {item for item in items if HERE in item.path.parents and (item.get_closest_marker("interpreter") is not None) != INTERPRETED}
+    on_cpu = INTERPRETED or emulates(config)
+    out = {item for item in items if HERE in item.path.parents and (item.get_closest_marker("interpreter") is not None) != on_cpu}
     if out:
         config.hook.pytest_deselected(items=list(out))
         items[:] = [item for item in items if item not in out]
@@ -53,10 +60,11 @@ class Lane:
 def lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lane:
     """The lane of this run. Memory that kernels allocate is NaN until they write it, and scan chunks are small in the interpreter."""
     lane = request.param
-    if lane.backend == "triton":
+    # The emulator's memory is NaN by itself.
+    if lane.backend == "triton" and not emulates(request.config):
         for name in ("empty", "empty_like"):
             monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
-    if lane.name == "interpreter":
+    if INTERPRETED:
         monkeypatch.setattr("srm_kernels.ops.packed_gae.kernels.CHUNK", 64)  # It scans element by element.
     return lane
 
