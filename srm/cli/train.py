@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,8 +82,10 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
     elif config.resume_from_checkpoint is not None:
         tell(f"no checkpoint in {config.output_dir} yet: starting at step 0")
 
-    from transformers import EarlyStoppingCallback, set_seed
+    from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
 
+    from srm.cli.progress import StepBar, StepLines
+    from srm.cli.terminal import Terminal
     from srm.memory import keep_freed_memory
     from srm.training.build import build_model
     from srm.training.load_rows import load_rows
@@ -105,25 +107,33 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
     if config.should_save:
         write_record(settings, train_rows)
     patience = config.early_stopping_patience
+    bar = StepBar(Terminal(soft_wrap=True), bar=not config.disable_tqdm and config.process_index == 0)
+    stopping = [EarlyStoppingCallback(patience)] if patience is not None else []
     try:
         trainer = SentenceRewardTrainer(
             model,
             config,
             train_dataset=train_rows,
             eval_dataset=eval_rows,
-            callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
+            callbacks=[StepLines(bar), *stopping],
         )
     except (ImportError, RuntimeError, ValueError) as error:
         # A service of --report_to or a package of --optim that is not there, or settings that Trainer does not take together.
         raise UserError(str(error)) from error
     trainer.data_name = data_arguments.title
+    # Theirs print a dict a step, which is to be had, too.
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if config.log_level == "debug":
+        trainer.add_callback(PrinterCallback)
     compiled = f"; the backbone compiled with {trainer.compiled_with}" if trainer.compiled_with else ""
     tell(_model_line(trainer.model) + compiled)
-    tell(_packing_line(config, reward_model_of(model), train_rows))
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = dict(result.metrics)
-    if eval_rows is not None:
-        metrics |= trainer.evaluate()
+    for line in _packing_lines(config, reward_model_of(model), train_rows):
+        tell(line)
+    with bar:
+        metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+        if eval_rows is not None:
+            metrics |= trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
     tell(", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float) and _is_final(name)))
@@ -170,7 +180,7 @@ def _model_line(model: nn.Module) -> str:
     return f"model: {total:,} weights, {trained:,} of them trained"
 
 
-def _packing_line(config: RewardConfig, model: SentenceRewardModel, rows: list[EncodedComparison]) -> str:
+def _packing_lines(config: RewardConfig, model: SentenceRewardModel, rows: list[EncodedComparison]) -> Iterator[str]:
     """Which attention runs, and what an epoch costs in tokens."""
     import torch
 
@@ -178,15 +188,16 @@ def _packing_line(config: RewardConfig, model: SentenceRewardModel, rows: list[E
 
     packed = sum(len(row.prompt_ids) + len(response.ids) for row in rows for response in row.responses)
     if config.packing == "none":
-        return f"packing none: {packed:,} tokens an epoch, and padding"
+        yield f"packing none: {packed:,} tokens an epoch, and padding"
+        return
+    shared = sum(row.num_tokens for row in rows)
+    repeated = f", not {packed:,}: each prompt runs once" if config.packing == "shared" else ""
+    yield f"packing {config.packing}: {packed if config.packing == 'packed' else shared:,} tokens an epoch{repeated}"
     enable(model.backbone)
     # The model is not on its device yet, and autocast decides what attention computes in.
     dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
     attention = report(model.backbone, device=config.device, dtype=dtype)
-    if config.packing == "packed":
-        return f"packing packed: {packed:,} tokens an epoch; {attention}"
-    shared = sum(row.num_tokens for row in rows)
-    return f"packing shared: {shared:,} tokens an epoch instead of {packed:,} with each prompt repeated; {attention}"
+    yield f"attention: {attention.backend} in {attention.dtype} on {attention.device}: {attention.reason}"
 
 
 if __name__ == "__main__":

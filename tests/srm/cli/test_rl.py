@@ -59,7 +59,7 @@ def test_a_run_leaves_a_policy_and_its_log(
     assert main(flags(*more)) == 0
     out = capsys.readouterr().out
     assert "1 of 7 prompts left out: more than --max_prompt_length 60 tokens" in out
-    assert "step    3  reward" in out
+    assert "step 3/3  reward" in out
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [line["episodes"] for line in lines] == [8, 16, 24]
     assert {"reward", "kl", "length", "entropy", "loss", "grad_norm", "learning_rate"} <= lines[0].keys()
