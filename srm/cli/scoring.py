@@ -115,6 +115,7 @@ def _contents(name: str, what: str = "model's") -> dict[str, str | None]:
     """The files of a model, and of the one that an adapter belongs to; of a model on the hub, its commit."""
     from transformers import PreTrainedConfig
 
+    from srm.hub import at_the_hub
     from srm.modeling.alias import resolve_model_name
     from srm.runs.model_files import hash_model_files
 
@@ -123,7 +124,8 @@ def _contents(name: str, what: str = "model's") -> dict[str, str | None]:
         contents: dict[str, str | None] = {f"{what} {file}": digest for file, digest in hash_model_files(folder).items()}
         return contents | _contents_of_base(folder)
     try:
-        return {f"{what} commit": PreTrainedConfig.get_config_dict(str(folder))[0].get("_commit_hash")}
+        with at_the_hub(str(folder)):
+            return {f"{what} commit": PreTrainedConfig.get_config_dict(str(folder))[0].get("_commit_hash")}
     except (OSError, ValueError):
         # Whoever loads it says what is wrong.
         return {}
