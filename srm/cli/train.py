@@ -88,18 +88,23 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
     from srm.cli.terminal import Terminal
     from srm.memory import keep_freed_memory
     from srm.training.build import build_model
-    from srm.training.load_rows import load_rows
+    from srm.training.early import check_early
+    from srm.training.load_rows import encode_rows, read_rows
     from srm.training.provenance import changes_since, write_record
     from srm.training.trainer import SentenceRewardTrainer, reward_model_of
 
+    settings = (model_arguments, data_arguments, config)
+    check_early(*settings)
+    train_comparisons, eval_comparisons = read_rows(data_arguments, config)
     if config.device.type == "cpu":
         keep_freed_memory()
     # The head and a boundary token's row begin at random: the same in every run with this seed, and in every process.
     set_seed(config.seed)
     with config.main_process_first(desc="loading the model"):
         model = build_model(model_arguments, config)
-    train_rows, eval_rows = load_rows(data_arguments, config, reward_model_of(model), tell)
-    settings = (model_arguments, data_arguments, config)
+    encoding = (data_arguments, config, reward_model_of(model), tell)
+    train_rows = encode_rows(train_comparisons, "training", *encoding)
+    eval_rows = None if eval_comparisons is None else encode_rows(eval_comparisons, "evaluation", *encoding)
     if checkpoint is not None:
         for change in changes_since(settings, train_rows):
             tell(f"not as when this run began: {change}")

@@ -91,7 +91,7 @@ def test_resume_goes_on_and_says_what_has_changed(flags: Flags, tmp_path: Path, 
     [
         ({"dataset_name": "missing.jsonl"}, "missing.jsonl"),
         ({"reward_model_path": "/nowhere/reward"}, "/nowhere/reward"),
-        ({"model_name_or_path": "/nowhere/policy"}, "model '/nowhere/policy' could not be loaded"),
+        ({"model_name_or_path": "/nowhere/policy"}, "/nowhere/policy: no such folder. Check the path."),
         ({"max_prompt_length": 2}, "Raise --max_prompt_length 2"),
         ({"max_completion_length": 500}, "make .*, the policy reads 256. Lower --max_prompt_length or --max_completion_length"),
     ],
