@@ -242,6 +242,8 @@ def _train(model: SentenceRewardModel, config: RewardConfig, folder: Path, conso
     with ProgressBar(console) as bar:
         trainer = SentenceRewardTrainer(model, config, train_dataset=rows, callbacks=[bar])
         trainer.remove_callback(PrinterCallback)
+        # The folder is the demo's, whose last run may have left a model.
+        trainer.own(config.output_dir)
         trainer.train()
     trainer.save_model()
 

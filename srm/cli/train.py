@@ -126,6 +126,8 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
         # A service of --report_to or a package of --optim that is not there, or settings that Trainer does not take together.
         raise UserError(str(error)) from error
     trainer.data_name = data_arguments.title
+    # `_settle_output_dir` has looked.
+    trainer.own(config.output_dir)
     # Theirs print a dict a step, which is to be had, too.
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
