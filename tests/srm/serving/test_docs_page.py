@@ -96,6 +96,10 @@ def test_it_fits_and_can_be_read(opened: Callable[..., str], browser: Any, size:
         if folder := os.environ.get("SRM_PICTURES"):
             browser.save_screenshot(str(Path(folder) / f"docs-{size[0]}-{scheme}.png"))
         assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+        # Nothing is cut off beside what can be seen.
+        assert browser.execute_script(
+            "return [...document.querySelectorAll('.fields')].every((part) => part.scrollWidth <= part.clientWidth)"
+        )
         ground, ink = browser.execute_script(
             "const style = getComputedStyle(document.body); return [style.backgroundColor, style.color]"
             ".map((color) => color.match(/\\d+/g).map(Number).reduce((sum, part) => sum + part))"
