@@ -154,7 +154,7 @@ def train(head: Head, features: Features, scale: float, *, rate: float, epochs: 
     for _ in range(epochs):
         for pairs in chosen[torch.randperm(len(chosen))].split(BATCH):
             part = part_of(features, x, torch.stack([2 * pairs, 2 * pairs + 1], dim=1).flatten())
-            loss = reward_loss(model(part), part.cu_boundaries, torch.arange(2 * len(pairs)).view(-1, 2), **head.loss)
+            loss = reward_loss(model(part), part.cu_boundaries, torch.arange(2 * len(pairs)).view(-1, 2), **head.loss).objective
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

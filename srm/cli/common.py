@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import Any, NoReturn, TextIO
+from typing import TextIO
 
 from srm.errors import UserError
 from srm.extras import EXTRAS, way_to_install
-from srm.runs.limits import check_limits, check_text
+from srm.runs.limits import check_text
 from srm.views.visible import visible
 
-__all__ = ["LOG_FORMAT", "Parser", "run", "say"]
+__all__ = ["LOG_FORMAT", "run", "say"]
 
 _LONGEST_LINE = 2000
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
 Command = Callable[[Sequence[str]], int | None]
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, whose errors are `UserError`, and which takes numbers within `srm.runs.limits` only."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See --help for all flags.")
-
-    def parse_args(self, *arguments: Any, **settings: Any) -> Any:
-        parsed = super().parse_args(*arguments, **settings)
-        check_limits(vars(parsed))
-        return parsed
 
 
 class _Once(logging.Filter):

@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from srm.cli.common import Parser, run
+from srm.cli.common import run
 from srm.errors import UserError
 from srm.runs.limits import check_limits
+from srm.runs.parser import Parser
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,7 +82,7 @@ def _parse(argv: Sequence[str]) -> DemoSettings:
         names = [f"--{setting.name}", *(["--model"] if setting.name == "model_name_or_path" else [])]
         kind = type(setting.default)
         kind = Path if issubclass(kind, Path) else kind
-        parser.add_argument(*names, type=kind, default=setting.default, help=f"{helps[setting.name]} (default: %(default)s)")
+        parser.add_argument(*names, type=kind, default=setting.default, help=f"{helps[setting.name]}")
     return DemoSettings(**vars(parser.parse_args(argv)))
 
 
@@ -241,6 +242,8 @@ def _train(model: SentenceRewardModel, config: RewardConfig, folder: Path, conso
     with ProgressBar(console) as bar:
         trainer = SentenceRewardTrainer(model, config, train_dataset=rows, callbacks=[bar])
         trainer.remove_callback(PrinterCallback)
+        # The folder is the demo's, whose last run may have left a model.
+        trainer.own(config.output_dir)
         trainer.train()
     trainer.save_model()
 

@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srm.cli.common import Parser, run
+from srm.cli.common import run
 from srm.cli.scoring import add_scoring_options, device_of, load_model, model_identity, progress_columns, row_check
 from srm.errors import UserError
 from srm.extras import way_to_install
+from srm.runs.parser import Parser
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,23 +50,24 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Evaluate reward models on preference pairs, beside the baselines `longer` and `shorter`, or on responses with marked "
         "errors. Interrupted? Run the same command again: it goes on where it stopped.",
     )
-    parser.add_argument(
+    needed = parser.add_argument_group("what is evaluated")
+    needed.add_argument(
         "--model", required=True, nargs="+", help="folders or hub names: sentence reward models, or sequence classifiers with one output"
     )
-    parser.add_argument(
+    needed.add_argument(
         "--suite",
         required=True,
         help="rewardbench, rewardbench2 or rmbench from the hub; or pairs in any form that srm-train reads, with `section` and `subset` "
-        "where there are any; or rows with prompt, response and errors [{type, start, end}]",
+        "where there are any; or rows with prompt, response and errors [{type, start, end}].",
     )
-    parser.add_argument("--output_dir", required=True, type=Path, help="results.json, .csv and .png, and the scores of each model")
-    parser.add_argument("--max_pairs", type=int, help="evaluate at most so many rows, spread evenly over the suite (default: all)")
-    parser.add_argument("--draws", type=int, default=1000, help="of the bootstrap over prompts (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
-    parser.add_argument(
-        "--measure", choices=["reward", "weighted_reward"], default="reward", help="what is judged on marked errors (default: %(default)s)"
-    )
-    parser.add_argument("--html", action="store_true", help="write a page a model with every scored pair")
+    needed.add_argument("--output_dir", required=True, type=Path, help="results.json, .csv and .png, and the scores of each model")
+    results = parser.add_argument_group("results")
+    results.add_argument("--max_pairs", type=int, help="evaluate at most so many rows, spread evenly over the suite [all]")
+    results.add_argument("--draws", type=int, default=1000, help="of the bootstrap over prompts")
+    results.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    results.add_argument("--measure", choices=["reward", "weighted_reward"], default="reward", help="what is judged on marked errors")
+    results.add_argument("--html", action="store_true", help="write a page a model with every scored pair")
+    results.add_argument("--overwrite", action="store_true", help="replace existing results instead of going on with them")
     add_scoring_options(parser)
     return parser.parse_args(argv)
 

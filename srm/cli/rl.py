@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def _train(config: RLConfig, accelerator: Accelerator) -> None:
     elif config.resume_from_checkpoint is not None:
         console.print(f"no checkpoint in {config.output_dir} yet: starting at step 0")
     bar = StepBar(console, config.max_steps)
-    trainer = build_trainer(config, accelerator, checkpoint, on_step=bar.show, say=console.print)
+    trainer = build_trainer(config, accelerator, checkpoint, on_step=partial(bar.show_rl, max_steps=config.max_steps), say=console.print)
     if checkpoint is not None:
         for change in trainer.folder.changes():
             console.print(f"not as when this run began: {change}")

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srm.cli.common import Parser, run
+from srm.cli.common import run
 from srm.cli.scoring import add_scoring_options, device_of, load_model, model_identity, progress_columns, row_check
 from srm.errors import UserError
+from srm.runs.parser import Parser
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,16 +41,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Score responses and each of their sentences. Interrupted? Run the same command again: it goes on where it stopped. "
         "With several processes: accelerate launch --multi_gpu --num_processes N -m srm.cli.score ..., or torchrun, on CPUs too.",
     )
-    parser.add_argument("--model", required=True, help="folder or hub name of a trained sentence reward model")
-    parser.add_argument("--input", required=True, help=_FORMATS)
-    parser.add_argument("--output", required=True, type=Path, help="JSON lines, one a response, in the order of the input")
-    add_scoring_options(parser)
-    parser.add_argument(
+    needed = parser.add_argument_group("what is scored")
+    needed.add_argument("--model", required=True, help="folder or hub name of a trained sentence reward model")
+    needed.add_argument("--input", required=True, help=_FORMATS)
+    needed.add_argument("--output", required=True, type=Path, help="JSON lines, one a response, in the order of the input")
+    views = parser.add_argument_group("what is shown")
+    views.add_argument(
         "--show", type=int, nargs="?", const=3, default=0, metavar="N", help="show the first N rows in colour (%(const)s without a number)"
     )
-    parser.add_argument(
-        "--html", type=Path, metavar="PATH", help="also write a page to read, sort and search the scored responses: docs/report.md"
-    )
+    views.add_argument("--html", type=Path, help="also write a page to read, sort and search the scored responses: docs/report.md")
+    views.add_argument("--overwrite", action="store_true", help="replace an existing output instead of going on with it")
+    add_scoring_options(parser)
     return parser.parse_args(argv)
 
 

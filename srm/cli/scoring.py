@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from srm import SentenceRewardModel
     from srm.data.boundary import RowCheck
 
-__all__ = ["add_last_layer_option", "add_scoring_options", "device_of", "load_model", "model_identity", "progress_columns", "row_check"]
+__all__ = ["add_running_options", "add_scoring_options", "device_of", "load_model", "model_identity", "progress_columns", "row_check"]
 
 # What the scores depend on, apart from the model and `RowSettings.decisive`. Device and batch size only round differently.
 _DECISIVE = ("split", "dtype", "skip_bad_rows")
@@ -25,34 +25,32 @@ _DECISIVE = ("split", "dtype", "skip_bad_rows")
 
 def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     """How responses are read, cut, batched and run."""
-    parser.add_argument("--split", default="train", help="split of a folder or hub data set (default: %(default)s)")
-    parser.add_argument("--max_length", type=int, help="longest prompt + response in tokens (default: what the backbone can)")
-    parser.add_argument(
+    rows = parser.add_argument_group("rows")
+    rows.add_argument("--split", default="train", help="split of a folder or hub data set")
+    rows.add_argument("--max_length", type=int, help="longest prompt + response in tokens [what the backbone can]")
+    rows.add_argument(
         "--overlong",
         choices=["error", "truncate_prompt", "truncate_response"],
         default="error",
-        help="what to do with longer ones; sentences behind a cut get no reward (default: %(default)s)",
+        help="what to do with longer ones; sentences behind a cut get no reward",
     )
-    parser.add_argument(
-        "--packing", choices=["shared", "packed", "none"], help="how responses are batched (default: as the model was trained)"
-    )
-    add_last_layer_option(parser)
-    parser.add_argument("--tokens_per_batch", type=int, default=8192, help="tokens in one forward pass at most (default: %(default)s)")
-    parser.add_argument(
-        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of the backbone's weights (default: as saved)"
-    )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one, each process its own)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output instead of going on with it")
-    parser.add_argument("--skip_bad_rows", action="store_true", help="drop rows that cannot be used, and list them")
+    rows.add_argument("--skip_bad_rows", action="store_true", help="drop rows that cannot be used, and list them")
+    add_running_options(parser.add_argument_group("running"))
 
 
-def add_last_layer_option(parser: argparse.ArgumentParser) -> None:
-    """`--last_layer_rows`, for every command that runs a reward model."""
-    parser.add_argument(
-        "--last_layer_rows",
-        choices=["boundaries", "all"],
-        help="boundaries: the last layer runs on the rows that the head reads, where proved (default: as the model was trained)",
+def add_running_options(group: argparse._ArgumentGroup) -> None:
+    """How the model is loaded and its batches are made."""
+    group.add_argument(
+        "--packing", choices=["shared", "packed", "none"], help="how rows are laid out in a batch [as the model was trained]"
     )
+    group.add_argument(
+        "--last_layer_rows", choices=["boundaries", "all"], help="rows that the last layer runs on [as the model was trained]"
+    )
+    group.add_argument("--tokens_per_batch", type=int, default=8192, help="tokens in one forward pass at most")
+    group.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of the backbone's weights [as saved]"
+    )
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... [a GPU where there is one, each process its own]")
 
 
 def device_of(arguments: argparse.Namespace) -> str:
@@ -122,6 +120,7 @@ def _contents(name: str, what: str = "model's") -> dict[str, str | None]:
     """The files of a model, and of the one that an adapter belongs to; of a model on the hub, its commit."""
     from transformers import PreTrainedConfig
 
+    from srm.hub import at_the_hub
     from srm.modeling.alias import resolve_model_name
     from srm.runs.model_files import hash_model_files
 
@@ -130,7 +129,8 @@ def _contents(name: str, what: str = "model's") -> dict[str, str | None]:
         contents: dict[str, str | None] = {f"{what} {file}": digest for file, digest in hash_model_files(folder).items()}
         return contents | _contents_of_base(folder)
     try:
-        return {f"{what} commit": PreTrainedConfig.get_config_dict(str(folder))[0].get("_commit_hash")}
+        with at_the_hub(str(folder)):
+            return {f"{what} commit": PreTrainedConfig.get_config_dict(str(folder))[0].get("_commit_hash")}
     except (OSError, ValueError):
         # Whoever loads it says what is wrong.
         return {}

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from srm.cli.common import LOG_FORMAT, Parser, run, say
-from srm.cli.scoring import add_last_layer_option, device_of, load_model
+from srm.cli.common import LOG_FORMAT, run, say
+from srm.cli.scoring import add_running_options, device_of, load_model
 from srm.errors import UserError
+from srm.runs.parser import Parser
 
 if TYPE_CHECKING:
     from srm.serving import ServerSettings
@@ -37,36 +38,25 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         f"With {_TOKEN_VARIABLE} set in the environment, requests must bring it as their bearer token. SIGTERM ends it once all "
         "requests are answered.",
     )
-    parser.add_argument("--model", required=True, help="folder or hub name of a trained sentence reward model")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="0 for any free one (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    parser.add_argument(
-        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of the backbone's weights (default: as saved)"
-    )
-    parser.add_argument(
-        "--packing", choices=["shared", "packed", "none"], help="how rows are laid out in a batch (default: as the model was trained)"
-    )
-    add_last_layer_option(parser)
-    parser.add_argument("--tokens_per_batch", type=int, default=8192, help="tokens in one forward pass at most (default: %(default)s)")
-    parser.add_argument(
-        "--max_wait_ms", type=float, default=5.0, help="longest wait for more requests while some are expected (default: %(default)s)"
-    )
-    parser.add_argument("--no_batching", action="store_true", help="run each row in a pass of its own, for comparison")
-    parser.add_argument(
-        "--max_queue", type=int, default=4096, help="rows that may wait; beyond, 503 with Retry-After (default: %(default)s)"
-    )
-    parser.add_argument("--max_length", type=int, help="longest prompt + response in tokens (default: what the backbone can)")
-    parser.add_argument("--max_body_mb", type=float, default=16.0, help="largest request body in MB (default: %(default)s)")
-    parser.add_argument(
+    place = parser.add_argument_group("what is served, and where")
+    place.add_argument("--model", required=True, help="folder or hub name of a trained sentence reward model")
+    place.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
+    place.add_argument("--port", type=int, default=8000, help="0 for any free one")
+    running = parser.add_argument_group("running")
+    add_running_options(running)
+    running.add_argument("--max_wait_ms", type=float, default=5.0, help="longest wait for more requests while some are expected")
+    running.add_argument("--no_batching", action="store_true", help="run each row in a pass of its own, for comparison")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--max_queue", type=int, default=4096, help="rows that may wait; beyond, 503 with Retry-After")
+    limits.add_argument("--max_length", type=int, help="longest prompt + response in tokens [what the backbone can]")
+    limits.add_argument("--max_body_mb", type=float, default=16.0, help="largest request body in MB")
+    limits.add_argument(
         "--receive_seconds",
         type=float,
         default=30.0,
-        help="how long a request may take to come in whole, and a second more for each 100 kB (default: %(default)s)",
+        help="how long a request may take to come in whole, and a second more for each 100 kB",
     )
-    parser.add_argument(
-        "--drain_seconds", type=int, default=60, help="on SIGTERM, how long to go on answering what has come (default: %(default)s)"
-    )
+    limits.add_argument("--drain_seconds", type=int, default=60, help="on SIGTERM, how long to go on answering what has come")
     return parser.parse_args(argv)
 
 

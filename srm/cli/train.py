@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,22 +82,29 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
     elif config.resume_from_checkpoint is not None:
         tell(f"no checkpoint in {config.output_dir} yet: starting at step 0")
 
-    from transformers import EarlyStoppingCallback, set_seed
+    from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
 
+    from srm.cli.progress import StepBar, StepLines
+    from srm.cli.terminal import Terminal
     from srm.memory import keep_freed_memory
     from srm.training.build import build_model
-    from srm.training.load_rows import load_rows
+    from srm.training.early import check_early
+    from srm.training.load_rows import encode_rows, read_rows
     from srm.training.provenance import changes_since, write_record
     from srm.training.trainer import SentenceRewardTrainer, reward_model_of
 
+    settings = (model_arguments, data_arguments, config)
+    check_early(*settings)
+    train_comparisons, eval_comparisons = read_rows(data_arguments, config)
     if config.device.type == "cpu":
         keep_freed_memory()
     # The head and a boundary token's row begin at random: the same in every run with this seed, and in every process.
     set_seed(config.seed)
     with config.main_process_first(desc="loading the model"):
         model = build_model(model_arguments, config)
-    train_rows, eval_rows = load_rows(data_arguments, config, reward_model_of(model), tell)
-    settings = (model_arguments, data_arguments, config)
+    encoding = (data_arguments, config, reward_model_of(model), tell)
+    train_rows = encode_rows(train_comparisons, "training", *encoding)
+    eval_rows = None if eval_comparisons is None else encode_rows(eval_comparisons, "evaluation", *encoding)
     if checkpoint is not None:
         for change in changes_since(settings, train_rows):
             tell(f"not as when this run began: {change}")
@@ -105,25 +112,35 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
     if config.should_save:
         write_record(settings, train_rows)
     patience = config.early_stopping_patience
+    bar = StepBar(Terminal(soft_wrap=True), bar=not config.disable_tqdm and config.process_index == 0)
+    stopping = [EarlyStoppingCallback(patience)] if patience is not None else []
     try:
         trainer = SentenceRewardTrainer(
             model,
             config,
             train_dataset=train_rows,
             eval_dataset=eval_rows,
-            callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
+            callbacks=[StepLines(bar), *stopping],
         )
     except (ImportError, RuntimeError, ValueError) as error:
         # A service of --report_to or a package of --optim that is not there, or settings that Trainer does not take together.
         raise UserError(str(error)) from error
     trainer.data_name = data_arguments.title
+    # `_settle_output_dir` has looked.
+    trainer.own(config.output_dir)
+    # Theirs print a dict a step, which is to be had, too.
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if config.log_level == "debug":
+        trainer.add_callback(PrinterCallback)
     compiled = f"; the backbone compiled with {trainer.compiled_with}" if trainer.compiled_with else ""
     tell(_model_line(trainer.model) + compiled)
-    tell(_packing_line(config, reward_model_of(model), train_rows))
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = dict(result.metrics)
-    if eval_rows is not None:
-        metrics |= trainer.evaluate()
+    for line in _packing_lines(config, reward_model_of(model), train_rows):
+        tell(line)
+    with bar:
+        metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+        if eval_rows is not None:
+            metrics |= trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
     tell(", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float) and _is_final(name)))
@@ -170,7 +187,7 @@ def _model_line(model: nn.Module) -> str:
     return f"model: {total:,} weights, {trained:,} of them trained"
 
 
-def _packing_line(config: RewardConfig, model: SentenceRewardModel, rows: list[EncodedComparison]) -> str:
+def _packing_lines(config: RewardConfig, model: SentenceRewardModel, rows: list[EncodedComparison]) -> Iterator[str]:
     """Which attention runs, and what an epoch costs in tokens."""
     import torch
 
@@ -178,15 +195,18 @@ def _packing_line(config: RewardConfig, model: SentenceRewardModel, rows: list[E
 
     packed = sum(len(row.prompt_ids) + len(response.ids) for row in rows for response in row.responses)
     if config.packing == "none":
-        return f"packing none: {packed:,} tokens an epoch, and padding; {report(model.backbone).last_layer}"
+        yield f"packing none: {packed:,} tokens an epoch, and padding"
+        yield report(model.backbone).last_layer
+        return
+    shared = sum(row.num_tokens for row in rows)
+    repeated = f", not {packed:,}: each prompt runs once" if config.packing == "shared" else ""
+    yield f"packing {config.packing}: {packed if config.packing == 'packed' else shared:,} tokens an epoch{repeated}"
     enable(model.backbone)
     # The model is not on its device yet, and autocast decides what attention computes in.
     dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
     attention = report(model.backbone, device=config.device, dtype=dtype)
-    if config.packing == "packed":
-        return f"packing packed: {packed:,} tokens an epoch; {attention}"
-    shared = sum(row.num_tokens for row in rows)
-    return f"packing shared: {shared:,} tokens an epoch instead of {packed:,} with each prompt repeated; {attention}"
+    yield attention.last_layer
+    yield f"attention: {attention.backend} in {attention.dtype} on {attention.device}: {attention.reason}"
 
 
 if __name__ == "__main__":

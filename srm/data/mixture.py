@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import random
 import re
@@ -16,6 +15,7 @@ from srm.data.read import comparisons_of
 from srm.data.schema import BadRow, Comparison, RawRow, RowProblem
 from srm.data.sources import loaded_rows, raw_rows
 from srm.errors import UserError
+from srm.runs.parser import did_you_mean
 
 __all__ = ["DataPart", "read_mixture", "set_aside"]
 
@@ -60,10 +60,7 @@ class DataPart:
             raise UserError(f"{where} must be a mapping with a path, such as {{path: pairs.jsonl}}, got {entry!r}.")
         for name, value in entry.items():
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                raise UserError(
-                    f"{where}: unknown setting {name!r}{f'; did you mean {near[0]}?' if near else '.'} It takes {', '.join(known)}."
-                )
+                raise UserError(f"{where}: unknown setting {name!r}{did_you_mean(str(name), known)} It takes {', '.join(known)}.")
             if value is not None and not _TAKES[name](value):
                 raise UserError(f"{where}: {name} must be {_KINDS[name]}, got {value!r}.")
         return cls(**{name: value for name, value in entry.items() if value is not None})

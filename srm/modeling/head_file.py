@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.integrations import is_fsdp_enabled
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from srm.errors import UserError
+from srm.hub import optional_file
 
 __all__ = ["check_head", "in_float32"]
 
@@ -55,7 +56,7 @@ def _saved_head(path: str, hub_arguments: dict[str, Any]) -> dict[str, Tensor]:
     """The head's weights by their names in the head, from whichever files transformers reads."""
 
     def find(name: str) -> str | None:
-        return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub_arguments)
+        return optional_file(path, name, **hub_arguments)
 
     for whole, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
         if file := find(whole):

@@ -15,10 +15,11 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import deepspeed
-from transformers.utils import cached_file
 
 from srm.errors import UserError, first_line
 from srm.extras import name_the_extra
+from srm.hub import at_the_hub, optional_file, why_not_there
+from srm.modeling.alias import ways_to_get
 from srm.modeling.config import SentenceRewardConfig
 from srm.packing.backbone import num_embeddings
 
@@ -100,9 +101,7 @@ def read_config(path: str, way_out: str, **hub_arguments: Any) -> PretrainedConf
 def list_end_tokens(config: PretrainedConfig, path: str, **hub_arguments: Any) -> None:
     """Put the end tokens of the generation config at `path` among those of `config`, with which they are saved."""
     name = "generation_config.json"
-    file = cached_file(
-        path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, **hub_arguments
-    )
+    file = optional_file(path, name, _raise_exceptions_for_connection_errors=False, **hub_arguments)
     if file is None:
         return
     try:
@@ -164,11 +163,13 @@ def one_line(path: str, what: str, way_out: str) -> Iterator[None]:
         UserError: in place of the error, which is its cause.
     """
     try:
-        with name_the_extra(path):
+        with name_the_extra(path), at_the_hub(path):
             yield
     except UserError:
         raise
     except Exception as error:
+        if not Path(path).exists() and (reason := why_not_there(path, error)) is not None:
+            raise UserError(f"{reason} {ways_to_get(path)}".rstrip()) from error
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{path}: {what}, because it needs code that comes with it, which never runs unasked. "

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput, cached_file
+from transformers.utils import ModelOutput
 
 from srm.data import Prompt, Response, ResponseEncoder
 from srm.errors import UserError
+from srm.hub import optional_file
 from srm.modeling.adapter import find_adapter, load_adapter
 from srm.modeling.alias import resolve_model_name
 from srm.modeling.card import replace_draft, write_card
@@ -185,7 +186,7 @@ class SentenceRewardModel(PreTrainedModel):
         if kwargs.get("state_dict") is None:
             check_head(model.head, name, **hub)
         # A folder without one still loads, for callers who bring ids; `encoder` says what is missing when text comes.
-        if cached_file(name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **hub):
+        if optional_file(name, "tokenizer_config.json", **hub):
             model.tokenizer = load_tokenizer(name, **hub)
             check_tokenizer_fits(name, model.tokenizer, model)
         return (model, info) if wants_info else model  # type: ignore[return-value]  # as PreTrainedModel with output_loading_info

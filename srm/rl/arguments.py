@@ -118,6 +118,23 @@ class RLConfig:
         return 10 * self.learning_rate if self.head_learning_rate is None else self.head_learning_rate
 
 
+_SECTIONS = {
+    "what is trained, and on what": (
+        *("model_name_or_path", "reward_model_path", "dataset_name", "output_dir", "config"),
+        *("dataset_config", "dataset_train_split", "skip_bad_rows", "max_prompt_length"),
+    ),
+    "rewards and algorithm": (
+        *("algorithm", "reward", "sentence_reward", "whiten_rewards", "normalize_advantages", "kl_coef", "kl_estimator", "gamma"),
+        *("num_generations", "max_completion_length", "temperature"),
+    ),
+    "with --algorithm ppo": _PPO_ONLY,
+    "training": (
+        *("learning_rate", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "max_steps"),
+        *("per_device_train_batch_size", "gradient_accumulation_steps", "packing", "bf16", "seed"),
+    ),
+    "the run": ("overwrite_output_dir", "resume_from_checkpoint", "save_steps", "save_total_limit"),
+}
+
 _COMMAND = Command(
     prog="srm-rl",
     description="Train a policy on the rewards of a sentence-level reward model.",
@@ -129,6 +146,7 @@ _COMMAND = Command(
         "dataset_name": "prompts.jsonl",
         "output_dir": "outputs/policy",
     },
+    sections=_SECTIONS,
 )
 
 

@@ -13,7 +13,7 @@ from srm.data.boundary import check_row
 from srm.data.template import ChatFormat
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
-from srm.modeling.alias import raise_load_error, resolve_model_name
+from srm.modeling.alias import resolve_model_name
 from srm.modeling.config import positions_of
 from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole
 from srm.rl.arguments import RLConfig
@@ -97,13 +97,8 @@ def _load_policy(name: str) -> PreTrainedModel:
         raise UserError(
             f"{name}: is a LoRA adapter, and srm-rl trains whole models. Merge it into its model first (peft: merge_and_unload)."
         )
-    try:
-        # float32 whatever the folder holds: Adam's small steps are lost in bf16 weights.
-        policy, _ = load_whole(AutoModelForCausalLM.from_pretrained, name, dtype=torch.float32)
-    except UserError as error:
-        if isinstance(error.__cause__, OSError):
-            raise_load_error(name, error.__cause__)
-        raise
+    # float32 whatever the folder holds: Adam's small steps are lost in bf16 weights.
+    policy, _ = load_whole(AutoModelForCausalLM.from_pretrained, name, dtype=torch.float32)
     return policy
 
 

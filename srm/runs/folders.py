@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -182,7 +182,7 @@ def delete_run(output_dir: str | os.PathLike[str]) -> None:
         shutil.rmtree(staging(output_dir), ignore_errors=True)
 
 
-def find_checkpoint(output_dir: str, resume: str | None, *, overwrite: bool) -> str | None:
+def find_checkpoint(output_dir: str, resume: str | None, *, overwrite: bool, ignored: Collection[str] = ()) -> str | None:
     """The checkpoint to go on from, or None to start at step 0. Looks, and changes nothing; call `recover` first where a run died.
 
     Args:
@@ -190,6 +190,7 @@ def find_checkpoint(output_dir: str, resume: str | None, *, overwrite: bool) -> 
         resume: None, "true" for the last checkpoint in `output_dir`, or a checkpoint's folder. "true" where there is no checkpoint
             yet starts at step 0, because a run may be killed before its first one.
         overwrite: allow a folder that is not empty.
+        ignored: names in it that count as nothing.
 
     Raises:
         UserError: `output_dir` is not empty and neither `resume` nor `overwrite` says what to do with it, or it holds a model or
@@ -216,7 +217,7 @@ def find_checkpoint(output_dir: str, resume: str | None, *, overwrite: bool) -> 
     if overwrite:
         _refuse_foreign(folder)
         return None
-    if folder.is_dir() and any(path != lock_file(folder) for path in folder.iterdir()):
+    if folder.is_dir() and any(path != lock_file(folder) and path.name not in ignored for path in folder.iterdir()):
         last = _last_checkpoint(folder)
         found = f"holds a run up to {Path(last).name}" if last else "is not empty"
         raise UserError(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import typing
-from argparse import Action
+from argparse import SUPPRESS, Action
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
@@ -20,6 +19,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from srm.errors import UserError, first_line
 from srm.runs.limits import check_limits, check_text
+from srm.runs.parser import Parser, did_you_mean
 from srm.runs.yaml_file import load_yaml
 
 __all__ = ["Command", "environment_of", "json_value", "parse_settings", "setting", "settings_changes", "split_settings", "to_yaml"]
@@ -35,6 +35,7 @@ _NOT_WRITTEN = (
     "activation_checkpointing_kwargs",
 )
 _NONE_WORDS = ("none", "null")
+_REST = "further settings, most of them of transformers' TrainingArguments"
 # Of the file alone, and not a setting: see `environment_of`.
 _ENVIRONMENT = "env"
 
@@ -82,7 +83,9 @@ class Command:
         guide: the page of docs, for --help.
         groups: dataclasses whose fields are the settings.
         needed: settings that must not be empty, each with an example for the error message. With `datasets|dataset_name` one of both.
-        elsewhere: whether a name is another program's setting. Where there is such a program, the file may have `env`, too.
+        sections: what --help shows: titles, with the names of settings. --help_all shows the others, too.
+        briefs: what --help says of settings that are not ours.
+        elsewhere: gives the names of another program's settings. Where there is such a program, the file may have `env`, too.
     """
 
     prog: str
@@ -90,7 +93,9 @@ class Command:
     guide: str
     groups: tuple[type, ...]
     needed: Mapping[str, str]
-    elsewhere: Callable[[str], bool] | None = None
+    sections: Mapping[str, Sequence[str]]
+    briefs: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: Callable[[], Collection[str]] | None = None
 
 
 def parse_settings(command: Command, argv: Sequence[str]) -> tuple[Any, ...]:
@@ -142,7 +147,7 @@ def split_settings(command: Command, argv: Sequence[str]) -> tuple[list[str], li
     words = _checked_words(parser, config, rest)
     namespace, unknown = parser.parse_known_args(words)
     for word, before in zip(unknown, ["", *unknown], strict=False):
-        if not (elsewhere(_name_of(word)) if word.startswith("-") else before.startswith("-")):
+        if not (word.startswith("-") or before.startswith("-")):
             raise parser.unknown(word)
     if unknown:
         check_limits(vars(namespace))
@@ -150,7 +155,7 @@ def split_settings(command: Command, argv: Sequence[str]) -> tuple[list[str], li
     from_file = [
         word
         for name, value in (_file_settings(config) if config else {}).items()
-        if name not in parser.settings() and elsewhere(name) and value not in (None, False)
+        if name not in parser.settings() and name in elsewhere() and value not in (None, False)
         for word in ([f"--{name}"] if value is True else [f"--{name}={value}"])
     ]
     left = iter(unknown)
@@ -218,45 +223,71 @@ def settings_changes(file: Path, *settings: Any, ignored: Collection[str]) -> It
             yield f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
 
 
-class _Parser(HfArgumentParser):
-    """HfArgumentParser whose errors are `UserError`, with `none` for optional numbers and bare switches."""
+class _Parser(Parser, HfArgumentParser):
+    """Flags of dataclasses, with `none` for optional numbers, and bare switches."""
 
     def __init__(self, command: Command) -> None:
         super().__init__(
-            command.groups,  # type: ignore[arg-type]  # its own NewType, which no dataclass has
+            command.groups,
             prog=command.prog,
-            allow_abbrev=False,
+            needed=[f"--{names.split('|')[-1]}" for names in command.needed],
             description=command.description,
-            epilog=f"--config FILE reads settings from a YAML file; flags win over it. The guide is {command.guide}.",
+            epilog=f"The guide is {command.guide}.",
         )
+        # Taken out before anything is parsed.
+        self.add_argument("--config", metavar="FILE", default=SUPPRESS, help="YAML file with settings; flags win over it")
         self.where = ""
-        self.elsewhere = command.elsewhere
+        self.sections = command.sections
+        self.elsewhere = command.elsewhere or (lambda: ())
+        if self._rest():
+            self.add_argument("--help_all", action=_HelpAll, nargs=0, default=SUPPRESS, help="show all settings, TrainingArguments' too")
         hints = {name: hint for group in command.groups for name, hint in typing.get_type_hints(group).items()}
         for action in self._actions:
             if action.type is string_to_bool:
                 # A setting that may be unset still works as a bare switch.
                 action.nargs, action.const = "?", True
+            action.help = command.briefs.get(action.dest, action.help)
             if action.dest == "resume_from_checkpoint":
                 action.nargs, action.const = "?", "true"
             if action.dest == "report_to":
                 action.nargs = "+"
+            elif action.dest.endswith("_dir"):
+                action.metavar = "FOLDER"
             elif NoneType in typing.get_args(hints.get(action.dest)) and callable(action.type):
                 action.type = _or_none(action.type)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.where}{message}")
 
-    def unknown(self, word: str) -> UserError:
-        return UserError(f"unknown argument {word!r}{self.nearest(word)} See --help for all of them.")
+    def knows(self, word: str) -> bool:
+        return super().knows(word) or _name_of(word) in self.elsewhere()
 
-    def nearest(self, name: str) -> str:
-        """`; did you mean --x?`, or the full stop where nothing is near."""
-        wanted = _name_of(name)
-        near = difflib.get_close_matches(wanted, self.settings(), n=1)
-        return f"; did you mean --{near[0]}?" if near and name.startswith("-") else f"; did you mean {near[0]}?" if near else "."
+    def flags(self) -> list[str]:
+        return [*super().flags(), *(f"--{name}" for name in self.elsewhere())]
 
     def settings(self) -> dict[str, Action]:
-        return {action.dest: action for action in reversed(self._actions) if action.dest != "help"}
+        return {action.dest: action for action in reversed(self._actions) if action.dest not in ("help", "help_all", "config")}
+
+    def format_help(self) -> str:
+        return self._format(self.sections)
+
+    def format_help_all(self) -> str:
+        return self._format({**self.sections, _REST: self._rest()})
+
+    def _rest(self) -> list[str]:
+        shown = {name for names in self.sections.values() for name in names}
+        return [name for name in dict.fromkeys(action.dest for action in self._actions) if name not in {*shown, "help", "help_all"}]
+
+    def _format(self, sections: Mapping[str, Sequence[str]]) -> str:
+        actions = {action.dest: action for action in reversed(self._actions)}
+        helps = {"help": [name for name in ("help", "help_all") if name in actions]}
+        return self.format_sections((title, [actions[name] for name in names]) for title, names in {**sections, **helps}.items())
+
+
+class _HelpAll(Action):
+    def __call__(self, parser: Any, *arguments: Any) -> None:
+        print(parser.format_help_all(), end="")
+        parser.exit()
 
 
 def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -313,12 +344,12 @@ def _file_settings(config: str) -> dict[str, Any]:
 
 def _file_arguments(parser: _Parser, config: str) -> Iterator[str]:
     """The YAML file's settings as the flags that would say the same."""
-    known = parser.settings()
+    known, elsewhere = parser.settings(), parser.elsewhere()
     for name, value in _file_settings(config).items():
         if name in known:
             yield from _as_flag(config, known[name], value)
-        elif parser.elsewhere is None or not (name == _ENVIRONMENT or parser.elsewhere(name)):
-            raise UserError(f"{config}: unknown setting {name!r}{parser.nearest(name)}")
+        elif not (name in elsewhere or (elsewhere and name == _ENVIRONMENT)):
+            raise UserError(f"{config}: unknown setting {name!r}{did_you_mean(name, [*known, *elsewhere])}")
 
 
 def _as_flag(config: str, action: Action, value: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from importlib.resources import files
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Security
@@ -39,6 +40,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 _MOST_PROBLEMS = 20
 # What nginx calls a client that has closed its connection. Nobody reads it but the metrics.
 _CLIENT_GONE = 499
+_DOCS = files("srm.serving").joinpath("docs.html").read_text(encoding="utf-8")
+_FROM_HERE_ALONE = "default-src 'none'; connect-src 'self'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def create_app(model: SentenceRewardModel, settings: ServerSettings | None = None, *, packing: PackingMode | None = None) -> FastAPI:
@@ -69,7 +72,7 @@ def create_app(model: SentenceRewardModel, settings: ServerSettings | None = Non
         await batcher.close()
 
     summary = "Rewards of responses and of each of their sentences"
-    app = FastAPI(title="srm-serve", version=__version__, summary=summary, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="srm-serve", version=__version__, summary=summary, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Gate, settings=settings, metrics=metrics)
     _add_error_handlers(app)
     _add_reward_routes(app, model, settings, batcher, metrics)
@@ -180,6 +183,11 @@ def _add_status_routes(app: FastAPI, settings: ServerSettings, batcher: Batcher,
         """200 while rows can be scored."""
         is_well = batcher.is_running
         return JSONResponse({"status": "ok" if is_well else "the batcher has stopped", "version": __version__}, 200 if is_well else 503)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        """The routes, to read and to try. FastAPI's own page comes from a server in the internet."""
+        return Response(_DOCS, media_type="text/html", headers={"Content-Security-Policy": _FROM_HERE_ALONE})
 
     @app.get("/metrics", dependencies=_security(settings))
     async def metrics_text() -> Response:

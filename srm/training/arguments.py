@@ -16,7 +16,8 @@ from srm.packing import LastLayerRows, PackingMode
 from srm.runs.limits import check_limits
 from srm.runs.settings import Command, json_value, parse_settings, setting, split_settings
 from srm.training.data_arguments import DataArguments
-from srm.training.launch import is_launch_setting
+from srm.training.help import BRIEFS, SECTIONS
+from srm.training.launch import launch_settings
 from srm.training.model_arguments import ModelArguments
 
 __all__ = ["DataArguments", "ModelArguments", "RewardConfig", "parse_arguments", "split_launch_settings"]
@@ -35,48 +36,32 @@ class RewardConfig(TrainingArguments):
         UserError: a value out of range, or settings that exclude each other.
     """
 
-    output_dir: str = setting("trainer_output", "Folder for checkpoints and the final model.")
-    learning_rate: float = setting(2e-5, "Learning rate of the backbone or its adapters.")
-    head_learning_rate: float | None = setting(None, "Learning rate of the head's value; ten times --learning_rate if not set.")
-    attention_learning_rate: float = setting(5e-6, "Learning rate of the head's query and key.")
+    output_dir: str = setting("trainer_output", "Folder for checkpoints and the model.")
+    learning_rate: float = setting(2e-5, "Of the backbone or its adapters.")
+    head_learning_rate: float | None = setting(None, "Of the head's value [10 x learning_rate]")
+    attention_learning_rate: float = setting(5e-6, "Of the head's query and key.")
     num_train_epochs: float = setting(1.0, "Passes over the data.")
-    logging_steps: float = setting(10, "Log every N optimizer steps, or this share of them if below 1.")
+    logging_steps: float = setting(10, "Print a line every N steps.")
     logging_nan_inf_filter: bool = setting(False, "Leave NaN losses out of the logged mean; costs a wait for the device at each step.")
     bf16: bool | None = setting(  # type: ignore[assignment]  # None only until __post_init__
-        None, "bf16 autocast; by default as `accelerate launch` was told, else on where the accelerator has it, off on the CPU."
+        None, "bf16 autocast [on, where a GPU has it]"
     )
-    label_smoothing_factor: float = setting(
-        0.0, "Label smoothing of the Bradley-Terry loss: the chance that a preference is the wrong way round."
-    )
+    label_smoothing_factor: float = setting(0.0, "Chance that a preference is the wrong way round.")
     ddp_find_unused_parameters: bool | None = setting(False, "Look for weights that a step does not use; true where the backbone has such.")
 
-    max_length: int | None = setting(1024, "Longest prompt + response in tokens; none sets no limit.")
+    max_length: int | None = setting(1024, "Longest prompt + response, or none.")
     overlong: OverlongPolicy = setting("drop", "What happens to rows over --max_length.")
-    packing: PackingMode = setting(
-        "shared", "shared: one row without padding, a prompt run once for its responses; packed: without sharing; none: padded."
-    )
-    last_layer_rows: LastLayerRows | None = setting(
-        None, "boundaries: the last layer runs on the rows that the head reads, where proved; all: on all. By default as the model says."
-    )
-    tokens_per_batch: int | None = setting(
-        None, "Upper bound on the tokens of one forward pass; more passes make up the same batch, with the same gradient and metrics."
-    )
-    center_rewards_coefficient: float | None = setting(
-        None, "Weight of (chosen + rejected reward)^2 in the loss, which keeps rewards near zero."
-    )
-    mean_value_coefficient: float | None = setting(
-        None, "Weight of a second pair loss, on the mean value at sentence ends; if not set 1 at sentence level, 0 at the others."
-    )
-    sentence_reward_l2: float | None = setting(
-        None, "Weight of each response's mean squared sentence reward in the loss; if not set 0.01 at sentence level, 0 at the others."
-    )
+    packing: PackingMode = setting("shared", "shared: no padding, a prompt run once; packed: run each time; none: padded.")
+    last_layer_rows: LastLayerRows | None = setting(None, "Rows that the last layer runs on [boundaries, where proved]")
+    tokens_per_batch: int | None = setting(None, "Most tokens of one forward pass.")
+    center_rewards_coefficient: float | None = setting(None, "Weight of (chosen + rejected reward)^2.")
+    mean_value_coefficient: float | None = setting(None, "Pair loss on the mean value [sentence level: 1]")
+    sentence_reward_l2: float | None = setting(None, "Squared sentence rewards [sentence level: 0.01]")
     pad_to_multiple_of: int | str | None = setting("auto", "Taken for trl's sake: rows are not padded, or to the longest one of a pass.")
-    activation_offloading: bool = setting(
-        False, "Keep what the backward pass needs in the CPU's memory meanwhile: less of the accelerator's, and slower."
-    )
+    activation_offloading: bool = setting(False, "Keep activations in the CPU's memory.")
     disable_dropout: bool = setting(True, "Set the backbone's dropout to zero.")
-    early_stopping_patience: int | None = setting(None, "Stop after N evaluations without a better --metric_for_best_model.")
-    overwrite_output_dir: bool = setting(False, "Start anew in an output directory that is not empty; its checkpoints are deleted.")
+    early_stopping_patience: int | None = setting(None, "Stop after N evaluations without a better one.")
+    overwrite_output_dir: bool = setting(False, "Delete the run in --output_dir first.")
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
@@ -173,7 +158,9 @@ _COMMAND = Command(
     guide="docs/training.md",
     groups=(ModelArguments, DataArguments, RewardConfig),
     needed={"model_name_or_path": "smollm2-135m", "datasets|dataset_name": "pairs.jsonl"},
-    elsewhere=is_launch_setting,
+    sections=SECTIONS,
+    briefs=BRIEFS,
+    elsewhere=launch_settings,
 )
 
 

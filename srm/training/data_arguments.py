@@ -19,26 +19,21 @@ __all__ = ["DataArguments"]
 class DataArguments:
     """Where the preference pairs come from (docs/data.md)."""
 
-    dataset_name: str | None = setting(None, "Hub name, JSONL, JSONL.gz, Parquet or CSV file, or folder.")
+    dataset_name: str | None = setting(None, "Pairs: JSONL, CSV or Parquet, folder, hub name.")
     dataset_config: str | None = setting(None, "Configuration of a hub data set.")
-    dataset_streaming: bool = setting(False, "Download the rows of a hub data set only as they are read, which --max_pairs may end early.")
+    dataset_streaming: bool = setting(False, "Download rows of a hub data set when read.")
     datasets: list[dict[str, Any]] | str | None = field(
         default=None,
-        metadata={
-            "help": "A mixture in place of --dataset_name: in a YAML file a list of mappings with path, name, data_dir, data_files, split, "
-            """columns and fraction; here the same as JSON, such as '[{"path": "pairs.jsonl"}]'."""
-        },
+        metadata={"help": """A mixture, as JSON: '[{"path": "pairs.jsonl"}]'."""},
     )
     streaming: bool = setting(False, "As --dataset_streaming, for --datasets.")
-    test_split_size: float | None = setting(
-        None, "Part of --datasets that is evaluated on, and not trained on: a share below 1, or a number of rows."
-    )
+    test_split_size: float | None = setting(None, "Share or rows of --datasets to evaluate on.")
     dataset_train_split: str = setting("train", "Split to train on.")
     dataset_test_split: str = setting("test", "Split to evaluate on.")
-    eval_dataset_name: str | None = setting(None, "Pairs to evaluate on, in the same forms as --dataset_name.")
-    max_pairs: int | None = setting(None, "Use only the first N training pairs.")
-    max_eval_pairs: int | None = setting(None, "Use only the first N evaluation pairs.")
-    skip_bad_rows: bool = setting(False, "Drop rows that cannot be used, and list them, instead of stopping at the first.")
+    eval_dataset_name: str | None = setting(None, "Pairs to evaluate on.")
+    max_pairs: int | None = setting(None, "Train on the first N pairs only.")
+    max_eval_pairs: int | None = setting(None, "Evaluate on the first N pairs only.")
+    skip_bad_rows: bool = setting(False, "Drop bad rows and list them.")
 
     dataset_num_proc: int | None = setting(
         None, "Taken for trl's sake: rows are tokenised once, in batches, by the tokenizer's own threads (RAYON_NUM_THREADS)."

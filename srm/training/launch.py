@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 from srm.errors import UserError, first_line
 from srm.extras import way_to_install
 
-__all__ = ["WORLD_SIZES", "is_launch_setting", "launch", "launched_by", "launcher_arguments"]
+__all__ = ["WORLD_SIZES", "launch", "launch_settings", "launched_by", "launcher_arguments"]
 
 _CONFIG = "accelerate_config"
 # The program that is started is srm-train.
@@ -27,9 +27,10 @@ _OURS = "SRM_TRAIN_LAUNCHED"
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
-def is_launch_setting(name: str) -> bool:
-    """Whether `name` (with underscores) is a setting of `accelerate launch`, or `accelerate_config`."""
-    return name == _CONFIG or (name in vars(_parser().parse_args(["x"])) and name not in _NOT_TAKEN)
+@lru_cache(maxsize=1)
+def launch_settings() -> tuple[str, ...]:
+    """The names of the settings of `accelerate launch`, and `accelerate_config`."""
+    return (_CONFIG, *(name for name in vars(_parser().parse_args(["x"])) if name not in _NOT_TAKEN))
 
 
 def launched_by() -> Literal["us", "another"] | None:

@@ -3,64 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from transformers.trainer_utils import IntervalStrategy
 
 from srm.data import Comparison, EncodedComparison, encode_comparisons, read_comparisons, read_mixture
 from srm.data.mixture import set_aside
 from srm.data.read import first_pairs
-from srm.errors import UserError
 
 if TYPE_CHECKING:
     from srm.modeling import SentenceRewardModel
     from srm.training.arguments import RewardConfig
     from srm.training.data_arguments import DataArguments
 
-__all__ = ["load_rows"]
+__all__ = ["encode_rows", "read_rows"]
 
 Rows = list[EncodedComparison]
+Comparisons = list[Comparison]
 
 
-def load_rows(
-    data: DataArguments, config: RewardConfig, model: SentenceRewardModel, tell: Callable[[str], None]
-) -> tuple[Rows, Rows | None]:
-    """Training rows, and those to evaluate on where there are such.
+def read_rows(data: DataArguments, config: RewardConfig) -> tuple[Comparisons, Comparisons | None]:
+    """Training rows, and those to evaluate on where there are such. It takes no model, so that data can be at fault before one is loaded.
 
     Args:
         data: where they come from.
         config: of the run.
-        model: that reads them.
-        tell: gets a line on what was read, and what became of rows over the limit.
 
     Raises:
-        UserError: data that cannot be read, or an evaluation without data.
+        UserError: data that cannot be read.
     """
     # Each process reads for itself; the first one first, so that a download happens once.
     with config.main_process_first(desc="reading the data"):
         train = _read_training(data)
-        evaluation: list[Comparison] | None = None
+        evaluation: Comparisons | None = None
         if data.test_split_size is not None:
             train, evaluation = set_aside(train, data.test_split_size, seed=config.seed if config.data_seed is None else config.data_seed)
             train, evaluation = list(first_pairs(train, data.max_pairs)), list(first_pairs(evaluation, data.max_eval_pairs))
         elif data.eval_dataset_name is not None or config.eval_strategy != "no":
-            evaluation = _read_evaluation(data, config)
+            evaluation = _read_split(data, data.eval_dataset_name or str(data.dataset_name), data.dataset_test_split, data.max_eval_pairs)
+    return train, evaluation
 
-    def encoded(comparisons: list[Comparison], kind: str) -> Rows:
-        rows, report = encode_comparisons(
-            comparisons,
-            model.encoder,
-            max_length=config.max_length,
-            positions=model.config.max_positions,
-            overlong=config.overlong,
-            skip_bad_rows=data.skip_bad_rows,
-            progress=None if config.process_index == 0 and not config.disable_tqdm else False,
-        )
-        tell(f"{kind} data: {sum(len(row.pairs) for row in rows):,} pairs; {report}")
-        return rows
 
-    return encoded(train, "training"), None if evaluation is None else encoded(evaluation, "evaluation")
+def encode_rows(
+    comparisons: Comparisons, kind: str, data: DataArguments, config: RewardConfig, model: SentenceRewardModel, tell: Callable[[str], None]
+) -> Rows:
+    """The rows as `model` reads them.
+
+    Args:
+        comparisons: from `read_rows`.
+        kind: what to call them.
+        data: settings of the data.
+        config: of the run.
+        model: that reads them.
+        tell: gets a line on what became of rows over the limit.
+
+    Raises:
+        UserError: rows that the model's template cannot write.
+    """
+    rows, report = encode_comparisons(
+        comparisons,
+        model.encoder,
+        max_length=config.max_length,
+        positions=model.config.max_positions,
+        overlong=config.overlong,
+        skip_bad_rows=data.skip_bad_rows,
+        progress=None if config.process_index == 0 and not config.disable_tqdm else False,
+    )
+    tell(f"{kind} data: {sum(len(row.pairs) for row in rows):,} pairs; {report}")
+    return rows
 
 
 def _read_training(data: DataArguments) -> list[Comparison]:
@@ -70,20 +78,6 @@ def _read_training(data: DataArguments) -> list[Comparison]:
         return read_mixture(parts, streaming=data.streaming, max_pairs=max_pairs, skip_bad_rows=data.skip_bad_rows)
     assert data.dataset_name is not None
     return _read_split(data, data.dataset_name, data.dataset_train_split, data.max_pairs)
-
-
-def _read_evaluation(data: DataArguments, config: RewardConfig) -> list[Comparison]:
-    source = data.eval_dataset_name
-    if source is None:
-        if data.parts or Path(str(data.dataset_name)).is_file():
-            ways = "--eval_dataset_name or --test_split_size" if data.parts else "--eval_dataset_name"
-            raise UserError(
-                f"--eval_strategy {IntervalStrategy(config.eval_strategy).value} needs pairs to evaluate on, "
-                f"and {data.title} is all training data. Add {ways}."
-            )
-        source = data.dataset_name
-    assert source is not None
-    return _read_split(data, source, data.dataset_test_split, data.max_eval_pairs)
 
 
 def _read_split(data: DataArguments, source: str, split: str, max_pairs: int | None) -> list[Comparison]:

@@ -5,13 +5,31 @@ Shape letters: `B` responses, `N` boundaries, `P` pairs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
 from srm.modeling import SentenceRewardOutput
 from srm_kernels import bradley_terry_loss
 
-__all__ = ["mean_value", "reward_loss", "sentence_reward_penalty"]
+__all__ = ["RewardLoss", "mean_value", "reward_loss", "sentence_reward_penalty"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardLoss:
+    """What a step minimises, and what it is made of. All are scalars, weighted means over the pairs.
+
+    Attributes:
+        objective: what is minimised: the pair loss and each part times its coefficient.
+        pair_loss: Bradley-Terry on the rewards alone, which compares across recipes and starts at log 2; without a gradient.
+        parts: by name, what the recipe adds, without coefficients and gradients; none whose coefficient is 0.
+    """
+
+    objective: Tensor
+    pair_loss: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def reward_loss(
@@ -25,8 +43,8 @@ def reward_loss(
     centering: float = 0.0,
     mean_value_coefficient: float = 0.0,
     sentence_reward_l2: float = 0.0,
-) -> Tensor:
-    """Scalar, the weighted mean over the pairs.
+) -> RewardLoss:
+    """The loss of a batch of pairs.
 
     Args:
         output: of the model; `reward` [B], `sentence_reward` [N], `value` [N].
@@ -40,14 +58,22 @@ def reward_loss(
     assert output.reward is not None
     assert output.sentence_reward is not None
     assert output.value is not None
-    loss = bradley_terry_loss(output.reward, pairs, margin=margin, label_smoothing=label_smoothing, centering=centering, weight=weight)
+    reward_B, parts = output.reward, {}
+    objective = bradley_terry_loss(reward_B, pairs, margin=margin, label_smoothing=label_smoothing, centering=centering, weight=weight)
+    pair_loss = objective
+    if centering:
+        # The op adds the two up.
+        pair_loss = bradley_terry_loss(reward_B.detach(), pairs, margin=margin, label_smoothing=label_smoothing, weight=weight)
+        parts["centering_penalty"] = _weighted_mean(reward_B.to(pair_loss.dtype)[pairs].sum(1).square(), weight)
     if mean_value_coefficient:
         value_B = mean_value(output.value, cu_boundaries)
-        loss = loss + mean_value_coefficient * bradley_terry_loss(value_B, pairs, label_smoothing=label_smoothing, weight=weight)
+        parts["mean_value_loss"] = bradley_terry_loss(value_B, pairs, label_smoothing=label_smoothing, weight=weight)
+        objective = objective + mean_value_coefficient * parts["mean_value_loss"]
     if sentence_reward_l2:
         penalty_P = sentence_reward_penalty(output.sentence_reward, cu_boundaries)[pairs].mean(1)
-        loss = loss + sentence_reward_l2 * _weighted_mean(penalty_P, weight)
-    return loss
+        parts["sentence_reward_penalty"] = _weighted_mean(penalty_P, weight)
+        objective = objective + sentence_reward_l2 * parts["sentence_reward_penalty"]
+    return RewardLoss(objective=objective, pair_loss=pair_loss.detach(), parts={name: part.detach() for name, part in parts.items()})
 
 
 def mean_value(value: Tensor, cu_boundaries: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from srm.packing import PackedBatch
-from srm.training.losses import mean_value
+from srm.training.losses import RewardLoss, mean_value
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["RewardMetrics", "attention_entropy"]
 
+# Of `RewardLoss.parts`; only those are logged that a recipe has.
+_PARTS = ("mean_value_loss", "sentence_reward_penalty", "centering_penalty")
 _SUMS = (
     "weight",
     "loss",
+    "objective",
+    *_PARTS,
     "correct",
     "mean_value_correct",
     "margin",
@@ -70,6 +74,7 @@ class RewardMetrics:
         # fp64, because counts pass 2^24 within long logging intervals; MPS has none.
         self._sum = torch.zeros(len(_SUMS), device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
         self._tokens = _Tokens()
+        self._has_part: set[str] = set()
         # (weight, correct, mean_value_correct) of the last `read`, for `CreditWatch`.
         self.last_correct = (0.0, 0.0, 0.0)
         self.has_sentences = granularity != "token"
@@ -91,8 +96,8 @@ class RewardMetrics:
         )
 
     @torch.no_grad()
-    def add(self, output: SentenceRewardOutput, batch: PackedBatch, pairs: Tensor, weight: Tensor | None, loss: Tensor) -> None:
-        """Count one batch. `pairs` [P, 2] are (chosen, rejected), `weight` [P] or None for ones, `loss` its mean over them."""
+    def add(self, output: SentenceRewardOutput, batch: PackedBatch, pairs: Tensor, weight: Tensor | None, loss: RewardLoss) -> None:
+        """Count one batch. `pairs` [P, 2] are (chosen, rejected), `weight` [P] or None for ones, `loss` the batch's."""
         assert output.reward is not None
         reward_B = output.reward.to(self._sum.dtype)
         chosen_P, rejected_P = reward_B[pairs[:, 0]], reward_B[pairs[:, 1]]
@@ -101,7 +106,11 @@ class RewardMetrics:
         margin_P = chosen_P - rejected_P
         correct = _correct(reward_B, pairs), self._mean_value_correct(output, batch, pairs)
         per_pair = [(weight_P * value_P).sum() for value_P in (*correct, margin_P, chosen_P, chosen_P**2, rejected_P, rejected_P**2)]
-        sums = [total, loss.to(total.dtype) * total, *per_pair, *self._of_responses(output, batch.cu_boundaries.diff())]
+        zero = torch.zeros_like(total)
+        losses = [loss.pair_loss, loss.objective, *(loss.parts.get(name, zero) for name in _PARTS)]
+        self._has_part |= loss.parts.keys()
+        means = [mean.to(total.dtype) * total for mean in losses]
+        sums = [total, *means, *per_pair, *self._of_responses(output, batch.cu_boundaries.diff())]
         self._sum += torch.stack(sums)
         self._tokens.packed += batch.num_packed_tokens
         self._tokens.padded += batch.num_padded_tokens
@@ -123,7 +132,9 @@ class RewardMetrics:
         self.last_correct = s["weight"], s["correct"], s["mean_value_correct"]
         if not s["weight"]:
             return {}
-        logs = {name: s[name] / s["weight"] for name in ("loss", "margin")}
+        # What is minimised is the loss itself where the recipe adds nothing.
+        parts = ["objective", *(name for name in _PARTS if name in self._has_part)] if self._has_part else []
+        logs = {name: s[name] / s["weight"] for name in ("loss", *parts, "margin")}
         logs["accuracy"] = s["correct"] / s["weight"]
         for side in ("chosen", "rejected"):
             mean = s[side] / s["weight"]

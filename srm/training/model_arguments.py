@@ -26,55 +26,45 @@ _VARIANT_FIELDS = ("granularity", "pooling", "rope_theta", "include_prompt", "di
 class ModelArguments:
     """Which model is trained, and as which variant of the method (docs/method.md)."""
 
-    model_name_or_path: str | None = setting(
-        None, "Hub name or folder of a decoder, alias smollm2-135m, or folder of a trained reward model."
-    )
+    model_name_or_path: str | None = setting(None, "Decoder, or reward model: hub name or folder.")
     model_revision: str = setting("main", "Branch, tag or commit on the hub.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
-        "float32", "Dtype of the backbone's weights; the head stays in float32."
-    )
-    attn_implementation: str | None = setting(None, "Attention of the backbone with --packing none; the packed modes bring their own.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("float32", "Dtype of the backbone's weights.")
+    attn_implementation: str | None = setting(None, "Of the backbone with --packing none.")
     trust_remote_code: bool = setting(False, "Run the code that comes with the model.")
     model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": """Further arguments of from_pretrained as JSON, which win, such as '{"dtype": "bfloat16"}'."""}
+        default=None, metadata={"help": """More arguments of from_pretrained, as JSON."""}
     )
-    chat_template_path: str | None = setting(
-        None, "Chat template in place of the tokenizer's: a Jinja file, or a folder or hub name of a tokenizer that has one."
-    )
-    eos_token: str | None = setting(None, "Token of the vocabulary that ends an answer, beside those that the model and template name.")
-    pad_token: str | None = setting(None, "Token of the vocabulary that fills padded rows, here and in whatever loads the tokenizer.")
+    chat_template_path: str | None = setting(None, "Another chat template: Jinja file, or tokenizer.")
+    eos_token: str | None = setting(None, "One more token that ends an answer.")
+    pad_token: str | None = setting(None, "Token that fills padded rows.")
 
     granularity: Granularity = setting("sentence", "What the loss is trained on.")
-    pooling: Pooling = setting("value_attention", "How sentence rewards become the response reward; attention is the paper's.")
-    rope_theta: float | None = setting(10_000.0, "Base of the rotary embedding on the sentence index; none leaves it out.")
-    include_prompt: bool = setting(True, "Let index 0, the prompt, join the pooling.")
-    difference: bool = setting(True, "A sentence's reward is the change of the value over it, not the value at its end.")
-    boundary_token: str | None = setting(None, 'New special token after the prompt and each sentence, such as "<END>".')
+    pooling: Pooling = setting("value_attention", "How sentence rewards become the response's.")
+    rope_theta: float | None = setting(10_000.0, "RoPE base on the sentence index, or none.")
+    include_prompt: bool = setting(True, "Let the prompt join the pooling.")
+    difference: bool = setting(True, "Rewards are changes of the value.")
+    boundary_token: str | None = setting(None, 'New token after each sentence, such as "<END>".')
     attention_size: int = setting(256, "Width of the query and the key.")
     segmenter: Literal["punkt", "punkt_tab", "sat", "newline"] = setting("punkt", "What splits responses into sentences.")
-    segmenter_config: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": """Further segmenter settings as JSON, such as '{"max_chars": 600}'."""}
-    )
+    segmenter_config: dict[str, Any] | str | None = field(default=None, metadata={"help": """As JSON, such as '{"max_chars": 600}'."""})
 
-    use_peft: bool = setting(False, "Train LoRA adapters and the head instead of all weights.")
+    use_peft: bool = setting(False, "Train adapters and the head alone.")
     lora_r: int = setting(16, "LoRA rank.")
     lora_alpha: int = setting(32, "LoRA alpha.")
     lora_dropout: float = setting(0.05, "LoRA dropout.")
     lora_target_modules: list[str] | None = field(
         default=None,
-        metadata={"help": "Names of the backbone's linear layers that get an adapter, or one regular expression; all of them if not set."},
+        metadata={"help": "Linear layers that get an adapter [all]"},
     )
     lora_target_parameters: list[str] | None = field(
         default=None, metadata={"help": "Names of weights that get an adapter and are no linear layers, such as mlp.experts.down_proj."}
     )
-    lora_modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules of the backbone that are trained whole and saved with the adapter, such as embed_tokens."}
-    )
+    lora_modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained whole, such as embed_tokens."})
     lora_task_type: str | None = setting(None, "Taken for trl's sake: SEQ_CLS there keeps the head, which is always kept here.")
     use_rslora: bool = setting(False, "Scale adapters by alpha / sqrt(r).")
     use_dora: bool = setting(False, "Weight-decomposed LoRA.")
-    load_in_4bit: bool = setting(False, "Hold the frozen backbone in 4 bits (bitsandbytes); with --use_peft.")
-    load_in_8bit: bool = setting(False, "Hold the frozen backbone in 8 bits (bitsandbytes); with --use_peft.")
+    load_in_4bit: bool = setting(False, "Hold the frozen backbone in 4 bits.")
+    load_in_8bit: bool = setting(False, "Hold the frozen backbone in 8 bits.")
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = setting("nf4", "The 4-bit numbers.")
     use_bnb_nested_quant: bool = setting(False, "Quantise the scales of the 4-bit numbers, too.")
     bnb_4bit_quant_storage: str | None = setting(None, "Dtype that holds the 4-bit numbers, such as bfloat16 for FSDP; uint8 if not set.")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from srm.data import EncodedComparison
     from srm.training.arguments import DataArguments, ModelArguments, RewardConfig
 
-__all__ = ["changes_since", "write_record"]
+__all__ = ["changes_since", "write_record", "write_settings"]
 
 _SETTINGS = "srm_train.yaml"
 _ROWS = "srm_train_rows.json"
@@ -27,8 +27,18 @@ _NO_MATTER = ("output_dir", "disable_tqdm", "report_to", "run_name", "logging_st
 def write_record(settings: tuple[ModelArguments, DataArguments, RewardConfig], rows: Sequence[EncodedComparison]) -> None:
     """Write the settings, as a file for `--config`, and a fingerprint of the encoded training rows."""
     folder = Path(settings[-1].output_dir)
-    write_whole(folder / _SETTINGS, "# srm-train --config THIS_FILE repeats the run.\n" + to_yaml(*settings))
+    write_settings(folder, *settings)
     write_whole(folder / _ROWS, json.dumps(_fingerprint(rows)) + "\n")
+
+
+def write_settings(folder: Path, *settings: Any) -> None:
+    """Write settings as a file for `--config`.
+
+    Args:
+        folder: where.
+        *settings: dataclasses.
+    """
+    write_whole(folder / _SETTINGS, "# srm-train --config THIS_FILE repeats the run.\n" + to_yaml(*settings))
 
 
 def changes_since(settings: tuple[ModelArguments, DataArguments, RewardConfig], rows: Sequence[EncodedComparison]) -> Iterator[str]:

@@ -12,17 +12,18 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from srm.data import EncodedComparison, PairCollator
 from srm.packing import PackingMode, PromptGroup
 from srm.scoring.batching import pass_cost
 
-__all__ = ["GlobalBatchSampler", "RowDataset"]
+__all__ = ["GlobalBatchSampler", "PassCollator", "RowDataset"]
 
 
 class GlobalBatchSampler(Sampler[list[list[int]]]):
@@ -131,3 +132,24 @@ class RowDataset(Dataset[list[tuple[Any, bool]]]):
 
     def __getitem__(self, indices: Sequence[int]) -> list[tuple[Any, bool]]:
         return [(self.rows[index], True) if index >= 0 else (self.rows[~index], False) for index in indices]
+
+
+class PassCollator:
+    """A slot's passes from a `RowDataset` to batches with `num_items`, the weight of a batch's pairs; 0 for a filler.
+
+    Args:
+        collate: makes a batch of rows.
+    """
+
+    def __init__(self, collate: PairCollator) -> None:
+        self.collate = collate
+
+    def __call__(self, passes: Iterable[Sequence[tuple[EncodedComparison, bool]]]) -> list[dict[str, Any]]:
+        return [self._batch(rows) for rows in passes]
+
+    def _batch(self, rows: Sequence[tuple[EncodedComparison, bool]]) -> dict[str, Any]:
+        comparisons, counts = zip(*rows, strict=True)
+        inputs = self.collate(list(comparisons))
+        weight = inputs["weight"]
+        num_items = float(len(inputs["pairs"]) if weight is None else weight.double().sum())
+        return {**inputs, "num_items": num_items if all(counts) else 0.0}

@@ -21,10 +21,11 @@ from srm.modeling.adapter import check_adapter
 from srm.modeling.card import CARD, TAGS, model_card
 from srm.modeling.config import CODE_FILE
 from srm.modeling.loading import one_line
-from srm.runs.folders import publish_folder, publish_model, recover, rotate, staging, writing
+from srm.runs.folders import delete_run, find_checkpoint, publish_folder, publish_model, recover, rotate, staging, writing
 from srm.runs.lock import hold_together
 from srm.training.arguments import RewardConfig
 from srm.training.card import training_facts
+from srm.training.provenance import write_settings
 
 __all__ = ["AtomicSavingTrainer"]
 
@@ -48,16 +49,54 @@ class AtomicSavingTrainer(Trainer):
     _staged_run: Path | None = None
     _push_later: str | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # With whether the settings are still to be written there, by which the next run knows the folder as one of ours.
+        self._own: dict[Path, bool] = {}
+        folder = Path(self.args.output_dir)
+        # A tracker may write its logs there before training begins.
+        self._logs = () if folder.is_dir() and any(folder.iterdir()) else ("runs",)
+
+    def own(self, folder: str | Path) -> None:
+        """Say that what lies in `folder` may be replaced: the caller has looked.
+
+        Args:
+            folder: that is written into.
+        """
+        self._own[Path(folder).resolve()] = False
+
+    def _claim(self, folder: str | Path, resume: str | bool | None = None) -> None:
+        """Refuse to write into `folder` where srm-train would, when it is written into for the first time."""
+        if Path(folder).resolve() in self._own:
+            return
+        wanted = str(resume).lower() if isinstance(resume, bool) else resume
+        with self.args.main_process_first(desc="checking the output directory"):
+            find_checkpoint(str(folder), wanted, overwrite=self.args.overwrite_output_dir, ignored=self._logs)
+        # All have looked before one writes.
+        self.accelerator.wait_for_everyone()
+        self._own[Path(folder).resolve()] = not resume
+
+    def _leave_settings(self, folder: Path) -> None:
+        if self._own.get(folder.resolve()):
+            write_settings(folder, self.args)
+            self.own(folder)
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `transformers.Trainer.train`, after cleaning up what a killed run may have left half done.
 
         Raises:
-            UserError: another run is writing into the output directory, or the checkpoint to resume from lacks a part of where the run
-                stood, which Trainer would begin anew without a word.
+            UserError: another run is writing into the output directory; it is not empty, and neither `resume_from_checkpoint` nor
+                `overwrite_output_dir` says what to do with that; or the checkpoint to resume from lacks a part of where the run stood,
+                which Trainer would begin anew without a word.
         """
-        with hold_together(self.args.output_dir, writes=self.args.should_save):
+        folder = Path(self.args.output_dir)
+        with hold_together(folder, writes=self.args.should_save):
+            if self.args.should_save and resume_from_checkpoint and folder.is_dir():
+                recover(folder)
+            is_new = folder.resolve() not in self._own
+            self._claim(folder, resume_from_checkpoint)
             if self.args.should_save:
-                recover(self.args.output_dir)
+                (delete_run if is_new and self.args.overwrite_output_dir else recover)(folder)
             self.accelerator.wait_for_everyone()
             last = get_last_checkpoint(str(self.args.output_dir)) if resume_from_checkpoint is True else resume_from_checkpoint
             if last:
@@ -89,7 +128,8 @@ class AtomicSavingTrainer(Trainer):
         """Save the model into `output_dir`, from which `SentenceRewardModel.from_pretrained` loads it.
 
         Raises:
-            UserError: the disk is full, the weights are not finite, or another run is writing there.
+            UserError: the disk is full, the weights are not finite, another run is writing there, or the folder is not empty and holds
+                nothing of this trainer's, without `overwrite_output_dir`.
         """
         if self._staged_run is not None:
             super().save_model(output_dir, _internal_call)
@@ -100,6 +140,7 @@ class AtomicSavingTrainer(Trainer):
             self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         final = Path(output_dir or self.args.output_dir)
         with hold_together(final, writes=self.args.should_save):
+            self._claim(final)
             self._save_whole(final)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -115,6 +156,7 @@ class AtomicSavingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with writing("the model", final, _GO_ON):
+                self._leave_settings(final)
                 publish_model(staged, final)
             shutil.rmtree(staging(final))
         self.accelerator.wait_for_everyone()
@@ -163,6 +205,7 @@ class AtomicSavingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with writing(name, run, _GO_ON):
+                self._leave_settings(run)
                 publish_folder(staged, final)
             rotate(run, self.args.save_total_limit, [final, *self._best()])
             shutil.rmtree(staging(run))

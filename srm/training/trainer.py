@@ -6,7 +6,7 @@ Shape letters: `B` responses, `P` pairs.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -25,7 +25,7 @@ from srm.training.credit_watch import CreditWatch
 from srm.training.loss_check import LossGuard, require_finite_logs
 from srm.training.losses import reward_loss
 from srm.training.metrics import RewardMetrics
-from srm.training.sampling import GlobalBatchSampler, RowDataset
+from srm.training.sampling import GlobalBatchSampler, PassCollator, RowDataset
 from srm.training.savers import offloaded_activations, use_liger_kernels
 from srm.training.saving import AtomicSavingTrainer
 
@@ -55,6 +55,8 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
     args: RewardConfig
     # compute_loss divides by the pairs of the whole global batch itself.
     loss_is_scaled_for_ga = True
+    # Of the last pass, as `compute_loss` scales it.
+    _pair_loss: Tensor
 
     def __init__(
         self,
@@ -98,7 +100,7 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         # Older releases of transformers read this in place of `loss_is_scaled_for_ga`.
         self.model_accepts_loss_kwargs = True
         self.train_sampler: GlobalBatchSampler | None = None
-        self._collator = _Collator(
+        self._collator = PassCollator(
             PairCollator(
                 packing=args.packing,
                 pad_token_id=_pad_token_id(self.reward_model),
@@ -192,13 +194,11 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The batch's share of the global batch's loss; without `num_items_in_batch`, its own mean."""
+        """The batch's share of what the global batch minimises; without `num_items_in_batch`, its own mean."""
         batch = inputs["batch"].to(self.args.device)
         pairs = inputs["pairs"].to(self.args.device)
         margin, weight = (_to(inputs[name], self.args.device) for name in ("margin", "weight"))
         output = model(batch=batch)
-        # Evaluation reports the pair loss alone, so that it compares across recipes and starts at log 2.
-        terms = self.args.sentence_terms(self.reward_model.config.granularity) if self.model.training else {}
         loss = reward_loss(
             output,
             batch.cu_boundaries,
@@ -207,25 +207,36 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
             weight=weight,
             label_smoothing=self.args.label_smoothing_factor,
             centering=self.args.center_rewards_coefficient or 0.0,
-            **terms,
+            **self.args.sentence_terms(self.reward_model.config.granularity),
         )
         # A filler (see sampling.py) weighs nothing and is not counted.
         if inputs["num_items"]:
             metrics = self._train_metrics if self.model.training else self._eval_metrics
-            metrics.add(output, batch, pairs, weight, loss.detach())
+            metrics.add(output, batch, pairs, weight, loss)
+        objective, self._pair_loss = loss.objective, loss.pair_loss
         if num_items_in_batch is not None:
             # DDP and FSDP average the gradients of the processes; the sum is wanted.
-            loss = loss * (inputs["num_items"] * self.accelerator.num_processes / num_items_in_batch)
-        return (loss, output) if return_outputs else loss
+            share = inputs["num_items"] * self.accelerator.num_processes / num_items_in_batch
+            objective, self._pair_loss = objective * share, self._pair_loss * share
+        return (objective, output) if return_outputs else objective
 
     # The loader gives a list, a batch for each pass of a slot (see sampling.py), where Trainer has a dict.
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: Sequence[dict[str, Any]], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward of every pass; stops the run at a loss that is no number."""
-        step = super().training_step
+        """Forward and backward of every pass; stops the run at a loss that is no number.
+
+        Returns:
+            The pair loss alone, of which Trainer logs the mean: so `loss` is the same thing in training and evaluation.
+        """
         *others, last = inputs
-        losses: list[Tensor] = []
+        objectives: list[Tensor] = []
+        pair_losses: list[Tensor] = []
+
+        def step(part: dict[str, Any]) -> None:
+            objectives.append(super(SentenceRewardTrainer, self).training_step(model, part, num_items_in_batch))
+            pair_losses.append(self._pair_loss)
+
         with offloaded_activations(self.model, self.args.activation_offloading):
             if others:
                 state = self.accelerator.gradient_state
@@ -233,12 +244,12 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
                 # DeepSpeed takes a step where this is set; the others look at the context.
                 state._set_sync_gradients(False)
                 with self.accelerator.no_sync(model):
-                    losses += [step(model, part, num_items_in_batch) for part in others]
+                    for part in others:
+                        step(part)
                 state._set_sync_gradients(synchronise)
-            losses.append(step(model, last, num_items_in_batch))
-        loss = torch.stack(losses).sum()
-        self._guard.watch(loss, self.state.global_step + 1)
-        return loss
+            step(last)
+        self._guard.watch(torch.stack(objectives).sum(), self.state.global_step + 1)
+        return torch.stack(pair_losses).sum()
 
     # Optimizer
 
@@ -331,23 +342,6 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
             head = float32_weights((name, weight) for name, weight in self.model.named_parameters() if not _is_backbone(name))
             state_dict = state_dict and {**state_dict, **head}
         super()._save(output_dir, state_dict)
-
-
-class _Collator:
-    """A slot's passes from a `RowDataset` to batches with `num_items`, the weight of a batch's pairs; 0 for a filler."""
-
-    def __init__(self, collate: PairCollator) -> None:
-        self.collate = collate
-
-    def __call__(self, passes: Iterable[Sequence[tuple[EncodedComparison, bool]]]) -> list[dict[str, Any]]:
-        return [self._batch(rows) for rows in passes]
-
-    def _batch(self, rows: Sequence[tuple[EncodedComparison, bool]]) -> dict[str, Any]:
-        comparisons, counts = zip(*rows, strict=True)
-        inputs = self.collate(list(comparisons))
-        weight = inputs["weight"]
-        num_items = float(len(inputs["pairs"]) if weight is None else weight.double().sum())
-        return {**inputs, "num_items": num_items if all(counts) else 0.0}
 
 
 class _EpochCallback(TrainerCallback):

@@ -54,7 +54,12 @@ class Choice:
     passed_over: tuple[str, ...]
 
     def __str__(self) -> str:
-        why_not = f" (passed over {'; '.join(self.passed_over)})" if self.passed_over else ""
+        names: dict[str, list[str]] = {}
+        for name, reason in (line.split(": ", 1) for line in self.passed_over):
+            names.setdefault(reason, []).append(name)
+        # On a CPU all that need a GPU have one reason, and their names say nothing.
+        groups = [f"{', '.join(same) if len(same) < 3 else f'{len(same)} others'}: {reason}" for reason, same in names.items()]
+        why_not = f" (passed over {'; '.join(groups)})" if groups else ""
         return f"{self.backend.NAME}: {self.backend.REASON}{why_not}"
 
 

@@ -59,7 +59,7 @@ def test_a_run_leaves_a_policy_and_its_log(
     assert main(flags(*more)) == 0
     out = capsys.readouterr().out
     assert "1 of 7 prompts left out: more than --max_prompt_length 60 tokens" in out
-    assert "step    3  reward" in out
+    assert "step 3/3  reward" in out
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [line["episodes"] for line in lines] == [8, 16, 24]
     assert {"reward", "kl", "length", "entropy", "loss", "grad_norm", "learning_rate"} <= lines[0].keys()
@@ -91,7 +91,7 @@ def test_resume_goes_on_and_says_what_has_changed(flags: Flags, tmp_path: Path, 
     [
         ({"dataset_name": "missing.jsonl"}, "missing.jsonl"),
         ({"reward_model_path": "/nowhere/reward"}, "/nowhere/reward"),
-        ({"model_name_or_path": "/nowhere/policy"}, "model '/nowhere/policy' could not be loaded"),
+        ({"model_name_or_path": "/nowhere/policy"}, "/nowhere/policy: no such folder. Check the path."),
         ({"max_prompt_length": 2}, "Raise --max_prompt_length 2"),
         ({"max_completion_length": 500}, "make .*, the policy reads 256. Lower --max_prompt_length or --max_completion_length"),
     ],

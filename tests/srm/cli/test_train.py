@@ -67,12 +67,29 @@ def test_from_pairs_to_a_model_that_scores(flags, pairs, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "training data: 21 pairs; 21 rows, the longest" in out
     assert "evaluation data: 8 pairs" in out
-    assert "packed backend sdpa: one scaled_dot_product_attention call per segment (passed over flash_attn_4" in out
+    # No list of what a CPU cannot run.
+    assert "attention: sdpa in float32 on cpu: one scaled_dot_product_attention call per segment (passed over 5 others: it runs" in out
+    assert "flash" not in out
     assert f"model saved to {tmp_path / 'out'}" in out
     assert "eval_accuracy" in out.splitlines()[-2]
     model = SentenceRewardModel.from_pretrained(tmp_path / "out")
     assert model.score(["Is this right?"], ["It is warm. No, it is wrong!"])[0].reward != 0
     assert not (tmp_path / "out" / ".incomplete").exists()
+
+
+def test_a_line_a_step_and_the_dict_for_who_debugs(flags, pairs, tmp_path, capsys):
+    run = ["--eval_strategy", "steps", "--eval_steps", "2"]
+    assert main(flags(*run, eval_dataset_name=pairs, max_steps=2)) == 0
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("step ")]
+    assert lines[0].startswith("step 1/2  loss 0.693  acc 0.500  margin  0.000  lr 1.0e-03  ")
+    assert re.fullmatch(r"step 2/2  loss 0\.\d{3}  acc \d\.\d{3}  margin [ -]\d\.\d{3}  evaluation", lines[2])
+    assert len(lines) == 4
+    assert "'loss'" not in out
+    assert main(flags("--log_level", "debug", max_steps=1, output_dir=tmp_path / "debug")) == 0
+    out = capsys.readouterr().out
+    assert "step 1/1  loss 0.693" in out
+    assert "'mean_value_loss': '0.6931'" in out
 
 
 def test_the_saved_settings_repeat_the_run(flags, tmp_path):

@@ -160,7 +160,7 @@ def test_the_test_split_is_the_same_when_a_run_is_resumed(here, tiny_backbone_di
         (["--dataset_name", "data", "--model_init_kwargs", '{"quantization_config": {}}'], "say by --load_in_4bit or --load_in_8bit"),
         (["--dataset_name", "data", "--eos_token", "</s>"], "--eos_token '</s>': the tokenizer has no such token"),
         (["--dataset_name", "data", "--chat_template_path", "gone.jinja"], "--chat_template_path gone.jinja: cannot be read"),
-        (["--dataset_name", "data", "--chat_template_path", "./gone"], "./gone: no tokenizer could be loaded"),
+        (["--dataset_name", "data", "--chat_template_path", "./gone"], "./gone: no such folder. Check the path."),
         (
             ["--dataset_name", "data", "--use_liger_kernel"],
             "--use_liger_kernel: liger_kernel is not installed. Run: pip install 'srm-kernels[liger]'",

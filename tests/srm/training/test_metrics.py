@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from srm.modeling import SentenceRewardOutput
 from srm.packing import PackedBatch
+from srm.training.losses import RewardLoss
 from srm.training.metrics import RewardMetrics, attention_entropy
 from srm_kernels import SentenceLayout
 
@@ -32,6 +33,13 @@ def output(rewards: list[float], attention: list[float]) -> SentenceRewardOutput
     return SentenceRewardOutput(reward=torch.tensor(rewards), sentence_reward=empty, weight=torch.tensor(attention), value=empty)
 
 
+def loss_of(pair_loss: float, **parts: float) -> RewardLoss:
+    objective = torch.tensor(pair_loss + sum(parts.values()))
+    return RewardLoss(
+        objective=objective, pair_loss=torch.tensor(pair_loss), parts={name: torch.tensor(part) for name, part in parts.items()}
+    )
+
+
 @pytest.fixture(scope="module")
 def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
@@ -39,10 +47,10 @@ def accelerator() -> Accelerator:
 
 def test_two_batches_against_a_loop(accelerator):
     metrics = RewardMetrics(torch.device("cpu"), pooling="attention")
-    metrics.add(output([1.0, -1.0], [0.5, 0.5, 1.0]), batch([2, 1]), torch.tensor([[0, 1]]), None, torch.tensor(0.3))
+    metrics.add(output([1.0, -1.0], [0.5, 0.5, 1.0]), batch([2, 1]), torch.tensor([[0, 1]]), None, loss_of(0.3))
     # A ranking of three: three pairs that share the weight of one row.
     pairs, weight = torch.tensor([[0, 1], [0, 2], [1, 2]]), torch.full((3,), 1 / 3)
-    metrics.add(output([2.0, 3.0, 3.0], [0.2, 0.8, 0.25, 0.25, 0.25, 0.25, 1.0]), batch([2, 4, 1]), pairs, weight, torch.tensor(0.9))
+    metrics.add(output([2.0, 3.0, 3.0], [0.2, 0.8, 0.25, 0.25, 0.25, 0.25, 1.0]), batch([2, 4, 1]), pairs, weight, loss_of(0.9))
     logs = metrics.read(accelerator, seconds=2.0)
 
     chosen, rejected, weights = [1.0, 2.0, 2.0, 3.0], [-1.0, 3.0, 3.0, 3.0], [1, 1 / 3, 1 / 3, 1 / 3]
@@ -69,9 +77,7 @@ def test_two_batches_against_a_loop(accelerator):
 
 def test_padding_saves_nothing(accelerator):
     metrics = RewardMetrics(torch.device("cpu"))
-    metrics.add(
-        output([1.0, 0.0], [1.0, 1.0]), batch([1, 1], run=20, packed=14, padded=20), torch.tensor([[0, 1]]), None, torch.tensor(0.3)
-    )
+    metrics.add(output([1.0, 0.0], [1.0, 1.0]), batch([1, 1], run=20, packed=14, padded=20), torch.tensor([[0, 1]]), None, loss_of(0.3))
     logs = metrics.read(accelerator)
     assert (logs["tokens_saved_by_packing"], logs["tokens_saved_by_sharing"]) == (0.0, 0.0)
 
@@ -79,7 +85,7 @@ def test_padding_saves_nothing(accelerator):
 @pytest.mark.parametrize(("granularity", "pooling"), [("token", "attention"), ("response", "attention"), ("sentence", "mean")])
 def test_what_has_no_meaning_is_not_logged(accelerator, granularity, pooling):
     metrics = RewardMetrics(torch.device("cpu"), granularity=granularity, pooling=pooling)
-    metrics.add(output([1.0, 0.0], [1.0, 1.0]), batch([1, 1]), torch.tensor([[0, 1]]), None, torch.tensor(0.3))
+    metrics.add(output([1.0, 0.0], [1.0, 1.0]), batch([1, 1]), torch.tensor([[0, 1]]), None, loss_of(0.3))
     logs = metrics.read(accelerator)
     assert "attention_entropy" not in logs
     assert ("sentences_per_response" in logs) == (granularity != "token")
@@ -95,7 +101,7 @@ def test_value_attention_is_taken_apart(accelerator, include_prompt, shares):
     for pooling in ("attention", "value_attention"):
         weights = [[sum(row[i:]) for i in range(len(row))] if pooling == "value_attention" else row for row in shares]
         metrics = RewardMetrics(torch.device("cpu"), pooling=pooling, include_prompt=include_prompt)
-        metrics.add(output([1.0, 0.0], weights[0] + weights[1]), batch([2, 4]), torch.tensor([[0, 1]]), None, torch.tensor(0.3))
+        metrics.add(output([1.0, 0.0], weights[0] + weights[1]), batch([2, 4]), torch.tensor([[0, 1]]), None, loss_of(0.3))
         logs.append(metrics.read(accelerator))
     assert logs[0]["attention_entropy"] > 0
     assert logs[1] == pytest.approx(logs[0], abs=1e-6)
@@ -123,7 +129,7 @@ def test_the_mean_value_may_disagree_with_the_reward(accelerator):
             weight=torch.full((6,), 1 / 3),
             value=torch.tensor([*chosen, *rejected], dtype=torch.float32),
         )
-        metrics.add(of, batch([3, 3]), torch.tensor([[0, 1]]), None, torch.tensor(0.3))
+        metrics.add(of, batch([3, 3]), torch.tensor([[0, 1]]), None, loss_of(0.3))
     logs = metrics.read(accelerator)
     assert (logs["accuracy"], logs["mean_value_accuracy"]) == (pytest.approx(2 / 3), pytest.approx(1.5 / 3))
     assert metrics.last_correct == (3.0, 2.0, 1.5)
@@ -141,6 +147,6 @@ def test_weights_count_in_both_accuracies(accelerator):
     )
     # (0, 1): both right. (1, 0): both wrong. (0, 2): the reward is wrong, the mean value is right.
     pairs, weight = torch.tensor([[0, 1], [1, 0], [0, 2]]), torch.tensor([0.5, 0.25, 0.25])
-    metrics.add(of, batch([2, 2, 2]), pairs, weight, torch.tensor(0.3))
+    metrics.add(of, batch([2, 2, 2]), pairs, weight, loss_of(0.3))
     metrics.read(accelerator)
     assert metrics.last_correct == (1.0, 0.5, 0.75)

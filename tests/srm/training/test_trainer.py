@@ -90,7 +90,7 @@ def test_an_epoch_is_plain_gradient_descent(new_model, ranked, make_trainer, per
     trainer.train()
     # Trainer keeps its running loss in fp32: the only rounding.
     assert_same_weights(trainer.reward_model, expected, 1e-6)
-    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    logged = [entry["objective"] for entry in trainer.state.log_history if "loss" in entry]
     assert logged == pytest.approx(losses, rel=1e-6)
 
 
@@ -100,6 +100,7 @@ def test_every_term_reaches_the_loss(new_model, ranked, make_trainer, config, te
     model = new_model(awake=True, **config).double()
     with torch.no_grad():
         expected = sum(plain_loss(model, row, smoothing=0.1, centering=0.2, terms=terms).item() for row in ranked[:8]) / 8
+        pair_loss = sum(plain_loss(model, row, smoothing=0.1, terms=(0.0, 0.0)).item() for row in ranked[:8]) / 8
     trainer = make_trainer(
         model,
         ranked[:8],
@@ -111,7 +112,14 @@ def test_every_term_reaches_the_loss(new_model, ranked, make_trainer, config, te
         gradient_accumulation_steps=2,
     )
     trainer.train()
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-6)
+    logs = trainer.state.log_history[0]
+    assert logs["loss"] == pytest.approx(pair_loss, rel=1e-6)
+    assert logs["objective"] == pytest.approx(expected, rel=1e-6)
+    weights = trainer.args.sentence_terms(model.config.granularity)
+    parts = {"mean_value_loss": weights["mean_value_coefficient"], "sentence_reward_penalty": weights["sentence_reward_l2"]}
+    added = sum(weight * logs.get(name, 0.0) for name, weight in (parts | {"centering_penalty": 0.2}).items())
+    assert logs["loss"] + added == pytest.approx(expected, rel=1e-6)
+    assert {name for name, weight in parts.items() if weight} == parts.keys() & logs.keys()
 
 
 @pytest.mark.parametrize(("packing", "limit", "steps"), [("shared", 1, 1), ("shared", 200, 2), ("packed", 300, 1), ("shared", 10_000, 1)])
@@ -126,7 +134,7 @@ def test_a_limit_on_tokens_changes_nothing_but_the_passes(new_model, ranked, mak
     model.register_forward_pre_hook(lambda module, args, kwargs: passes.append(kwargs["batch"]), with_kwargs=True)
     trainer.train()
     assert_same_weights(trainer.reward_model, expected, 1e-6)
-    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    logged = [entry["objective"] for entry in trainer.state.log_history if "loss" in entry]
     assert logged == pytest.approx(losses, rel=1e-6)
     longest = max(_row_tokens(row, packing) for row in ranked)
     assert max(batch.num_tokens for batch in passes) <= max(limit, longest)
@@ -187,11 +195,13 @@ def test_evaluation_is_exact_whatever_the_batches(new_model, ranked, make_traine
     model = new_model(awake=True).double()
     with torch.no_grad():
         expected = sum(plain_loss(model, row, terms=(0.0, 0.0)).item() for row in ranked) / len(ranked)
+        objective = sum(plain_loss(model, row).item() for row in ranked) / len(ranked)
     for size in (3, 8, 22):
         trainer = make_trainer(model, None, eval_dataset=ranked, per_device_eval_batch_size=size)
         metrics = trainer.evaluate()
         assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-6)
         assert {"eval_accuracy", "eval_margin", "eval_chosen_reward_mean", "eval_attention_entropy"} <= set(metrics)
+        assert metrics["eval_objective"] == pytest.approx(objective, rel=1e-6)
 
 
 @pytest.mark.parametrize(("packing", "limit"), [("shared", 1), ("shared", 200), ("packed", 300)])
@@ -209,6 +219,18 @@ def test_a_limit_on_tokens_holds_in_evaluation_and_changes_no_metric(new_model, 
     told = {name for name in expected if not any(word in name for word in ("time", "per_second", "saved"))}
     assert {"eval_loss", "eval_accuracy", "eval_chosen_reward_std", "eval_sentences_per_response"} <= told
     assert {name: metrics[name] for name in told} == pytest.approx({name: expected[name] for name in told}, rel=1e-6)
+
+
+def test_training_and_evaluation_log_the_same_loss(new_model, rows, make_trainer):
+    """A head that is zero knows nothing, which costs log 2 a pair, whatever the recipe adds; and the run's mean is of that loss."""
+    trainer = make_trainer(new_model(), rows, eval_dataset=rows, center_rewards_coefficient=0.1, max_steps=1, learning_rate=0.0)
+    before = trainer.evaluate()
+    result = trainer.train()
+    (logs,) = (entry for entry in trainer.state.log_history if "loss" in entry)
+    for loss in (before["eval_loss"], logs["loss"], result.metrics["train_loss"], logs["mean_value_loss"], before["eval_mean_value_loss"]):
+        assert loss == pytest.approx(math.log(2), rel=1e-6)
+    assert logs["objective"] == pytest.approx(before["eval_objective"]) == pytest.approx(2 * math.log(2), rel=1e-6)
+    assert logs["sentence_reward_penalty"] == logs["centering_penalty"] == before["eval_centering_penalty"] == 0
 
 
 def test_several_evaluation_sets(new_model, rows, make_trainer):
