@@ -1,3 +1,4 @@
+# make help   this list
 # make demo   train on generated pairs and look at the result (about 7 minutes on two CPU cores)
 # make test   every test that needs no GPU
 # make check  ruff, mypy and the layers
@@ -5,7 +6,7 @@
 # make test-wheel, make test-pythons   what is installed, and on which Pythons; both make environments of their own
 # make test-newest   what other people's releases break first, on the newest ones that there are today
 # make test-peers   our integrations inside other projects' own programs, each in an environment on top of .venv
-.PHONY: demo test fuzz test-reference test-interpreter test-compile test-wheel test-pythons test-newest test-peers check clean venv
+.PHONY: help demo test fuzz test-reference test-interpreter test-compile test-wheel test-pythons test-newest test-peers check clean venv
 .DEFAULT_GOAL := demo
 
 PYTHON_VENV := .venv/bin/python
@@ -16,6 +17,9 @@ venv: .venv/.ready
 
 .venv/.ready: pyproject.toml setup.py constraints-cpu.txt scripts/make_venv.sh scripts/install_torch.sh
 	./scripts/make_venv.sh
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
 
 demo: venv
 	$(PYTHON_VENV) -m srm.cli.demo

@@ -343,6 +343,7 @@ def _texts_of(
         ScoredResponse(
             reward=row["reward"],
             prompt_reward=row["prompt_reward"],
+            prompt_weight=row["prompt_weight"],
             sentences=tuple(ScoredSentence(**{name: sentence[name] for name in _SENTENCE}) for sentence in row["sentences"]),
         )
         for row in rewards

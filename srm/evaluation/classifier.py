@@ -257,7 +257,7 @@ def as_one_sentence(response: Response, reward: float) -> ScoredResponse:
     """
     text = words_of(response)
     sentence = ScoredSentence(text=text, start=0, end=len(text), reward=reward, weight=1.0, weighted_reward=reward)
-    return ScoredResponse(reward=reward, prompt_reward=0.0, sentences=(sentence,))
+    return ScoredResponse(reward=reward, prompt_reward=0.0, prompt_weight=0.0, sentences=(sentence,))
 
 
 def _shortened(ids: list[int], limit: int, overlong: OverlongPolicy, where: str, or_raise: str) -> list[int]:

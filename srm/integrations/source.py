@@ -124,4 +124,5 @@ def _score(name: str, prompt: Any, text: str) -> ScoredResponse:
         ids = encoder.encode_prompt(prompt)
         # `score_tokens` puts the model's boundary token behind the prompt itself.
         scored = model.score_tokens([ids[: len(ids) - len(encoder.boundary_ids)]], [[]])
-    return ScoredResponse(reward=scored.reward.item(), prompt_reward=scored.sentence_reward.item(), sentences=())
+    reward, weight = scored.sentence_reward.item(), scored.weight.item()
+    return ScoredResponse(reward=scored.reward.item(), prompt_reward=reward, prompt_weight=weight, sentences=())

@@ -18,7 +18,7 @@ from srm.scoring.results import ScoredResponse
 __all__ = ["ANEW", "check_line", "read_scores", "read_scores_of", "score_line", "write_scores"]
 
 # What a line must have, and each of its sentences; and which of those are numbers.
-_LINE = {"id", "digest", "reward", "prompt_reward", "sentences"}
+_LINE = {"id", "digest", "reward", "prompt_reward", "prompt_weight", "sentences"}
 _NUMBERS = ("start", "end", "reward", "weight", "weighted_reward")
 _SENTENCE = {"text", *_NUMBERS}
 ANEW = "Choose another output, or pass --overwrite to score all anew."
@@ -68,7 +68,10 @@ def _is_score(line: Any) -> bool:
     sentences = line["sentences"] if isinstance(line, dict) and line.keys() >= _LINE else None
     if not isinstance(sentences, list) or not all(isinstance(each, dict) and each.keys() == _SENTENCE for each in sentences):
         return False
-    numbers = [line["reward"], line["prompt_reward"], *(each[name] for each in sentences for name in _NUMBERS)]
+    numbers = [
+        *(line[name] for name in ("reward", "prompt_reward", "prompt_weight")),
+        *(each[name] for each in sentences for name in _NUMBERS),
+    ]
     return all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
 
 

@@ -44,22 +44,29 @@ class ScoredResponse:
     Attributes:
         reward: `R`, the response's reward.
         prompt_reward: `r_0`, which no token earns.
+        prompt_weight: `w_0`. The prompt's reward times its weight and the sentences' weighted rewards sum to `reward`.
         sentences: in order; their texts join to the response, or to its beginning where it was cut.
     """
 
     reward: float
     prompt_reward: float
+    prompt_weight: float
     sentences: tuple[ScoredSentence, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """The row that `srm-score` writes, without its id."""
-        return {"reward": self.reward, "prompt_reward": self.prompt_reward, "sentences": [asdict(sentence) for sentence in self.sentences]}
+        return {
+            "reward": self.reward,
+            "prompt_reward": self.prompt_reward,
+            "prompt_weight": self.prompt_weight,
+            "sentences": [asdict(sentence) for sentence in self.sentences],
+        }
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> ScoredResponse:
         """What `to_dict` gave; an id or other columns beside it are ignored."""
         sentences = tuple(ScoredSentence(**sentence) for sentence in row["sentences"])
-        return cls(reward=row["reward"], prompt_reward=row["prompt_reward"], sentences=sentences)
+        return cls(reward=row["reward"], prompt_reward=row["prompt_reward"], prompt_weight=row["prompt_weight"], sentences=sentences)
 
     def _repr_html_(self) -> str:
         """What notebooks show: sentences coloured by reward, weights as bars."""
@@ -70,7 +77,7 @@ def problem_in(reward: Any, response: str | Sequence[int] | Sequence[dict[str, A
     """What is wrong with a reward that came over the network: None, or words for "a row with ...".
 
     Args:
-        reward: JSON that should be what `to_dict` gives, with `prompt_weight`; of ids, without the sentences' text.
+        reward: JSON that should be what `to_dict` gives; of ids, without the sentences' text.
         response: the text, the messages or the ids that were scored.
     """
     if not isinstance(reward, dict) or not isinstance(reward.get("sentences"), list):

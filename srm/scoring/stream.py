@@ -24,7 +24,7 @@ from srm.scoring.guards import check_ids, require_finite
 from srm.scoring.protocol import RewardModel
 from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.scoring.run import sentence_score
-from srm.scoring.text import read_off
+from srm.scoring.text import read_off, without_sentences
 from srm.scoring.token_ids import NO_TEXT
 from srm_kernels import SentenceLayout
 
@@ -201,7 +201,7 @@ class RewardStream:
         score = sentence_score(self._model, read, float(reward), rewards, weight)
         require_finite(self._model, [score], ["stream: the response" if response else "stream: the prompt"])
         if response is None:
-            return ScoredResponse(reward=score.reward, prompt_reward=score.sentence_reward[0], sentences=())
+            return without_sentences(score)
         return read_off(response, score)
 
     def _check_length(self, length: int) -> None:

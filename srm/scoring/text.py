@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
 
@@ -157,4 +158,13 @@ def read_off(response: EncodedResponse, score: ResponseScore) -> ScoredResponse:
         )
         for span, reward, weight in zip(response.spans, score.sentence_reward[1:], score.weight[1:], strict=True)
     )
-    return ScoredResponse(reward=score.reward, prompt_reward=score.sentence_reward[0], sentences=sentences)
+    return replace(without_sentences(score), sentences=sentences)
+
+
+def without_sentences(score: ResponseScore) -> ScoredResponse:
+    """The score of a response, without what it says of each sentence.
+
+    Args:
+        score: what the head says about it.
+    """
+    return ScoredResponse(reward=score.reward, prompt_reward=score.sentence_reward[0], prompt_weight=score.weight[0], sentences=())

@@ -25,7 +25,7 @@ from srm.packing.backbone import num_embeddings
 from srm.packing.batch import IntArray
 from srm.scoring.guards import check_ids
 from srm.scoring.run import ResponseScore
-from srm.scoring.text import read_off
+from srm.scoring.text import read_off, without_sentences
 from srm.scoring.token_ids import NO_TEXT, PolicyResponse, encode_ids
 from srm.serving.schema import IdsRow, SlimeRequest, TextRow
 
@@ -140,16 +140,15 @@ def _slices(rows: Sequence[Row], size: Callable[[Row], int]) -> Iterator[list[Ro
 
 def reward_of(row: PromptGroup, score: ResponseScore) -> dict[str, Any]:
     """`score` as the JSON that `schema.RowReward` describes."""
-    prompt = {"prompt_weight": score.weight[0]}
     response = row.responses[0]
     if isinstance(response, EncodedResponse):
-        return read_off(response, score).to_dict() | prompt
+        return read_off(response, score).to_dict()
     opening, ends = (response.policy_opening, (response.policy_ends + 1).tolist()) if isinstance(response, PolicyResponse) else (0, [])
     sentences = [
         {"start": start, "end": end, "reward": reward, "weight": weight, "weighted_reward": weight * reward}
         for (start, end), reward, weight in zip(pairwise([opening, *ends]), score.sentence_reward[1:], score.weight[1:], strict=True)
     ]
-    return {"reward": score.reward, "prompt_reward": score.sentence_reward[0], "sentences": sentences} | prompt
+    return without_sentences(score).to_dict() | {"sentences": sentences}
 
 
 def _size(row: TextRow | IdsRow) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 
 from srm.data.schema import Prompt
 from srm.runs.folders import write_whole
-from srm.views.scored import Scored, Sentence
+from srm.views.scored import Scored, Sentence, level_of
 
 __all__ = ["Plot", "ReportPair", "Table", "is_page", "write_html"]
 
@@ -104,7 +104,12 @@ def _pair(pair: ReportPair) -> dict[str, Any]:
     """What report.js reads. Text is cut into parts here, because JavaScript counts characters beyond the basic plane as two."""
     responses = [("chosen", pair.chosen), ("rejected", pair.rejected)] if pair.rejected is not None else [("response", pair.chosen)]
     for name, scored in responses:
-        numbers = [scored.reward, scored.prompt_reward, *(value for s in scored.sentences for value in (s.reward, s.weight))]
+        numbers = [
+            scored.reward,
+            scored.prompt_reward,
+            scored.prompt_weight,
+            *(value for s in scored.sentences for value in (s.reward, s.weight)),
+        ]
         if not all(math.isfinite(number) for number in numbers):
             raise ValueError(
                 f"write_html: the {name} of pair {pair.id!r} has a reward that is not finite. Score it again, or leave it out."
@@ -122,6 +127,8 @@ def _pair(pair: ReportPair) -> dict[str, Any]:
                 "name": name,
                 "reward": scored.reward,
                 "prompt_reward": scored.prompt_reward,
+                "prompt_weight": scored.prompt_weight,
+                "level": level_of(scored),
                 "sentences": [_sentence(sentence, pair.marked if scored is responses[-1][1] else ()) for sentence in scored.sentences],
             }
             for name, scored in responses

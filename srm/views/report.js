@@ -177,7 +177,7 @@ function nothing() {
 }
 
 function detail(pair) {
-  const scale = Math.max(...pair.responses.flatMap((response) => response.sentences.map(([reward]) => Math.abs(reward))), Number.MIN_VALUE);
+  const scale = Math.max(...pair.responses.flatMap((response) => response.sentences.map(([reward]) => Math.abs(reward - response.level))), Number.MIN_VALUE);
   const where = [pair.section, pair.subset].filter(Boolean).join(" / ");
   const prompt = element("div", { class: "box", role: "group", "aria-label": "Prompt", tabindex: "0" }, ...pair.prompt.map(message));
   return [
@@ -217,13 +217,13 @@ function responseElement(response, scale) {
       {},
       element("caption", { class: "unseen" }, `Sentences of the ${response.name === "response" ? "" : response.name} response`),
       element("thead", {}, head),
-      element("tbody", {}, ...response.sentences.map((sentence) => sentenceRow(sentence, scale, most))),
+      element("tbody", {}, ...response.sentences.map((sentence) => sentenceRow(sentence, response.level, scale, most))),
     ),
-    element("p", { class: "note" }, `prompt alone ${signed(response.prompt_reward)}, ${counted(response.sentences.length, "sentence")}`),
+    element("p", { class: "note" }, `${counted(response.sentences.length, "sentence")}; the prompt: ${signed(response.prompt_reward)}, weight ${percent(response.prompt_weight)}`),
   );
 }
 
-function sentenceRow([reward, weight, parts], scale, most) {
+function sentenceRow([reward, weight, parts], level, scale, most) {
   const kinds = [...new Set(parts.flatMap(([, kinds]) => (kinds ? kinds.split(", ") : [])))];
   const text = parts.map(([text, kinds]) => (kinds ? element("span", { class: "bad", title: kinds }, text) : text));
   const bar = element("span", { class: "bar", "--share": weight / most, "aria-hidden": "true" });
@@ -234,7 +234,7 @@ function sentenceRow([reward, weight, parts], scale, most) {
     element("td", { class: "number" }, bar, element("span", { class: "share" }, percent(weight))),
     element(
       "td",
-      { class: `sentence ${reward < 0 ? "low" : "high"}`, "--strength": Math.abs(reward) / scale },
+      { class: `sentence ${reward < level ? "low" : "high"}`, "--strength": Math.abs(reward - level) / scale },
       ...text,
       ...(kinds.length ? [" ", element("span", { class: "kinds" }, `marked: ${kinds.join(", ")}`)] : []),
     ),
@@ -245,7 +245,7 @@ function legend(scale) {
   const steps = [-1, -0.5, 0, 0.5, 1].map((share) =>
     element("span", { class: `sentence ${share < 0 ? "low" : "high"}`, "--strength": Math.abs(share) }, signed(share * scale)),
   );
-  return element("p", { class: "legend" }, "colour: sentence reward ", ...steps, " bar: its weight in the response reward, longest for the largest");
+  return element("p", { class: "legend" }, "A sentence's reward is what it changed; reward times weight, summed, is the response's. Colour: reward from the response's median ", ...steps, " bar: weight, longest for the largest");
 }
 
 // Marks the words searched for without touching the text, where the browser can.

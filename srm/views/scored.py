@@ -6,9 +6,10 @@ The views ask for these attributes alone, so that what they draw can show itself
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import NamedTuple, Protocol
 
-__all__ = ["Colours", "Scored", "Sentence", "largest_reward", "reward_colours"]
+__all__ = ["Colours", "Scored", "Sentence", "largest_step", "level_of", "reward_colours"]
 
 # Orange for low and blue for high stay apart in every common colour blindness (after ColorBrewer's PuOr and RdBu).
 _LOW, _HIGH = (230, 97, 1), (33, 102, 172)
@@ -40,6 +41,9 @@ class Scored(Protocol):
     def prompt_reward(self) -> float: ...
 
     @property
+    def prompt_weight(self) -> float: ...
+
+    @property
     def sentences(self) -> Sequence[Sentence]: ...
 
 
@@ -61,8 +65,8 @@ def reward_colours(reward: float, scale: float) -> Colours | None:
     The background is set together with the foreground, so that the view does not depend on a light or dark theme.
 
     Args:
-        reward: of a sentence.
-        scale: the reward, in absolute value, that gets the full colour.
+        reward: of a sentence, from its response's level.
+        scale: what gets the full colour, in absolute value.
 
     Returns:
         The two, or None near zero.
@@ -77,6 +81,16 @@ def reward_colours(reward: float, scale: float) -> Colours | None:
     return Colours("#000000" if luma > 120 else "#ffffff", "#{:02x}{:02x}{:02x}".format(*background))
 
 
-def largest_reward(*responses: Scored) -> float:
-    """The largest sentence reward in absolute value: what gets the full colour."""
-    return max((abs(sentence.reward) for response in responses for sentence in response.sentences), default=0.0)
+def level_of(scored: Scored) -> float:
+    """What a sentence's colour is measured from: the median sentence reward of its response, 0 where there are fewer than three.
+
+    A sentence's reward is what it changed. Where values drift through a response, every sentence changes them a little in the same
+    direction, and only those that stand out say something.
+    """
+    rewards = [sentence.reward for sentence in scored.sentences]
+    return median(rewards) if len(rewards) > 2 else 0.0
+
+
+def largest_step(*responses: Scored) -> float:
+    """The largest distance of a sentence reward from its response's level: what gets the full colour."""
+    return max((abs(sentence.reward - level_of(response)) for response in responses for sentence in response.sentences), default=0.0)

@@ -16,7 +16,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from srm.views.scored import Scored, Sentence, largest_reward, reward_colours
+from srm.views.scored import Scored, Sentence, largest_step, level_of, reward_colours
 from srm.views.visible import visible
 
 __all__ = ["render_pair", "render_prompt", "render_response", "save_svg"]
@@ -40,7 +40,7 @@ def render_pair(
         rejected: the other one.
         damaged: `{"start", "end", "kind"}` of the sentences of `rejected` that are known to be bad.
     """
-    scale = largest_reward(chosen, rejected)
+    scale = largest_step(chosen, rejected)
     right = chosen.reward > rejected.reward
     verdict = Text.assemble(
         ("chosen ranked higher" if right else "rejected ranked higher: wrong", "bold"),
@@ -70,20 +70,23 @@ def render_response(title: str, scored: Scored, *, scale: float | None = None, d
     Args:
         title: what the response is called.
         scored: the response.
-        scale: the reward, in absolute value, that gets the full colour; the largest of the response where None.
+        scale: the distance from the response's level that gets the full colour; the largest of the response where None.
         damaged: `{"start", "end", "kind"}` of the sentences that are known to be bad.
     """
-    scale = largest_reward(scored) if scale is None else scale
+    scale, level = largest_step(scored) if scale is None else scale, level_of(scored)
     bad = list(damaged)
-    most = max((sentence.weight for sentence in scored.sentences), default=0.0)
+    most = max([scored.prompt_weight, *(sentence.weight for sentence in scored.sentences)])
     table = Table(box=None, padding=(0, 1), expand=True)
     table.add_column("reward", justify="right", no_wrap=True)
     table.add_column("weight", no_wrap=True)
     table.add_column("sentence", ratio=1)
     if bad:
         table.add_column("damaged", style="bold", no_wrap=True)
+    if scored.prompt_weight:
+        none = [Text("")] if bad else []
+        table.add_row(Text(f"{scored.prompt_reward:+.2f}"), _bar(scored.prompt_weight, most), Text("(the prompt)", style="italic"), *none)
     for sentence in scored.sentences:
-        style = _style(sentence.reward, scale)
+        style = _style(sentence.reward - level, scale)
         # Styled as a span: a style of the whole Text would colour the padding behind it as well.
         text = Text.assemble((visible(" ".join(sentence.text.split())), style))
         mark = [Text("<< " + visible(", ".join(kinds)) if (kinds := _kinds(sentence, bad)) else "")] if bad else []
@@ -127,4 +130,8 @@ def _bar(weight: float, most: float) -> Text:
 def _legend(scale: float) -> Text:
     steps = [-scale, -scale / 2, 0.0, scale / 2, scale]
     colours = ((f" {step:+.2f} ", _style(step, scale)) for step in steps)
-    return Text.assemble("colour: sentence reward ", *colours, "; bar: weight")
+    return Text.assemble(
+        "A sentence's reward is what it changed; reward times weight, summed, is the response's.\n"
+        "colour: reward from the response's median ",
+        *colours,
+    )

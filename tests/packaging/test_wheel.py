@@ -148,3 +148,15 @@ def last_line(environment: Environment, code: str) -> str:
     done = environment.python(code)
     assert done.returncode == 1, done.stdout
     return done.stderr.splitlines()[-1]
+
+
+def test_every_link_of_the_package_page_is_absolute(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = archive.read(name).decode()
+    assert "Description-Content-Type: text/markdown" in metadata
+    page = metadata.partition("\n\n")[2]
+    links = re.findall(r"\]\(([^)]+)\)", page)
+    assert sum("raw.githubusercontent.com" in link for link in links) == page.count("![")
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    assert len(links) > 10

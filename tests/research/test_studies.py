@@ -50,7 +50,7 @@ def test_real_pairs_are_drawn_scored_and_summed_up(tmp_path: Path, monkeypatch: 
             # The chosen response comes first; the first pair is lost.
             rewards = [0.0, 1.0, *[1.0, 0.0] * 3]
             rows = read_responses(command[command.index("--input") + 1])
-            scored = [ScoredResponse(reward=reward, prompt_reward=0.0, sentences=()) for reward in rewards]
+            scored = [ScoredResponse(reward=reward, prompt_reward=0.0, prompt_weight=1.0, sentences=()) for reward in rewards]
             lines = (score_line(row, response) for row, response in zip(rows, scored, strict=True))
             Path(command[command.index("--output") + 1]).write_text("".join(lines))
         return 1.0

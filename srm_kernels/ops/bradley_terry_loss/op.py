@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
 from ...layout import INDEX_DTYPES
 from ..registration import check_finite, check_float, check_positions, check_same_device, check_shape, refuse_double_backward
@@ -78,7 +79,7 @@ def bradley_terry_loss(
     return _bradley_terry(reward, pairs, margin, weight, label_smoothing, centering, backend)[0]
 
 
-@torch.library.custom_op("srm_kernels::bradley_terry_loss", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("bradley_terry_loss"), mutates_args=())
 def _bradley_terry(
     reward: Tensor,
     pairs: Tensor,
@@ -110,7 +111,7 @@ def _(
     return reward.new_empty((), dtype=dtype), reward.new_empty(reward.shape, dtype=dtype)
 
 
-@torch.library.custom_op("srm_kernels::bradley_terry_loss_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("bradley_terry_loss_backward"), mutates_args=())
 def _bradley_terry_backward(grad: Tensor, grad_reward: Tensor, reward: Tensor) -> Tensor:
     """The gradient is known since the forward: scale it. An op of its own, so that a second derivative is refused, not wrong."""
     return (grad * grad_reward).to(reward.dtype)

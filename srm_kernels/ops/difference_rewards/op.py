@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
 from ..registration import check_float, check_offsets, check_same_device, refuse_double_backward
 from .reference import difference_rewards_backward_reference, difference_rewards_reference
@@ -42,7 +43,7 @@ def difference_rewards(value: Tensor, cu_boundaries: Tensor, *, backend: Backend
     return _difference_rewards(value, cu_boundaries, backend)
 
 
-@torch.library.custom_op("srm_kernels::difference_rewards", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("difference_rewards"), mutates_args=())
 def _difference_rewards(value: Tensor, cu_boundaries: Tensor, backend: str) -> Tensor:
     if choose_backend("difference_rewards", backend, value.device) == "triton":
         from .kernels import difference_rewards_forward
@@ -51,7 +52,7 @@ def _difference_rewards(value: Tensor, cu_boundaries: Tensor, backend: str) -> T
     return difference_rewards_reference(value, cu_boundaries)
 
 
-@torch.library.custom_op("srm_kernels::difference_rewards_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("difference_rewards_backward"), mutates_args=())
 def _difference_rewards_backward(grad: Tensor, cu_boundaries: Tensor, backend: str) -> Tensor:
     if choose_backend("difference_rewards", backend, grad.device) == "triton":
         from .kernels import difference_rewards_backward

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
 from ...layout import check_index
 from ..registration import FLOAT_DTYPES, check_float, check_positions, check_same_device, refuse_double_backward
@@ -54,7 +55,7 @@ def gather_boundaries(
     return _gather_boundaries(hidden, boundaries, out_dtype or hidden.dtype, backend)
 
 
-@torch.library.custom_op("srm_kernels::gather_boundaries", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("gather_boundaries"), mutates_args=())
 def _gather_boundaries(hidden: Tensor, boundaries: Tensor, out_dtype: torch.dtype, backend: str) -> Tensor:
     if choose_backend("gather_boundaries", backend, hidden.device) == "triton":
         from .kernels import gather_boundaries_forward as run
@@ -68,7 +69,7 @@ def _(hidden: Tensor, boundaries: Tensor, out_dtype: torch.dtype, backend: str) 
     return hidden.new_empty((boundaries.shape[0], hidden.shape[1]), dtype=out_dtype)
 
 
-@torch.library.custom_op("srm_kernels::gather_boundaries_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("gather_boundaries_backward"), mutates_args=())
 def _gather_boundaries_backward(grad: Tensor, boundaries: Tensor, num_tokens: int, dtype: torch.dtype, backend: str) -> Tensor:
     """Gradient of `hidden` [T, D] in `dtype`."""
     if choose_backend("gather_boundaries", backend, grad.device) == "triton":

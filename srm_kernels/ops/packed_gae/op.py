@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
 from ..registration import check_finite, check_float, check_offsets, check_same_device, check_shape, refuse_double_backward
 from ..segments import accumulate_dtype
@@ -60,7 +61,7 @@ def packed_gae(
     return _packed_gae(reward, value, cu_seqlens, bootstrap_value, gamma, lam, backend)
 
 
-@torch.library.custom_op("srm_kernels::packed_gae", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("packed_gae"), mutates_args=())
 def _packed_gae(
     reward: Tensor, value: Tensor, cu_seqlens: Tensor, bootstrap_value: Tensor | None, gamma: float, lam: float, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -79,7 +80,7 @@ def _(
     return reward.new_empty(reward.shape, dtype=dtype), reward.new_empty(reward.shape, dtype=dtype)
 
 
-@torch.library.custom_op("srm_kernels::packed_gae_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("packed_gae_backward"), mutates_args=())
 def _packed_gae_backward(
     grad_advantage: Tensor, grad_return: Tensor, cu_seqlens: Tensor, gamma: float, lam: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
 from ..registration import check_float, check_offsets, check_same_device, refuse_double_backward
 from .reference import segment_softmax_backward_reference, segment_softmax_reference
@@ -44,7 +45,7 @@ def segment_softmax(score: Tensor, cu_seqlens: Tensor, *, backend: Backend = "au
     return _segment_softmax(score, cu_seqlens, backend)
 
 
-@torch.library.custom_op("srm_kernels::segment_softmax", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("segment_softmax"), mutates_args=())
 def _segment_softmax(score: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
     if choose_backend("segment_softmax", backend, score.device) == "triton":
         from .kernels import segment_softmax_forward
@@ -58,7 +59,7 @@ def _(score: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
     return score.new_empty(score.shape)
 
 
-@torch.library.custom_op("srm_kernels::segment_softmax_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("segment_softmax_backward"), mutates_args=())
 def _segment_softmax_backward(grad: Tensor, weight: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
     if choose_backend("segment_softmax", backend, grad.device) == "triton":
         from .kernels import segment_softmax_backward

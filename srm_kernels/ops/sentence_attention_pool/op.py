@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
 from ...pooling import ATTENTION_POOLINGS, PLAIN_POOLINGS, Pooling, check_pooling
 from ..registration import check_float, check_offsets, check_same_device, check_shape, refuse_double_backward
@@ -125,7 +126,7 @@ def _check(op: str, value: Tensor, cu_boundaries: Tensor) -> None:
     check_offsets(op, "cu_boundaries", cu_boundaries, value.shape[0], "len(value)")
 
 
-@torch.library.custom_op("srm_kernels::sentence_attention_pool", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("sentence_attention_pool"), mutates_args=())
 def _pool(
     query: Tensor | None,
     key: Tensor | None,
@@ -161,7 +162,7 @@ def _(
     return reward_B, value.new_empty(value.shape, dtype=dtype), value.new_empty(value.shape, dtype=dtype)
 
 
-@torch.library.custom_op("srm_kernels::sentence_attention_pool_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("sentence_attention_pool_backward"), mutates_args=())
 def _pool_backward(
     grad_reward: Tensor,
     grad_sentence_reward: Tensor,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
 from ...layout import check_index
 from ..registration import check_finite, check_float, check_offsets, check_positions, check_same_device, check_shape, refuse_double_backward
@@ -74,7 +75,7 @@ def token_rewards(
     return _token_rewards(sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, kl_coef, estimator, backend)
 
 
-@torch.library.custom_op("srm_kernels::token_rewards", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("token_rewards"), mutates_args=())
 def _token_rewards(
     sentence_reward: Tensor,
     boundaries: Tensor,
@@ -106,7 +107,7 @@ def _(
     return logprobs.new_empty(logprobs.shape, dtype=accumulate_dtype(sentence_reward, logprobs, ref_logprobs))
 
 
-@torch.library.custom_op("srm_kernels::token_rewards_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("token_rewards_backward"), mutates_args=())
 def _token_rewards_backward(
     grad: Tensor,
     sentence_reward: Tensor,

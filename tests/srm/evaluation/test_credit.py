@@ -21,7 +21,7 @@ def _scored(*texts: str) -> ScoredResponse:
         ScoredSentence(text=text, start=end - len(text), end=end, reward=float(i), weight=0.5, weighted_reward=i / 2)
         for i, (text, end) in enumerate(zip(texts, ends, strict=True))
     )
-    return ScoredResponse(reward=0.0, prompt_reward=0.0, sentences=sentences)
+    return ScoredResponse(reward=0.0, prompt_reward=0.0, prompt_weight=1.0, sentences=sentences)
 
 
 def test_auc_of_small_cases() -> None:

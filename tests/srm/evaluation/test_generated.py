@@ -35,7 +35,9 @@ class Oracle:
                 ScoredSentence(text=answer[start:end], start=start, end=end, reward=reward, weight=0.5, weighted_reward=reward / 2)
             )
             start = end
-        return ScoredResponse(reward=min(sentence.reward for sentence in scored), prompt_reward=0.0, sentences=tuple(scored))
+        return ScoredResponse(
+            reward=min(sentence.reward for sentence in scored), prompt_reward=0.0, prompt_weight=1.0, sentences=tuple(scored)
+        )
 
 
 @pytest.mark.parametrize(("bad", "accuracy", "auc"), [(0.0, 1.0, 1.0), (1.0, 0.5, 0.5)])
@@ -64,4 +66,4 @@ def test_inverted_credit_is_not_hidden_by_accuracy() -> None:
 def test_the_mean_value_is_of_running_sums_from_the_prompts() -> None:
     sentences = tuple(ScoredSentence(text="A.", start=0, end=2, reward=r, weight=0.0, weighted_reward=0.0) for r in (1.0, -3.0))
     # Values 2.5 and -0.5.
-    assert _mean_value(ScoredResponse(reward=0.0, prompt_reward=1.5, sentences=sentences)) == 1.0
+    assert _mean_value(ScoredResponse(reward=0.0, prompt_reward=1.5, prompt_weight=1.0, sentences=sentences)) == 1.0

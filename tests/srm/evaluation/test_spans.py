@@ -26,7 +26,7 @@ def scored(*sentences: tuple[str, float]) -> ScoredResponse:
         ScoredSentence(text=text, start=end - len(text), end=end, reward=reward, weight=0.5, weighted_reward=-reward)
         for (text, reward), end in zip(sentences, ends, strict=True)
     )
-    return ScoredResponse(reward=0.0, prompt_reward=0.0, sentences=parts)
+    return ScoredResponse(reward=0.0, prompt_reward=0.0, prompt_weight=1.0, sentences=parts)
 
 
 def row(id: str, response: str, *spans: tuple[int, int, str], prompt: str | None = None) -> SpanRow:

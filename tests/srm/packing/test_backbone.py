@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModel
 
 from srm.packing import UnsupportedBackboneError, enable, pack, report, run_backbone
+from srm.packing.attention import check_arguments
 from srm.packing.backbone import restore
 from srm.packing.plan import AttentionPlan
 
@@ -171,6 +172,28 @@ def test_a_mask_of_its_own_is_an_error(make_model: Callable[..., Any], make_grou
     mask = torch.zeros(1, 1, batch.num_tokens, batch.num_tokens)
     with pytest.raises(UnsupportedBackboneError, match="builds an attention mask of its own"):
         model(input_ids=batch.input_ids, attention_mask=mask, srm_plan=AttentionPlan.from_batch(batch))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        *(({name: torch.zeros(1)}, rf"\(`{name}`\)") for name in ("sinks", "position_bias", "indices", "block_indices")),
+        ({"is_causal": False}, "bidirectional"),
+    ],
+    ids=str,
+)
+def test_what_no_backend_computes_is_an_error(arguments: dict[str, Any], reason: str) -> None:
+    layer = torch.nn.Module()
+    check_arguments(layer, None, dict.fromkeys(arguments))
+    with pytest.raises(UnsupportedBackboneError, match=reason):
+        check_arguments(layer, None, arguments)
+
+
+def test_a_model_without_the_attention_interface_is_not_switched(make_model: Callable[..., Any]) -> None:
+    model = make_model("falcon")
+    with pytest.raises(UnsupportedBackboneError, match="does not take its attention from transformers' AttentionInterface"):
+        enable(model)
+    assert model.config._attn_implementation == "eager"
 
 
 def test_padded_batch_has_no_plan(make_groups: Callable[..., Any]) -> None:

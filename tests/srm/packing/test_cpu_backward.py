@@ -176,6 +176,16 @@ def test_children_are_summed_in_fp32() -> None:
     assert (value.grad[0, 0, 0] == 151).all()
 
 
+def test_blocks_of_a_segment_are_summed_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_backward, "BLOCK", 1)
+    monkeypatch.setattr(cpu_backward, "_causal", lambda: torch.zeros(1, 1))
+    plan = AttentionPlan(lengths=(600,), parents=(-1,))
+    query, key, value = (torch.zeros(1, 1, 600, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    _attend([query, key, value], plan).sum().backward()
+    # 1/1 + 1/2 + ... + 1/600 of the queries' outputs. In bf16 a sum of such terms stops at about 5.
+    assert (value.grad[0, 0, 0] - sum(1 / i for i in range(1, 601))).abs().max() < 0.05
+
+
 def test_no_mask_where_causal_serves() -> None:
     plan = AttentionPlan(lengths=(BLOCK + 5, 3), parents=(-1, -1))
     _attend(_inputs(2, 1, plan, torch.bfloat16), plan).sum().backward()

@@ -184,6 +184,20 @@ def test_refuses_a_cap_that_no_argument_names(make_model: Callable[..., Any], mo
     probe(model)
 
 
+def test_refuses_a_forward_that_takes_no_further_arguments(make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: Any, input_ids: torch.Tensor, attention_mask: Any = None, position_ids: Any = None, use_cache: bool = False) -> Any:
+        raise AssertionError("never run")
+
+    model = make_model()
+    plain = type(model).forward
+    monkeypatch.setattr("srm.packing.probing.check_decoder", lambda backbone: None)
+    monkeypatch.setattr(type(model), "forward", forward)
+    with pytest.raises(UnsupportedBackboneError, match="takes no further keyword arguments"):
+        probe(model)
+    monkeypatch.setattr(type(model), "forward", plain)
+    probe(model)
+
+
 def test_refuses_positions_that_ignore_position_ids(make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     rotary = modeling_llama.LlamaRotaryEmbedding.forward
 

@@ -102,7 +102,7 @@ def test_to_dict_is_the_row_that_is_written(model: SentenceRewardModel) -> None:
     scored = model.score(PROMPTS[:1], RESPONSES[:1])[0]
     row = scored.to_dict()
     assert ScoredResponse.from_dict({"id": "a", **row}) == scored
-    assert row.keys() == {"reward", "prompt_reward", "sentences"}
+    assert row.keys() == {"reward", "prompt_reward", "prompt_weight", "sentences"}
     assert row["sentences"][0].keys() == {"text", "start", "end", "reward", "weight", "weighted_reward"}
 
 

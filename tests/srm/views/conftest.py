@@ -14,7 +14,7 @@ def build(*sentences: tuple[str, float, float], reward: float | None = None) -> 
         scored.append(ScoredSentence(text=text, start=start, end=end, reward=value, weight=weight, weighted_reward=weight * value))
         start = end
     total = sum(sentence.weighted_reward for sentence in scored) if reward is None else reward
-    return ScoredResponse(reward=total, prompt_reward=0.1, sentences=tuple(scored))
+    return ScoredResponse(reward=total, prompt_reward=0.1, prompt_weight=1.0, sentences=tuple(scored))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.style import Style
 
 from srm.scoring.results import ScoredResponse, ScoredSentence
-from srm.views.scored import reward_colours
+from srm.views.scored import largest_step, level_of, reward_colours
 from srm.views.terminal import render_pair, render_response, save_svg
 
 
@@ -24,7 +25,7 @@ def _scored(reward: float, *sentences: tuple[str, float, float]) -> ScoredRespon
             ScoredSentence(text=text, start=start, end=end, reward=sentence_reward, weight=weight, weighted_reward=weight * sentence_reward)
         )
         start = end
-    return ScoredResponse(reward=reward, prompt_reward=0.0, sentences=tuple(scored))
+    return ScoredResponse(reward=reward, prompt_reward=0.0, prompt_weight=0.0, sentences=tuple(scored))
 
 
 CHOSEN = _scored(0.9, ("Boil the water. ", 0.4, 0.25), ("Add [salt].", 1.5, 0.5))
@@ -52,6 +53,30 @@ def test_view_says_everything_without_colour() -> None:
     assert sum("<<" in line for line in lines) == 1
     # Square brackets are text, not markup.
     assert "+1.50" in next(line for line in lines if "Add [salt]." in line)
+
+
+def test_rows_add_up_to_the_reward() -> None:
+    scored = replace(CHOSEN, prompt_reward=-0.5, prompt_weight=0.8)
+    rows = [line.split() for line in _print(render_response("answer", scored), no_color=True).splitlines() if "%" in line]
+    assert "(the prompt)" in " ".join(rows[0])
+    parts = [float(row[1]) * float(next(word for word in row if word.endswith("%")).rstrip("%")) / 100 for row in rows]
+    assert sum(parts) == pytest.approx(-0.5 * 0.8 + 0.4 * 0.25 + 1.5 * 0.5)
+
+
+def test_colour_is_measured_from_the_responses_own_level() -> None:
+    """Values that drift through a good response colour none of its sentences; what stands out is coloured."""
+    drifting = _scored(0.0, *((f"Sentence {i}. ", -0.3, 0.5) for i in range(4)))
+    assert level_of(drifting) == -0.3
+    assert largest_step(drifting) == 0
+    mixed = _scored(0.0, ("One. ", -0.3, 0.5), ("Two. ", -0.3, 0.5), ("Bad. ", -2.3, 0.5), ("Four. ", -0.2, 0.5))
+    assert largest_step(mixed, drifting) == pytest.approx(2.0)
+    console = Console(file=io.StringIO(), width=90, force_terminal=True, color_system="truecolor")
+    console.print(render_response("answer", mixed))
+    coloured = [line for line in console.file.getvalue().splitlines() if "48;2;" in line]
+    assert len(coloured) == 1
+    assert "Bad." in coloured[0]
+    # Two sentences have no level of their own: one would always be low.
+    assert level_of(_scored(0.0, ("One. ", 1.0, 1.0), ("Two.", 2.0, 1.0))) == 0
 
 
 def test_wrong_ranking_is_said() -> None:
