@@ -3,10 +3,11 @@
 # make test   every test that needs no GPU
 # make check  ruff, mypy and the layers
 # make fuzz   odd files, flags and requests through the commands, for an hour or SECONDS=...
+# make docs   the documentation site in build/site, offline; a warning stops it
 # make test-wheel, make test-pythons   what is installed, and on which Pythons; both make environments of their own
 # make test-newest   what other people's releases break first, on the newest ones that there are today
 # make test-peers   our integrations inside other projects' own programs, each in an environment on top of .venv
-.PHONY: help demo test fuzz test-reference test-interpreter test-compile test-wheel test-pythons test-newest test-peers check clean venv
+.PHONY: help demo test fuzz test-reference test-interpreter test-compile test-wheel test-pythons test-newest test-peers check docs clean venv
 .DEFAULT_GOAL := demo
 
 PYTHON_VENV := .venv/bin/python
@@ -57,6 +58,10 @@ check: venv
 	$(PYTHON_VENV) -m ruff format --check .
 	$(PYTHON_VENV) -m mypy
 	.venv/bin/lint-imports
+
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_VENV) -m mkdocs build --quiet --strict
+	@echo "build/site: look at it with $(PYTHON_VENV) -m http.server --directory build/site"
 
 clean:
 	rm -rf .venv build dist *.egg-info outputs

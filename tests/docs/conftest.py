@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,6 +52,18 @@ def reader(tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     os.symlink(ROOT / "examples", home / "examples")
     monkeypatch.chdir(home)
     return home
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `python` and our commands, of this checkout and this interpreter, for PATH."""
+    folder = tmp_path_factory.mktemp("bin")
+    modules = {f"srm-{name}": f"-m srm.cli.{name}" for name in ("train", "score", "eval", "serve", "rl")}
+    for name, module in {"python": "", **modules}.items():
+        script = folder / name
+        script.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" {module} "$@"\n', encoding="utf-8")
+        script.chmod(0o755)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,36 +13,17 @@ import pytest
 
 from srm.scoring.results import ScoredResponse
 from srm.views.page import ReportPair, write_html
-
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed; it is in the extra `dev`")
+from tests.browser import chromium
 
 # One dot.
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
 SIDES = "return [...document.querySelectorAll('.response')].map((part) => part.getBoundingClientRect().toJSON())"
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1280,900"
-)
-
-
-def find(*names: str) -> str | None:
-    return next((path for name in names if (path := shutil.which(name))), None)
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    chromium, driver = find("chromium", "chromium-browser", "google-chrome"), find("chromedriver", "chromium.chromedriver")
-    if chromium is None or driver is None:
-        missing = "chromedriver" if chromium else "chromium"
-        pytest.skip(f"no {missing} on this machine; `apt-get install chromium chromium-driver` to look at the page in these tests")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
+    with chromium(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
 
 
 def many(make_scored: Callable[..., ScoredResponse], count: int) -> list[ReportPair]:
