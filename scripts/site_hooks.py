@@ -105,7 +105,7 @@ def help_of(command: str) -> str:
     """What `srm-COMMAND --help` prints."""
     printed = io.StringIO()
     main = importlib.import_module(f"srm.cli.{command}").main
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit), patch.dict(os.environ, {"COLUMNS": "100"}):
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit), patch.dict(os.environ, {"COLUMNS": "82"}):
         main(["--help"])
     return printed.getvalue().strip()
 
