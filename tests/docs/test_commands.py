@@ -18,6 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
+# What three dots in a command stand for.
+_REST = {"srm-train": ["--dataset_name", "pairs.jsonl"]}
+
 
 def blocks(page: Path, *languages: str) -> Iterator[str]:
     yield from (body for language, body in _FENCE.findall(page.read_text(encoding="utf-8")) if language in languages)
@@ -32,7 +35,7 @@ def commands_in(page: Path) -> Iterator[list[str]]:
                 if "srm.cli." in line:
                     module = next(word for word in words if word.startswith("srm.cli."))
                     words = [f"srm-{module.rpartition('.')[2]}", *words[words.index(module) + 1 :]]
-                yield words
+                yield [part for word in words for part in (_REST.get(words[0], []) if word == "..." else [word])]
 
 
 COMMANDS = [pytest.param(words, id=f"{page.name}: {' '.join(words)}"[:90]) for page in PAGES for words in commands_in(page)]
