@@ -6,8 +6,9 @@
 # make docs   the documentation site in build/site, offline; a warning stops it
 # make test-wheel, make test-pythons   what is installed, and on which Pythons; both make environments of their own
 # make test-newest   what other people's releases break first, on the newest ones that there are today
+# make test-bare    what a machine with a GPU that is lent for minutes runs, with as little installed as it has; a dry run on a CPU
 # make test-peers   our integrations inside other projects' own programs, each in an environment on top of .venv
-.PHONY: help demo test fuzz test-reference test-interpreter test-compile test-wheel test-pythons test-newest test-peers check docs clean venv
+.PHONY: help demo test fuzz test-reference test-interpreter test-compile test-wheel test-pythons test-newest test-bare test-peers check docs clean venv
 .DEFAULT_GOAL := demo
 
 PYTHON_VENV := .venv/bin/python
@@ -49,6 +50,9 @@ test-pythons: venv
 
 test-newest: venv
 	./scripts/test_newest.sh
+
+test-bare:
+	./scripts/test_bare.sh
 
 test-peers: venv
 	./scripts/test_peers.sh

@@ -16,14 +16,20 @@ from typing import Any
 
 import torch
 
-__all__ = ["describe", "parser", "say", "settings", "write"]
+__all__ = ["UNFINISHED", "describe", "parser", "read_as_here", "say", "settings", "write"]
+
+# Exit code of a script whose time was over before it was done, and that goes on with `--resume` (EX_TEMPFAIL).
+UNFINISHED = 75
 
 _ROOT = Path(__file__).resolve().parents[1]
-_PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "nltk", "peft", "trl")
+_PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "nltk", "peft", "trl", "fbgemm-gpu", "pyg-lib", "torch-geometric")
 
 
 def describe() -> dict[str, Any]:
-    """Device, CPU threads of torch, versions, commit (with `-dirty` where files differ from it) and time of this run."""
+    """Device, CPU threads of torch, versions, commit and time of this run.
+
+    The commit has `-dirty` where files differ from it; `SRM_COMMIT` names it where a copy of the tree came without its history.
+    """
     return {
         "device": _gpu() or _cpu(),
         "threads": torch.get_num_threads(),
@@ -42,10 +48,23 @@ def parser(documentation: str | None, **options: Any) -> argparse.ArgumentParser
 
 
 def write(path: Path | None, result: Mapping[str, Any]) -> None:
-    """Write `result` as JSON; nothing where no `path` was given."""
+    """Write `result` as JSON, whole or not at all; nothing where no `path` was given."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        part = path.with_name(f"{path.name}.part")
+        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+
+
+def read_as_here(path: Path | None) -> dict[str, Any]:
+    """What an earlier run of this device, these versions and this commit wrote to `path`; nothing where another did, or none."""
+    if path is None or not path.exists():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    same = all(found.get(name) == value for name, value in describe().items() if name != "time")
+    if not same:
+        say(f"{path}: of another device, other versions or another commit, so nothing of it is kept")
+    return found if same else {}
 
 
 def say(line: str) -> None:
@@ -89,6 +108,10 @@ def _commit() -> str:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip()
 
-    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + (
-        "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
-    )
+    if told := os.environ.get("SRM_COMMIT"):
+        return told
+    try:
+        commit, changed = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except OSError:  # no git on this machine
+        return "unknown"
+    return (commit or "unknown") + ("-dirty" if changed else "")

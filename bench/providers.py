@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,17 +20,24 @@ from workloads import real_tokens
 from srm.data import EncodedComparison, PairCollator
 from srm.modeling import SentenceRewardConfig, SentenceRewardModel
 from srm.modeling.alias import resolve_model_name
-from srm.packing import PackingMode
+from srm.packing import PackingMode, report
 from srm.scoring.batching import pass_cost
 
-__all__ = ["OURS", "Batch", "Contender", "Models", "Rows", "batches_by_budget", "hf_padded", "ours", "ours_rewards"]
+__all__ = ["OURS", "Batch", "Contender", "Models", "Rows", "batches_by_budget", "hf_padded", "ours", "ours_both_passes", "ours_rewards"]
 
 OURS: tuple[PackingMode, ...] = ("shared", "packed", "none")
 Rows = Sequence[EncodedComparison]
 
-# Random weights: a shape for tests, and the shape of a Llama of one billion weights.
+# Random weights: a shape for tests, that of SmolLM2-135M, and that of a Llama of one billion weights.
 _SHAPES: dict[str, dict[str, int]] = {
     "random-tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300},
+    "random-smollm2-135m": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "vocab_size": 49_152,
+    },
     "random-llama-1b": {
         "hidden_size": 2048,
         "intermediate_size": 8192,
@@ -39,7 +46,7 @@ _SHAPES: dict[str, dict[str, int]] = {
         "vocab_size": 128_256,
     },
 }
-_KV_HEADS = {"random-tiny": 2, "random-llama-1b": 8}
+_KV_HEADS = {"random-tiny": 2, "random-smollm2-135m": 3, "random-llama-1b": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +78,14 @@ class Models:
 
     def __init__(self, name: str, *, dtype: torch.dtype, device: torch.device) -> None:
         self.device = device
+        # Which packed attention ran, once there is a model.
+        self.attention: str | None = None
         torch.manual_seed(0)
         if name in _SHAPES:
             config = LlamaConfig(**_SHAPES[name], num_key_value_heads=_KV_HEADS[name], max_position_embeddings=131_072, pad_token_id=2)
-            self.backbone: PreTrainedModel = LlamaModel(config).to(dtype)
+            # Drawn where it will run: a billion normal numbers take one CPU core a minute and a half.
+            with device:
+                self.backbone: PreTrainedModel = LlamaModel(config).to(dtype)
             self.tokenizer = _any_tokenizer()
         else:
             path = resolve_model_name(name)
@@ -103,13 +114,15 @@ class Models:
         model = model.eval().to(self.device)
         # Proved now, so that it is neither counted nor timed later.
         model.packing_mode("shared")
+        self.attention = report(backbone).backend
         return model
 
     def peer(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """`AutoModelForSequenceClassification` with one output and the same weights."""
         config = copy.deepcopy(self.config)
         config.num_labels, config.pad_token_id = 1, self.pad_token_id
-        model = AutoModelForSequenceClassification.from_config(config, dtype=dtype or self.backbone.dtype)
+        with self.device:
+            model = AutoModelForSequenceClassification.from_config(config, dtype=dtype or self.backbone.dtype)
         model.base_model.load_state_dict(self.backbone.state_dict())
         with torch.no_grad():
             model.score.weight.copy_(self.score_weight)
@@ -144,6 +157,23 @@ def ours(models: Models, rows: Rows, *, packing: PackingMode, budget: int) -> Co
         rewards=lambda rows: ours_rewards(models, model, rows, packing),
         backbone=model.backbone,
     )
+
+
+def ours_both_passes(models: Models, rows: Rows, *, packing: PackingMode, budget: int, checkpointing: bool = False) -> Contender:
+    """The same batches forward and backward, as a training step runs them, without an optimizer. checkpointing: of every layer."""
+    scorer = ours(models, rows, packing=packing, budget=budget)
+    model = models.reward_model(scorer.backbone)
+    if checkpointing:
+        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    collate = PairCollator(packing=packing, pad_token_id=models.pad_token_id)
+
+    def run(batch: Batch) -> None:
+        # The check has left the backbone in eval mode, in which nothing is checkpointed.
+        model.train()
+        model(collate(batch.items)["batch"].to(models.device)).reward.sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    return replace(scorer, run=run)
 
 
 def ours_rewards(models: Models, model: SentenceRewardModel, rows: Rows, packing: PackingMode) -> Tensor:

@@ -9,8 +9,10 @@ single sequences sorted by length (scoring). All must give the same rewards befo
 Every provider cuts all rows into its own batches. A spread of them, from small to large, is timed in turns, and the time of a token run
 is scaled to the tokens that the provider runs in the whole epoch: random batches differ too much in padding to time a few and stop.
 
+group scores many responses to one prompt; group-train runs both passes of the same rows, for the memory of their step.
+
 The modes length (scoring) and length-train (both passes) ask what a token costs in packed rows of 4k to 64k tokens of equal sequences.
-docs/throughput.md says what each number means. Training needs greenlet and, for its peers, trl.
+docs/throughput.md says what each number means. Training beside trl needs trl and greenlet.
 """
 
 from __future__ import annotations
@@ -28,20 +30,23 @@ from typing import Any
 
 import environment
 import torch
-from providers import OURS, Batch, Contender, Models, Rows, hf_padded, ours
-from throughput_length import GROUP_TOKENS, length_contenders, length_summary, print_lengths
+from providers import OURS, Batch, Contender, Models, Rows, hf_padded, ours, ours_both_passes
+from throughput_length import GROUP_TOKENS, length_contenders, length_summary
 from throughput_plot import plot
+from throughput_report import GROUP_MODES, print_result, summary
 from timing import Peak, measure_peak, wait
-from trainers import TRL, Turns, ours_trainer, trl_trainer
-from workloads import generated_groups, generated_pairs, read_pairs, real_tokens
+from trainers import TRL, ours_trainer, trl_trainer
+from turns import Turns, turns_by
+from workloads import generated_groups, generated_pairs, read_pairs
 
 from srm.memory import keep_freed_memory
 
 PROVIDERS = (*OURS, *TRL, "hf-padded")
-MODES = {"train": (*OURS, *TRL), "score": (*OURS, "hf-padded"), "group": (*OURS, "hf-padded")}
+MODES = {"train": (*OURS, *TRL), "score": (*OURS, "hf-padded"), "group": (*OURS, "hf-padded"), "group-train": OURS}
+DEFAULT_MODES = ("train", "score", "group")
 LENGTH_MODES = ("length", "length-train")
 # Share of the time limit. A step of training is the slowest thing here.
-SHARE = {"train": 0.6, "score": 0.2, "group": 0.2, "length": 0.2, "length-train": 0.6}
+SHARE = {"train": 0.6, "score": 0.2, "group": 0.2, "group-train": 0.4, "length": 0.2, "length-train": 0.6}
 # Largest difference of two rewards, as a share of their spread over responses: rounding, by the dtype of the weights.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 
@@ -58,18 +63,47 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"throughput: --batch_size {arguments.batch_size} is not a multiple of --pass_size {arguments.pass_size}")
     models = Models(arguments.model, dtype=getattr(torch, arguments.dtype), device=device)
     environment.say(f"{arguments.model}, {models.num_weights / 1e6:.0f} M weights outside the embedding, {arguments.dtype}, {device}")
-    result: dict[str, Any] = {**environment.describe(), "settings": environment.settings(arguments), "modes": {}}
+    result: dict[str, Any] = {
+        **environment.describe(),
+        "settings": environment.settings(arguments),
+        "turns": turns_by(),
+        "modes": {},
+    }
+    if arguments.resume:
+        result |= _finished(arguments.json, result)
     product: list[float] = []
-    for mode in arguments.modes:
-        limit = 60 * arguments.minutes * SHARE[mode] / sum(SHARE[m] for m in arguments.modes)
+    skipped: list[str] = []
+    left = [mode for mode in arguments.modes if mode not in result["modes"]]
+    for mode in left:
+        limit = 60 * arguments.minutes * SHARE[mode] / sum(SHARE[m] for m in left)
         measure = _measure_lengths if mode in LENGTH_MODES else _measure
-        result["modes"][mode] = measure(mode, arguments, models, limit, product)
+        try:
+            result["modes"][mode] = measure(mode, arguments, models, limit, product)
+        except torch.OutOfMemoryError:
+            skipped.append(mode)
+            environment.say(f"{mode}: out of GPU memory; the other modes go on")
+            continue
+        result["attention"] = models.attention
         result["product_tflops"] = round(statistics.median(product) / 1e12, 4)
         # After every mode: the next one may be stopped.
         environment.write(arguments.json, result)
-    _print(result)
-    if arguments.plot:
-        plot(result, arguments.plot)
+    if result["modes"]:
+        print_result(result)
+        if arguments.plot:
+            plot(result, arguments.plot)
+    if skipped:
+        sys.exit(f"throughput: out of GPU memory in {', '.join(skipped)}; try a smaller --batch_size, --pass_size or --tokens_per_batch")
+
+
+def _finished(path: Path | None, result: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run measured with the same settings, but for which modes it was asked for and how much time it had."""
+    found = environment.read_as_here(path)
+
+    def settings(of: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in of.get("settings", {}).items() if name not in ("minutes", "modes", "resume")}
+
+    kept = {name: found[name] for name in ("modes", "attention", "product_tflops") if name in found}
+    return kept if settings(found) == settings(result) else {}
 
 
 def _measure(mode: str, arguments: argparse.Namespace, models: Models, limit: float, product: list[float]) -> dict[str, Any]:
@@ -78,7 +112,8 @@ def _measure(mode: str, arguments: argparse.Namespace, models: Models, limit: fl
     with _contenders(mode, rows, arguments, models) as (contenders, chosen):
         errors = _check(mode, models, contenders, rows[: arguments.check])
         rounds, peaks = _time(mode, models, contenders, chosen, limit, product)
-    return _summary(mode, models, contenders, rounds, peaks, rows, statistics.median(product), errors)
+    operations = (6 if "train" in mode else 2) * models.num_weights
+    return summary(mode, contenders, rounds, peaks, rows, operations=operations, product=statistics.median(product), errors=errors)
 
 
 def _measure_lengths(mode: str, arguments: argparse.Namespace, models: Models, limit: float, product: list[float]) -> dict[str, Any]:
@@ -97,13 +132,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = environment.parser(__doc__)
     listed = {"type": lambda text: text.split(",")}
     parser.add_argument(
-        "--providers", **listed, help=f"comma-separated: {','.join(PROVIDERS)} (default: all; without trl's where it is not installed)"
+        "--providers",
+        **listed,
+        help=f"comma-separated: {','.join(PROVIDERS)} (default: all; trl's where trl and greenlet are installed)",
     )
     modes = (*MODES, *LENGTH_MODES)
     parser.add_argument(
         "--modes",
         **listed,
-        help=f"comma-separated: {','.join(modes)} (default: {','.join(MODES)}; without train where greenlet is missing)",
+        default=list(DEFAULT_MODES),
+        help=f"comma-separated: {','.join(modes)} (default: {','.join(DEFAULT_MODES)})",
     )
     parser.add_argument("--model", default="smollm2-135m", help="name, folder, random-llama-1b or random-tiny (default: %(default)s)")
     parser.add_argument("--input", help="pairs in any form that srm-train reads; generated ones where it is not given")
@@ -126,14 +164,18 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", type=int, default=4, help="rows on which rewards are compared (default: %(default)s)")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the weights (default: %(default)s)")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the modes that --json has already from the same command, code and device"
+    )
     parser.add_argument("--plot", type=Path, help="file of a picture")
     arguments = parser.parse_args(argv)
+    missing = [name for name in ("trl", "greenlet") if importlib.util.find_spec(name) is None]
     if arguments.providers is None:
-        arguments.providers = _installed(PROVIDERS, needs="trl", names=TRL, what="its trainers are")
-    if arguments.modes is None:
-        arguments.modes = _installed(tuple(MODES), needs="greenlet", names=("train",), what="training is")
-    elif "train" in arguments.modes and importlib.util.find_spec("greenlet") is None:
-        parser.error("--modes train needs greenlet, which is not installed: run `pip install greenlet`")
+        arguments.providers = [name for name in PROVIDERS if not missing or name not in TRL]
+        if missing and "train" in arguments.modes:
+            environment.say(f"{' and '.join(missing)} not installed: training beside trl is left out")
+    elif missing and set(TRL) & set(arguments.providers):
+        parser.error(f"--providers: trl's trainers need {' and '.join(missing)}: run `pip install {' '.join(missing)}`")
     for name, known in (("providers", PROVIDERS), ("modes", modes)):
         if unknown := set(getattr(arguments, name)) - set(known):
             parser.error(f"--{name}: {', '.join(sorted(unknown))} is unknown, choose from {', '.join(known)}")
@@ -145,17 +187,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _installed(choices: Sequence[str], *, needs: str, names: Sequence[str], what: str) -> list[str]:
-    """`choices`, without those of `names` where the package that they need is missing."""
-    if importlib.util.find_spec(needs) is not None:
-        return list(choices)
-    environment.say(f"{needs} is not installed: {what} left out")
-    return [choice for choice in choices if choice not in names]
-
-
 def _rows(mode: str, arguments: argparse.Namespace, models: Models) -> Rows:
     vocabulary = models.config.vocab_size
-    if mode == "group":
+    if mode in GROUP_MODES:
         size, response, prompt = map(int, arguments.group.split("x"))
         return generated_groups(max(arguments.rounds, 4), size=size, prompt=prompt, response=response, vocabulary=vocabulary)
     if arguments.input is None:
@@ -171,7 +205,7 @@ def _contenders(
     """The providers of `mode`, and the batches each will run, the first of them as a warm-up."""
     contenders: dict[str, Contender] = {}
     chosen: dict[str, list[Batch]] = {}
-    turns: list[Turns] = []
+    running: list[Turns] = []
 
     def choose(batches: list[Batch]) -> list[Batch]:
         return spread(batches, arguments.rounds)
@@ -185,17 +219,19 @@ def _contenders(
                 else ours_trainer(models, rows, packing=name, pass_size=arguments.pass_size, **common)
             )
             contenders[name], chosen[name], turn = made
-            turns.append(turn)
+            running.append(turn)
             continue
         budget = arguments.tokens_per_batch
-        contenders[name] = (
-            hf_padded(models, rows, budget=budget) if name == "hf-padded" else ours(models, rows, packing=name, budget=budget)
-        )
+        if name == "hf-padded":
+            contenders[name] = hf_padded(models, rows, budget=budget)
+        else:
+            make = ours_both_passes if mode == "group-train" else ours
+            contenders[name] = make(models, rows, packing=name, budget=budget)
         chosen[name] = choose(contenders[name].batches)
     try:
         yield contenders, chosen
     finally:
-        for turn in turns:
+        for turn in running:
             turn.close()
 
 
@@ -271,9 +307,11 @@ def _run(device: torch.device, contender: Contender, batch: Batch) -> dict[str, 
 
 
 def _product(models: Models) -> float:
-    """Floating-point operations a second of the model's widest product over 2,048 rows, in bf16, the median of five."""
+    """Floating-point operations a second of the model's widest product in bf16, the median of five."""
     text = models.config.get_text_config()
-    rows, inner, outer = 2048, text.hidden_size, text.intermediate_size
+    # On a GPU 2,048 rows would be over before the host has looked at its clock.
+    rows = 32_768 if models.device.type == "cuda" else 2048
+    inner, outer = text.hidden_size, text.intermediate_size
     left = torch.randn(rows, inner, device=models.device, dtype=torch.bfloat16)
     right = torch.randn(outer, inner, device=models.device, dtype=torch.bfloat16)
     times = []
@@ -284,77 +322,6 @@ def _product(models: Models) -> float:
         wait(models.device)
         times.append(time.perf_counter() - start)
     return 2 * rows * inner * outer / statistics.median(times[1:])
-
-
-def _summary(
-    mode: str,
-    models: Models,
-    contenders: dict[str, Contender],
-    rounds: dict[str, list[dict[str, Any]]],
-    peaks: dict[str, float | None],
-    rows: Rows,
-    product: float,
-    errors: dict[str, float],
-) -> dict[str, Any]:
-    """What came out, for each provider and against `shared`."""
-    unit = "responses" if mode == "group" else "pairs"
-    flops = (6 if mode == "train" else 2) * models.num_weights
-    providers: dict[str, Any] = {}
-    per_unit: dict[str, list[float]] = {}
-    tokens_per_unit: dict[str, float] = {}
-    for name, contender in contenders.items():
-        real = sum(batch.real_tokens for batch in contender.batches)
-        run = sum(batch.tokens for batch in contender.batches)
-        # Batches that do not fill up are left out in training, so an epoch is counted in real tokens.
-        real_per_unit = _real_tokens_per_unit(mode, rows)
-        tokens_per_unit[name] = run / real * real_per_unit
-        per_token = [record["seconds"] / record["tokens"] for record in rounds[name]]
-        per_unit[name] = [seconds * tokens_per_unit[name] for seconds in per_token]
-        seconds = statistics.median(per_unit[name])
-        providers[name] = {
-            f"{unit}_per_second": 1 / seconds,
-            "real_tokens_per_second": real_per_unit / seconds,
-            "tokens_run_per_real_token": run / real,
-            "utilisation": flops / statistics.median(per_token) / product,
-            "peak_gb": peaks[name],
-            "reward_error": errors[name],
-            "note": contender.note,
-            "rounds": rounds[name],
-        }
-    return {"unit": unit, "providers": providers, "shared_against": _ratios(per_unit, tokens_per_unit)}
-
-
-def _real_tokens_per_unit(mode: str, rows: Rows) -> float:
-    return real_tokens(rows) / (sum(len(row.responses) for row in rows) if mode == "group" else len(rows))
-
-
-def _ratios(per_unit: dict[str, list[float]], tokens_per_unit: dict[str, float]) -> dict[str, Any]:
-    """How many times as fast `shared` is, round by round, beside what the tokens run alone would make of it."""
-    ratios = {}
-    for name in per_unit.keys() - {"shared"}:
-        by_round = [theirs / ours for theirs, ours in zip(per_unit[name], per_unit["shared"], strict=True)]
-        ratio, ideal = statistics.median(by_round), tokens_per_unit[name] / tokens_per_unit["shared"]
-        ratios[name] = {"ratio": ratio, "low": min(by_round), "high": max(by_round), "ideal": ideal, "share_of_ideal": ratio / ideal}
-    return {name: ratios[name] for name in per_unit if name in ratios}
-
-
-def _print(result: dict[str, Any]) -> None:
-    print(f"\n{result['device']}, {result['threads']} threads; bf16 product {result['product_tflops']:.3f} TFLOP/s")
-    for mode, found in result["modes"].items():
-        if mode in LENGTH_MODES:
-            print_lengths(mode, found)
-            continue
-        print(f"\n{mode:12} {found['unit'] + '/s':>12} {'real tok/s':>11} {'run/real':>9} {'use':>5} {'peak GB':>8}  shared is faster by")
-        for name, row in found["providers"].items():
-            peak = "-" if row["peak_gb"] is None else f"{row['peak_gb']:.2f}"
-            against = found["shared_against"].get(name)
-            ratio = f"{against['ratio']:.2f} ({against['low']:.2f}-{against['high']:.2f}), ideal {against['ideal']:.2f}" if against else ""
-            print(
-                f"{name:12} {row[found['unit'] + '_per_second']:12.3f} {row['real_tokens_per_second']:11.0f} "
-                f"{row['tokens_run_per_real_token']:9.2f} {row['utilisation']:5.0%} {peak:>8}  {ratio}"
-            )
-            if row["note"]:
-                print(f"{'':12} {row['note']}")
 
 
 if __name__ == "__main__":

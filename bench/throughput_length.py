@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from providers import Batch, Contender, Models, ours
+from providers import Batch, Contender, Models, ours, ours_both_passes
 from workloads import generated_groups, real_tokens
-
-from srm.data import PairCollator
 
 __all__ = ["GROUP_TOKENS", "length_contenders", "length_summary", "print_lengths"]
 
@@ -30,26 +28,12 @@ def length_contenders(models: Models, lengths: Sequence[int], *, backward: bool)
     count = max(lengths) // GROUP_TOKENS
     vocabulary = models.config.vocab_size
     rows = generated_groups(count, size=_SIZE, prompt=_PROMPT, response=_RESPONSE, spread=0.0, vocabulary=vocabulary)
-    contender = _training(models) if backward else ours(models, rows[:1], packing="shared", budget=GROUP_TOKENS)
+    common: dict[str, Any] = {"packing": "shared", "budget": GROUP_TOKENS}
+    contender = ours_both_passes(models, rows[:1], checkpointing=True, **common) if backward else ours(models, rows[:1], **common)
     parts = ((length, rows[: length // GROUP_TOKENS]) for length in sorted(lengths))
     return {
         str(length): replace(contender, batches=[Batch(items=part, tokens=length, real_tokens=real_tokens(part))]) for length, part in parts
     }
-
-
-def _training(models: Models) -> Contender:
-    scorer = ours(models, [], packing="shared", budget=GROUP_TOKENS)
-    model = models.reward_model(scorer.backbone)
-    model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-    collate = PairCollator(packing="shared", pad_token_id=models.pad_token_id)
-
-    def run(batch: Batch) -> None:
-        # The check has left the backbone in eval mode, in which nothing is checkpointed.
-        model.train()
-        model(collate(batch.items)["batch"].to(models.device)).reward.sum().backward()
-        model.zero_grad(set_to_none=True)
-
-    return replace(scorer, run=run)
 
 
 def length_summary(

@@ -1,9 +1,6 @@
-"""Who trains: our trainer in each packing mode, and trl's RewardTrainer as it comes and grouped by length, step by step in turn.
+"""Who trains: our trainer in each packing mode, and trl's RewardTrainer as it comes and grouped by length, step by step in turn (turns.py).
 
-Each trainer runs its own `train()` and hands over at the end of every step, so that what is timed is all that the trainer does for a step:
-collating, both passes, clipping, the optimizer. They are greenlets and not threads, because each thread would have OpenMP threads of its
-own: with more of them than cores OpenMP lets those that wait sleep, and every small operation then pays for waking one. No user of one
-trainer sees that, and a trainer of many small operations suffers more.
+What is timed is all that a trainer does for a step: collating, both passes, clipping, the optimizer.
 """
 
 from __future__ import annotations
@@ -15,45 +12,17 @@ from typing import Any
 import torch
 from providers import Batch, Contender, Models, Rows, ours_rewards
 from torch import Tensor
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerControl
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from turns import Turns
 from workloads import padded_tokens, real_tokens
 
 from srm.packing import PackingMode
 from srm.scoring.batching import pass_cost
 
-__all__ = ["TRL", "Turns", "ours_trainer", "trl_trainer"]
+__all__ = ["TRL", "ours_trainer", "trl_trainer"]
 
 TRL = ("trl", "trl-grouped")
-
-
-class Turns(TrainerCallback):
-    """Runs `trainer.train()` a step at a time."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        from greenlet import greenlet
-
-        self._trainer = trainer
-        self._training = greenlet(trainer.train)
-        self._stopping = False
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(self)
-
-    def step(self, _: Batch) -> None:
-        """One optimizer step; the first call also sets the training up. What the training raises is raised here."""
-        self._training.switch()
-
-    def close(self) -> None:
-        """End the training at its next step."""
-        self._stopping = True
-        while self._training:  # begun and not at its end
-            self._training.switch()
-
-    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-        if not self._stopping:
-            self._training.parent.switch()
-        control.should_training_stop = control.should_training_stop or self._stopping
-        return control
 
 
 def ours_trainer(

@@ -2,10 +2,11 @@
 
     python -m research.rl_comparison --reward_model outputs/demo/model --json research/results/rl_comparison_cpu.json
 
-Settings are those of examples/rl/cpu.yaml; flags of srm-rl that this script does not know go to both kinds of runs. Writes a plot beside
-the JSON file. Prompts come from the generated pairs (srm.data.synthetic), none of which the reward model has seen. They are few, so that
-every few steps see all of them again: some earn more than others whatever the policy writes, and the curves are means over such passes.
-Needs a reward model, such as that of `make demo`, and some ten minutes a run on one core.
+Settings are those of examples/rl/cpu.yaml, with `--budget gpu` those of examples/rl/gpu.yaml: answers of 128 tokens, long enough for dense
+credit to matter. Flags of srm-rl that this script does not know go to both kinds of runs. Writes a plot beside the JSON file; `--resume`
+keeps the runs that are in it. Prompts come from the generated pairs (srm.data.synthetic), none of which the reward model has seen. They
+are few, so that every few steps see all of them again: some earn more than others whatever the policy writes, and the curves are means
+over such passes. Needs a reward model, such as that of `make demo`, and some ten minutes a run on one core.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from srm.data.synthetic import generate_pairs, write_jsonl
 
 REPO = Path(__file__).resolve().parents[1]
 KINDS = ("sentence", "response")
+# Prompts of each, and the file of its settings.
+BUDGETS = {"cpu": (8, "cpu.yaml"), "gpu": (64, "gpu.yaml")}
 # The demo's seeds are small; with this one no prompt is among its training pairs.
 PROMPT_SEED = 1000
 
@@ -37,18 +40,23 @@ def main() -> None:
     result: dict[str, Any] = {
         **environment.describe(),
         "command": shlex.join(["python", *sys.argv]),
+        "budget": arguments.budget,
+        "flags": flags,
         "seeds": arguments.seeds,
         "num_prompts": arguments.num_prompts,
         "prompt_seed": PROMPT_SEED,
         "reward_model": _report_of(arguments.reward_model),
-        "runs": [],
+        "runs": _finished(arguments, flags) if arguments.resume else [],
     }
+    done = [(run["seed"], run["reward"]) for run in result["runs"]]
     with tempfile.TemporaryDirectory() as work:
         prompts = Path(work) / "prompts.jsonl"
         write_jsonl(generate_pairs(arguments.num_prompts, split="train", seed=PROMPT_SEED), prompts)
         # Kinds alternate, so that a machine that gets busier slows both.
         for seed in arguments.seeds:
             for kind in KINDS:
+                if (seed, kind) in done:
+                    continue
                 result["runs"].append(_run(kind, seed, prompts, Path(work), arguments, flags))
                 # After every run: the next one may be stopped.
                 environment.write(arguments.json, result)
@@ -63,9 +71,22 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = environment.parser(__doc__, allow_abbrev=False)
     parser.add_argument("--reward_model", type=Path, required=True, help="folder of a trained reward model, such as outputs/demo/model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--num_prompts", type=int, default=8)
-    parser.add_argument("--config", type=Path, default=REPO / "examples" / "rl" / "cpu.yaml")
-    return parser.parse_known_args()
+    parser.add_argument("--budget", choices=list(BUDGETS), default="cpu", help="sets --num_prompts and --config")
+    parser.add_argument("--num_prompts", type=int)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--resume", action="store_true", help="keep the runs that an earlier run with the same flags left in --json")
+    arguments, flags = parser.parse_known_args()
+    prompts, config = BUDGETS[arguments.budget]
+    arguments.num_prompts = prompts if arguments.num_prompts is None else arguments.num_prompts
+    arguments.config = arguments.config or REPO / "examples" / "rl" / config
+    return arguments, flags
+
+
+def _finished(arguments: argparse.Namespace, flags: list[str]) -> list[dict[str, Any]]:
+    found = environment.read_as_here(arguments.json)
+    told = {"budget": arguments.budget, "flags": flags, "num_prompts": arguments.num_prompts}
+    same = all(found.get(name) == value for name, value in told.items())
+    return [run for run in found["runs"] if run["seed"] in arguments.seeds] if same else []
 
 
 def _report_of(model: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -25,7 +26,8 @@ torch.set_num_threads(1)
 def _frozen_imports() -> None:
     """Trainers collect garbage after each run, and would look through all that was imported, at a quarter of a second a time."""
     # First, because it asks who refers to trio's random numbers, and what is frozen does not answer.
-    import hypothesis  # noqa: F401
+    with contextlib.suppress(ModuleNotFoundError):  # not on every machine that runs the tests for a GPU
+        import hypothesis  # noqa: F401
 
     gc.collect()
     gc.freeze()
@@ -61,52 +63,23 @@ def golden() -> Path:
     return path
 
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
 @pytest.fixture(scope="session")
 def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level BPE tokenizer with a ChatML-like template, trained on a few lines of our own."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    from bench import tiny
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    lines = ["The cat sat on the mat. It was warm there.", "Is this right? No, it is wrong!", "Bread needs flour, water, salt and time."]
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(lines * 4, trainers.BpeTrainer(vocab_size=320, special_tokens=specials, initial_alphabet=alphabet))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>")
-    fast.chat_template = CHAT_TEMPLATE
     path = tmp_path_factory.mktemp("tiny_tokenizer")
-    fast.save_pretrained(path)
+    tiny.save_tokenizer(path)
     return path
 
 
 @pytest.fixture(scope="session")
 def tiny_backbone_dir(tiny_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama with grouped-query attention, saved with the tiny tokenizer."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaModel
+    from bench import tiny
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-    )
     path = tmp_path_factory.mktemp("tiny_backbone")
-    LlamaModel(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    tiny.save_backbone(path, tiny_tokenizer_dir)
     return path
 
 

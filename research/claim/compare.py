@@ -5,7 +5,8 @@
 FOLDER holds pairs_train, pairs_test, suite_dev and error_spans (.jsonl.gz; README.md says what they are). Each granularity is
 tuned on its own, with the same learning rates, on a half of the held-out pairs that no result comes from. Stopped? The same command goes
 on where it was: a finished run is kept. Writes a table (.md) and a figure (.png) beside the JSON file.
-variants.py says how much each budget takes.
+variants.py says how much each budget takes; `--seconds N --speed throughput.json` cuts one to the time there is, by the speed that
+bench/throughput.py has measured (sizing.py).
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ import argparse
 import dataclasses
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 from bench import environment
 from research.claim.data import draw
 from research.claim.runs import Run, finish, scores_of
+from research.claim.sizing import Speed, fit
 from research.claim.summary import RANKED, accuracy, summarise, table, write
 from research.claim.variants import ABLATIONS, BUDGETS, GRANULARITIES, VARIANTS, Budget
+from srm.errors import UserError
 from srm.evaluation.score_suite import read_rewards, write_responses
 from srm.evaluation.spans import SpanRow, read_spans
 from srm.evaluation.suites import Suite, read_suite
@@ -33,7 +37,7 @@ class Comparison:
     """The files of one budget, and the runs that have been finished on them."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.budget: Budget = BUDGETS[arguments.budget]
+        self.budget: Budget = _budget(arguments)
         self.model: str = arguments.model_name_or_path
         self.folder: Path = arguments.output_dir / "runs"
         files = draw(arguments.data, arguments.output_dir / "data", self.budget)
@@ -87,6 +91,24 @@ def main() -> None:
     print(table(result["rows"]))
 
 
+def _budget(arguments: argparse.Namespace) -> Budget:
+    """As it is named, or cut to the time: the cut is kept beside the data, which a run that goes on must draw in the same size."""
+    whole = BUDGETS[arguments.budget]
+    if arguments.seconds is None:
+        return whole
+    kept: Path = arguments.output_dir / "budget.json"
+    if kept.exists():
+        read = json.loads(kept.read_text(encoding="utf-8"))
+        return dataclasses.replace(whole, **{name: tuple(value) if isinstance(value, list) else value for name, value in read.items()})
+    try:
+        cut = fit(whole, arguments.variants, arguments.seconds, Speed.read(arguments.speed))
+    except UserError as error:
+        sys.exit(f"research.claim.compare: {error}")
+    environment.write(kept, dataclasses.asdict(cut))
+    print(f"{arguments.seconds:.0f} seconds: {cut}", flush=True)
+    return cut
+
+
 def _result(arguments: argparse.Namespace, comparison: Comparison, runs: list[Run], tuning: dict[str, dict[str, float]]) -> dict[str, Any]:
     rows = summarise(runs, comparison.folder, {name: comparison.suites[name] for name in RANKED}, comparison.spans)
     trained = {run.name: json.loads((comparison.folder / run.name / "train.json").read_text()) for run in runs}
@@ -111,8 +133,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--budget", choices=list(BUDGETS), default="cpu")
     parser.add_argument("--model_name_or_path", default="smollm2-135m")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/claim"), help="data, logs and scores of the runs")
+    parser.add_argument("--seconds", type=float, help="cut the budget to about so many; needs --speed")
+    parser.add_argument("--speed", type=Path, help="JSON of bench/throughput.py --modes train,score with the same model on this machine")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if (arguments.seconds is None) != (arguments.speed is None):
+        parser.error("--seconds and --speed go together")
+    return arguments
 
 
 if __name__ == "__main__":

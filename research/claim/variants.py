@@ -64,6 +64,20 @@ CPU = Budget(
     flags="--per_device_train_batch_size 4 --bf16",
 )
 BUDGETS = {
+    # A few pairs: shows that everything starts, with a model of any size.
+    "dry": Budget(
+        train_pairs=8,
+        test_pairs=6,
+        suite_pairs=10,
+        span_responses=10,
+        max_chars=2000,
+        learning_rates=(1e-5,),
+        tune_pairs=None,
+        seeds=(0,),
+        max_length=256,
+        score_max_length=256,
+        flags="--per_device_train_batch_size 4 --attention_size 8 --overlong truncate_response",
+    ),
     "cpu": CPU,
     # Half an hour a run on one core: tells models apart that are some points from each other. Ask for the variants that matter.
     "cpu_hours": replace(CPU, train_pairs=1000, test_pairs=1000, suite_pairs=1000, span_responses=100, seeds=(0, 1, 2)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import threading
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,34 @@ def test_cost_by_length(load: Any, tmp_path: Path) -> None:
         assert lengths["512"]["relative"] == 1
     first, second = ([record["seconds"] for record in result["modes"]["length"]["lengths"][n]["rounds"]] for n in ("512", "2048"))
     assert result["modes"]["length"]["lengths"]["2048"]["high"] == pytest.approx(max(b / a for a, b in zip(first, second, strict=True)) / 4)
+
+
+def test_groups_forward_and_backward(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRM_PACKED_ATTENTION", "sdpa")
+    words = ("--modes", "group,group-train", "--providers", "shared,packed", "--json", str(tmp_path / "out.json"))
+    load("throughput").main([*TINY, *words])
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["attention"] == "sdpa"
+    group, both = (result["modes"][mode] for mode in ("group", "group-train"))
+    assert group["unit"] == both["unit"] == "responses"
+    weights = load("providers").Models("random-tiny", dtype=torch.float32, device=torch.device("cpu")).num_weights
+    for name in ("shared", "packed"):
+        forward, backward = group["providers"][name], both["providers"][name]
+        assert [one["tokens"] for one in forward["rounds"]] == [one["tokens"] for one in backward["rounds"]]
+        seconds = statistics.median(one["seconds"] / one["tokens"] for one in backward["rounds"])
+        assert backward["utilisation"] * seconds == pytest.approx(6 * weights / result["product_tflops"] / 1e12, rel=0.01)
+
+
+def test_both_passes_are_run(load: Any) -> None:
+    providers = load("providers")
+    models = providers.Models("random-tiny", dtype=torch.float32, device=torch.device("cpu"))
+    rows = load("workloads").generated_groups(1, size=4, prompt=24, response=8, vocabulary=300)
+    contender = providers.ours_both_passes(models, rows, packing="shared", budget=512)
+    backwards: list[int] = []
+    contender.backbone.layers[0].mlp.register_full_backward_hook(lambda *_: backwards.append(1))
+    contender.run(contender.batches[0])
+    assert backwards == [1]
+    assert contender.backbone.layers[0].mlp.up_proj.weight.grad is None, "gradients must not add up over the rounds"
 
 
 def test_the_backward_pass_is_timed_under_checkpointing(load: Any) -> None:
@@ -127,22 +156,72 @@ def test_a_prompt_of_several_rows_is_counted_once_where_it_runs_once(load: Any) 
     assert contender.batches[0].tokens == sum(row.num_tokens for row in rows) - len(first.prompt_ids)
 
 
-def test_what_is_not_installed_is_left_out_aloud(load: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("absent", [["trl"], ["greenlet"], ["trl", "greenlet"]])
+def test_without_trl_or_greenlet_training_beside_trl_is_left_out_aloud(
+    load: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, absent: list[str]
+) -> None:
     throughput = load("throughput")
-    monkeypatch.setattr(throughput.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(throughput.importlib.util, "find_spec", lambda name: None if name in absent else "there")
     arguments = throughput._arguments([])
     assert arguments.providers == ["shared", "packed", "none", "hf-padded"]
-    assert arguments.modes == ["score", "group"]
-    said = capsys.readouterr().err
-    assert "trl is not installed" in said
-    assert "greenlet is not installed" in said
+    assert arguments.modes == ["train", "score", "group"]
+    assert f"{' and '.join(absent)} not installed: training beside trl is left out" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        throughput._arguments(["--modes", "score,train"])
-    assert "pip install greenlet" in capsys.readouterr().err
+        throughput._arguments(["--providers", "shared,trl"])
+    assert f"pip install {' '.join(absent)}" in capsys.readouterr().err
 
 
-def test_trainers_run_in_turns_in_one_thread(load: Any) -> None:
-    pytest.importorskip("greenlet", reason="the trainers are greenlets")
+def test_a_stopped_run_goes_on_with_the_modes_that_are_left(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    throughput = load("throughput")
+    command = [*TINY, "--modes", "score,group", "--providers", "shared", "--resume", "--json", str(tmp_path / "out.json")]
+    measured: list[str] = []
+
+    def measure(mode: str, arguments: Any, models: Any, limit: float, product: list[float]) -> dict[str, Any]:
+        measured.append(mode)
+        product.append(1e12)
+        if measured == ["score", "group"]:
+            raise KeyboardInterrupt
+        return {"unit": "pairs", "providers": {}, "shared_against": {}}
+
+    monkeypatch.setattr(throughput, "_measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        throughput.main(command)
+    assert list(json.loads((tmp_path / "out.json").read_text())["modes"]) == ["score"]
+    throughput.main([*command, "--minutes", "3"])
+    assert measured == ["score", "group", "group"]
+    throughput.main(command)
+    assert measured == ["score", "group", "group"], "all was there"
+    throughput.main([*command, "--batch_size", "2"])
+    assert measured[3:] == ["score", "group"], "other settings are another measurement"
+
+
+def test_a_mode_without_memory_does_not_end_the_others(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    throughput = load("throughput")
+
+    def measure(mode: str, arguments: Any, models: Any, limit: float, product: list[float]) -> dict[str, Any]:
+        if mode == "score":
+            raise torch.OutOfMemoryError("out of memory")
+        product.append(1e12)
+        return {"unit": "responses", "providers": {}, "shared_against": {}}
+
+    monkeypatch.setattr(throughput, "_measure", measure)
+    with pytest.raises(SystemExit, match="out of GPU memory in score"):
+        throughput.main([*TINY, "--modes", "score,group", "--json", str(tmp_path / "out.json")])
+    assert list(json.loads((tmp_path / "out.json").read_text())["modes"]) == ["group"]
+
+
+def test_random_weights_are_drawn_on_the_device(load: Any) -> None:
+    models = load("providers").Models("random-smollm2-135m", dtype=torch.bfloat16, device=torch.device("meta"))
+    assert models.backbone.device.type == "meta"
+    assert models.num_weights == pytest.approx(106e6, rel=0.01)
+    assert models.peer().device.type == "meta"
+
+
+@pytest.mark.parametrize("kind", ["greenlets", "threads"])
+def test_trainers_run_in_turns(load: Any, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    if kind == "greenlets":
+        pytest.importorskip("greenlet", reason="where greenlet is installed, trainers are greenlets")
+    monkeypatch.setattr(load("turns"), "HAS_GREENLETS", kind == "greenlets")
     trainers = load("trainers")
     models = load("providers").Models("random-tiny", dtype=torch.float32, device=torch.device("cpu"))
     rows = load("workloads").generated_pairs(8, vocabulary=300, max_length=64)
@@ -155,7 +234,25 @@ def test_trainers_run_in_turns_in_one_thread(load: Any) -> None:
         for contender, chosen, turns in made:
             contender.run(chosen[step - 1])
             assert turns._trainer.state.global_step == step
-    assert threading.active_count() == threads
+    assert threading.active_count() == threads + (0 if kind == "greenlets" else 2)
     for _, _, turns in made:
         turns.close()
         assert turns._trainer.state.global_step == 2
+        assert not turns._training.is_running
+
+
+@pytest.mark.parametrize("kind", ["_Greenlet", "_Thread"])
+def test_what_a_training_raises_is_raised_at_its_turn(load: Any, kind: str) -> None:
+    if kind == "_Greenlet":
+        pytest.importorskip("greenlet")
+
+    def train() -> None:
+        training.pause()
+        raise ValueError("no such row")
+
+    training = getattr(load("turns"), kind)(train)
+    assert not training.is_running
+    training.resume()
+    assert training.is_running
+    with pytest.raises(ValueError, match="no such row"):
+        training.resume()

@@ -19,7 +19,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # What three dots in a command stand for.
-_REST = {"srm-train": ["--dataset_name", "pairs.jsonl"]}
+_REST = {"srm-train": ["--model_name_or_path", "smollm2-135m", "--dataset_name", "pairs.jsonl"]}
 
 
 def blocks(page: Path, *languages: str) -> Iterator[str]:

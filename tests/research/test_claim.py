@@ -13,7 +13,7 @@ import pytest
 from research.claim import compare as script
 from research.claim import runs, summary
 from research.claim.data import draw
-from research.claim.variants import BUDGETS, Budget
+from research.claim.variants import BUDGETS
 from srm.cli import train
 
 
@@ -34,19 +34,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def compare(data: Path, tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """compare(*variants): run the command; the JSON that it wrote."""
-    tiny = Budget(
-        train_pairs=8,
-        test_pairs=6,
-        suite_pairs=10,
-        span_responses=10,
-        max_chars=2000,
-        learning_rates=(1e-5, 1e-3),
-        tune_pairs=4,
-        seeds=(0, 1),
-        max_length=256,
-        score_max_length=256,
-        flags="--per_device_train_batch_size 4 --attention_size 8 --overlong truncate_response",
-    )
+    tiny = dataclasses.replace(BUDGETS["dry"], learning_rates=(1e-5, 1e-3), tune_pairs=4, seeds=(0, 1))
     monkeypatch.setitem(script.BUDGETS, "cpu", tiny)
 
     def run(*names: str) -> dict[str, Any]:

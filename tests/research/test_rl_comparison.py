@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
+from research import rl_comparison
 from research.rl_comparison import REPO, plot, table
 from srm.rl.arguments import parse_rl_config
 
@@ -37,8 +40,36 @@ def test_plot_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_example_it_runs_is_readable_by_the_command() -> None:
-    file = REPO / "examples" / "rl" / "cpu.yaml"
+def test_a_stopped_comparison_keeps_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, began = tmp_path / "rl.json", []
+
+    def run(kind: str, seed: int, *_: Any) -> dict[str, Any]:
+        began.append((seed, kind))
+        if len(began) == 2:
+            raise KeyboardInterrupt
+        return next(one for one in made_up()["runs"] if (one["seed"], one["reward"]) == (seed, kind))
+
+    def call(*words: str) -> None:
+        command = ["--reward_model", str(tmp_path), "--json", str(out), "--seeds", "0", "1", "--num_prompts", "4", "--resume"]
+        monkeypatch.setattr("sys.argv", ["rl_comparison.py", *command, *words])
+        rl_comparison.main()
+
+    monkeypatch.setattr(rl_comparison, "_run", run)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    call()
+    assert began == [(0, "sentence"), (0, "response"), (0, "response"), (1, "sentence"), (1, "response")]
+    assert len(json.loads(out.read_text())["runs"]) == 4
+    call()
+    assert len(began) == 5
+    # Other flags are another comparison.
+    call("--max_steps", "2")
+    assert len(began) == 9
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_example_it_runs_is_readable_by_the_command(name: str) -> None:
+    file = REPO / "examples" / "rl" / rl_comparison.BUDGETS[name][1]
     config = parse_rl_config(["--config", str(file)])
     written = yaml.safe_load(file.read_text())
     assert all(getattr(config, name) == value for name, value in written.items())

@@ -1,4 +1,4 @@
-"""What bench/kernels.py measures: one `Case` for each op and size, with its providers, its fp64 definition and the bytes it must move.
+"""What bench/ops.py measures: one `Case` for each op and size, with its providers, its fp64 definition and the bytes it must move.
 
 Shape letters: `T` tokens, `N` boundaries, `B` responses, `D` hidden, `A` attention width, `H` heads.
 """
@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import kernel_baselines as other
+import op_baselines as other
+import op_packages as packages
 import torch
 from lengths import PackedLengths
 from torch import Tensor
@@ -148,14 +149,16 @@ def softmax(setting: Setting) -> Case:
         "torch.segment_reduce": lambda score: other.reduced_softmax(score, lengths, segment),
         "padded, masked": lambda score: other.padded_softmax(score, padding),
     }
+    theirs, left_out = packages.installed(packages.softmaxes(cu_seqlens))
     moved = score.numel() * score.element_size()
     return Case(
         sizes={"T": t, "N": n, "B": b, "H": setting.width},
         floats={"score": score},
         definition=_tuple(lambda score: segment_softmax_reference(score, cu_seqlens)),
-        providers={name: Provider(run=_tuple(function)) for name, function in run.items()},
+        providers={name: Provider(run=_tuple(function)) for name, function in (run | theirs).items()},
         bytes=(2 * moved, 3 * moved),
         grad_outputs=1,
+        left_out=left_out,
     )
 
 
@@ -169,13 +172,21 @@ def difference(setting: Setting) -> Case:
         EAGER: lambda value: difference_rewards_reference(value, cu_boundaries),
         COMPILED: lambda value: compiled(value, cu_boundaries),
     }
+    theirs, left_out = packages.installed(packages.differences(cu_boundaries))
+    providers = {name: Provider(run=_tuple(function)) for name, function in run.items()}
+    for name, their in theirs.items():
+        finish = their.finish
+        providers[name] = Provider(
+            run=_tuple(their.run), finish=lambda outputs, finish=finish: (finish(*outputs),), modes=BOTH if their.backward else FORWARD
+        )
     return Case(
         sizes={"T": t, "N": n, "B": b},
         floats={"value": value},
         definition=_tuple(lambda value: difference_rewards_reference(value, cu_boundaries)),
-        providers={name: Provider(run=_tuple(function)) for name, function in run.items()},
+        providers=providers,
         bytes=(8 * n + 4 * b, 8 * n + 4 * b),
         grad_outputs=1,
+        left_out=left_out,
     )
 
 
@@ -196,17 +207,13 @@ def pool(setting: Setting) -> Case:
         "torch.segment_reduce": lambda **x: rotary.pool(**x, softmax=lambda s: other.reduced_softmax(s, lengths, rotary.segment)),
         "padded, masked": lambda **x: rotary.pool(**x, softmax=lambda s: other.padded_softmax(s, padding)),
     }
-    left_out = {}
-    try:
-        run["PyG AttentionalAggregation"] = other.pyg_pool(rotary)
-    except ImportError as error:
-        left_out["PyG AttentionalAggregation"] = f"not installed ({error})"
+    theirs, left_out = packages.installed({"PyG AttentionalAggregation": lambda: other.pyg_pool(rotary)})
     vectors, scalars = 4 * (n + b) * a, 4 * (3 * n + b)
     return Case(
         sizes={"T": t, "N": n, "B": b, "A": a},
         floats=floats,
         definition=lambda query, key, value: sentence_attention_pool_reference(query, key, value, cu_boundaries, THETA, pooling=POOLING),
-        providers={name: Provider(run=function) for name, function in run.items()},
+        providers={name: Provider(run=function) for name, function in (run | theirs).items()},
         bytes=(vectors + scalars, 2 * vectors + scalars + 8 * n),
         grad_outputs=2,
         left_out=left_out,

@@ -1,4 +1,4 @@
-"""Other ways to compute the ops, written as people write them: what bench/kernels.py compares with.
+"""Other ways to compute the ops, written as people write them: what bench/ops.py compares with.
 
 Shape letters: `T` tokens, `N` boundaries, `B` responses, `D` hidden, `A` attention width, `H` heads, `L` longest response.
 

@@ -1,6 +1,6 @@
 """Time the head on one CPU core beside a plain composition of PyTorch's ops, which is its definition.
 
-    python bench/kernel_cpu.py --json bench/results/kernel_cpu.json
+    python bench/op_cpu.py --json bench/results/op_cpu.json
 
 Both are checked against fp64 first and take turns. No kernel runs here: what is seen is the price of the custom ops, of their checks, and
 of a backward that computes anew what autograd would have kept.
@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import median
 
 import environment
-import kernels
 import lengths
+import ops
 import torch
-from kernel_cases import EAGER, OURS, Setting, make_case
+from op_cases import EAGER, OURS, Setting, make_case
 
 WIDTH, TOKENS = 576, (512, 2048, 8192)
 
@@ -50,12 +50,12 @@ def measure_head(num_tokens: int, rounds: int) -> dict[str, object]:
         compile=lambda name, function, **options: function,
     )
     case = make_case(setting)
-    expected = kernels.define(case)
+    expected = ops.define(case)
     providers = {name: case.providers[provider] for name, provider in (("ours", OURS), ("plain", EAGER))}
     for name, provider in providers.items():
-        if problem := kernels.verify(provider, case, expected)["problem"]:
-            raise SystemExit(f"bench/kernel_cpu.py: {name}: {problem}")
-    jobs = {name: kernels.jobs_of(provider, case, expected[2]) for name, provider in providers.items()}
+        if problem := ops.verify(provider, case, expected)["problem"]:
+            raise SystemExit(f"bench/op_cpu.py: {name}: {problem}")
+    jobs = {name: ops.jobs_of(provider, case, expected[2]) for name, provider in providers.items()}
     times: dict[str, dict[str, list[float]]] = {mode: {name: [] for name in jobs} for mode in ("forward", "both")}
     for _ in range(rounds):
         for mode, by_name in times.items():
