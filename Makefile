@@ -3,11 +3,12 @@
 # make test   every test that needs no GPU
 # make check  ruff, mypy and the layers
 # make fuzz   odd files, flags and requests through the commands, for an hour or SECONDS=...
+# make docs   the documentation site in build/site, offline; a warning stops it
 # make test-wheel, make test-pythons   what is installed, and on which Pythons; both make environments of their own
 # make test-newest   what other people's releases break first, on the newest ones that there are today
 # make test-bare    what a machine with a GPU that is lent for minutes runs, with as little installed as it has; a dry run on a CPU
 # make test-peers   our integrations inside other projects' own programs, each in an environment on top of .venv
-.PHONY: help demo test fuzz test-reference test-interpreter test-ptx test-compile test-wheel test-pythons test-newest test-bare test-peers check clean venv
+.PHONY: help demo test fuzz test-reference test-interpreter test-ptx test-compile test-wheel test-pythons test-newest test-bare test-peers check docs clean venv
 .DEFAULT_GOAL := demo
 
 PYTHON_VENV := .venv/bin/python
@@ -68,6 +69,10 @@ check: venv
 	$(PYTHON_VENV) -m ruff format --check .
 	$(PYTHON_VENV) -m mypy
 	.venv/bin/lint-imports
+
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_VENV) -m mkdocs build --quiet --strict
+	@echo "build/site: look at it with $(PYTHON_VENV) -m http.server --directory build/site"
 
 clean:
 	rm -rf .venv build dist *.egg-info outputs

@@ -108,8 +108,16 @@ def save_svg(view: RenderableType, path: str | Path, *, title: str, width: int =
         title: in its title bar.
         width: in characters.
     """
-    # Only the recording is wanted. A fixed width and colour system make the picture the same everywhere.
-    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor", legacy_windows=False)
+    # Only the recording is wanted, in a notebook too. A fixed width and colour system make the picture the same everywhere.
+    console = Console(
+        record=True,
+        width=width,
+        file=io.StringIO(),
+        force_terminal=True,
+        force_jupyter=False,
+        color_system="truecolor",
+        legacy_windows=False,
+    )
     console.print(view)
     console.save_svg(str(path), title=title)
 

@@ -136,6 +136,14 @@ def test_svg_is_well_formed_and_stable(tmp_path: Path) -> None:
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
+def test_a_picture_is_no_output_of_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    shown: list[object] = []
+    monkeypatch.setattr("rich.jupyter.display", lambda *view: shown.append(view))
+    save_svg(render_response("response", CHOSEN), tmp_path / "one.svg", title="one")
+    assert shown == []
+
+
 def _rgb(color: Color | None) -> tuple[int, int, int]:
     assert color is not None
     return tuple(color.get_truecolor())
