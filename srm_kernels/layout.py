@@ -6,9 +6,9 @@ Shape letters: `T` packed tokens, `N` boundaries, `B` responses.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,7 +69,8 @@ class SentenceLayout:
     boundaries: Tensor
     cu_boundaries: Tensor
     ascending: bool = False
-    _order: BoundaryOrder | None = field(default=None, init=False, repr=False)
+    # Kept by each layout, but no field: FSDP2 rebuilds the dataclasses among a module's arguments from their fields.
+    _order: ClassVar[BoundaryOrder | None] = None
 
     def __post_init__(self) -> None:
         check_index("SentenceLayout", "boundaries", self.boundaries)

@@ -102,7 +102,7 @@ class PackedBatch:
         position_ids: the same shape; a response continues its prompt's positions.
         layout: where the sentences end in the flattened `input_ids` (row-major): of each response b_0, the last token before the
             sentences, then their ends. int64 boundaries, int32 offsets.
-        read: what `boundary_rows` gives, worked out on the host, behind the layout it belongs to; None where it was not.
+        read: what `boundary_rows` gives, worked out on the host, behind the boundaries it belongs to; None where it was not.
         attention_mask: None packed, or bool [B, L].
         cu_seqlens: int32 [S + 1], the segments' offsets into the row; None when padded.
         parent: int32 [S], the index of the segment that holds the prompt, or -1; None when padded.
@@ -114,7 +114,7 @@ class PackedBatch:
     input_ids: Tensor
     position_ids: Tensor
     layout: SentenceLayout
-    read: tuple[SentenceLayout, Tensor, SentenceLayout] | None = None
+    read: tuple[Tensor, Tensor, SentenceLayout] | None = None
     attention_mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
     parent: Tensor | None = None
@@ -147,7 +147,7 @@ class PackedBatch:
 
         Responses to one prompt share its last token. Waits for the device where nobody worked it out on the host.
         """
-        if self.read is not None and self.read[0] is self.layout:
+        if self.read is not None and self.read[0] is self.boundaries:
             return self.read[1:]
         return rows_of_layout(self.layout)
 
@@ -163,9 +163,9 @@ class PackedBatch:
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), (Tensor, SentenceLayout))
         }
-        if self.read is not None and self.read[0] is self.layout:
+        if self.read is not None and self.read[0] is self.boundaries:
             rows, among = (part.to(device, non_blocking=non_blocking) for part in self.read[1:])
-            moved["read"] = moved["layout"], rows, among
+            moved["read"] = moved["layout"].boundaries, rows, among
         return replace(self, **moved)
 
 

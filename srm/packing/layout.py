@@ -53,7 +53,7 @@ def pack(groups: Sequence[PromptGroup], *, mode: PackingMode = "shared", pad_tok
         **fields,
         layout=layout,
         # Here and not where they are needed, because a device would have to be asked how many there are.
-        read=(layout, *rows_of_layout(layout)),
+        read=(layout.boundaries, *rows_of_layout(layout)),
         num_padded_tokens=len(lengths) * max(lengths),
         num_packed_tokens=sum(lengths),
     )

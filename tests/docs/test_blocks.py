@@ -22,7 +22,7 @@ PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 MARKED = [
     pytest.param(reason.strip().strip('"'), id=f"{page.relative_to(ROOT)}-{number}")
-    for page in {*PAGES, *TUTORIALS}
+    for page in sorted({*PAGES, *TUTORIALS})
     for number, reason in enumerate(re.findall(r"^<!-- skip: next(.*?)-->$", page.read_text(encoding="utf-8"), re.MULTILINE))
 ]
 

@@ -111,7 +111,7 @@ def test_batch_moves_as_a_whole() -> None:
 
 def test_batch_survives_a_worker_process() -> None:
     batch = pickle.loads(pickle.dumps(pack(GROUPS, pad_token_id=0)))
-    assert batch.read[0] is batch.layout
+    assert batch.read[0] is batch.boundaries
     assert batch.boundaries.tolist() == [2, 3, 4, 2, 8, 9, 10]
 
 

@@ -88,7 +88,7 @@ def test_the_command_says_so_and_saves_a_plain_model(tiny_backbone_dir, pairs_fi
     assert main([*flags, "--output_dir", str(tmp_path / "compiled"), "--torch_compile", "--torch_compile_backend", "eager"]) == 0
     out = capsys.readouterr().out
     assert "the backbone compiled with eager" in out
-    assert "packed backend sdpa" in out
+    assert "attention: sdpa" in out
     eager, compiled = (load_file(tmp_path / name / "model.safetensors") for name in ("eager", "compiled"))
     assert eager.keys() == compiled.keys()
     assert SentenceRewardModel.from_pretrained(tmp_path / "compiled").score(["Is this right?"], ["It is warm."])[0].reward != 0

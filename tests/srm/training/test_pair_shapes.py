@@ -78,7 +78,7 @@ def test_every_mode_is_one_response_at_a_time(new_model: Callable[..., SentenceR
         output = model(inputs["batch"])
         torch.testing.assert_close(output.reward, reward, atol=1e-6, rtol=0)
         torch.testing.assert_close(output.sentence_reward, torch.cat([x.sentence_reward for x in alone]), atol=1e-6, rtol=0)
-        actual = gradients(model, reward_loss(output, inputs["batch"].cu_boundaries, inputs["pairs"]))
+        actual = gradients(model, reward_loss(output, inputs["batch"].cu_boundaries, inputs["pairs"]).objective)
         assert actual.keys() == expected.keys()
         errors = {name: float((actual[name] - gradient).abs().max()) for name, gradient in expected.items()}
         assert max(errors.values()) < 1e-5 * size, (mode, errors)
