@@ -40,7 +40,7 @@ def test_torch_is_all_that_the_wheel_needs(torch_alone: Environment, with_torch:
 
 def test_the_ops_of_the_readme_print_what_it_says_with_torch_alone(with_torch: Environment) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```\n+```\n(.*?)```", readme, re.DOTALL)
+    blocks = re.findall(r"```python\n((?:(?!```).)*)```\n+```\n(.*?)```", readme, re.DOTALL)
     ((example, output),) = [block for block in blocks if "from srm_kernels import" in block[0]]
     done = with_torch.python(example)
     assert (done.returncode, done.stdout) == (0, output), done.stderr
