@@ -32,6 +32,7 @@ from srm.modeling import model as model_module
 from srm.packing import PackedBatch, PromptGroup, ResponseIds, pack, run_to_boundaries
 from srm.scoring import run as run_module
 from srm.segmentation import ByteTable
+from srm_kernels import SentenceLayout
 
 PARTS = ("detokenise", "retokenise", "segment", "pack", "forward", "head", "scatter", "rest")
 
@@ -255,10 +256,10 @@ def patched(model: SentenceRewardModel, clock: Clock, hidden: Tensor) -> Iterato
     encoder, around = model.encoder, clock.around
     segmenter = encoder.token_segmenter(encoder.tokenizer)
 
-    def no_forward(backbone: torch.nn.Module, batch: PackedBatch, **settings: Any) -> tuple[Tensor, Tensor]:
+    def no_forward(backbone: torch.nn.Module, batch: PackedBatch, **settings: Any) -> tuple[Tensor, SentenceLayout]:
         with clock.part("forward"):
-            rows, index = batch.unique_boundaries
-            return hidden.repeat(len(rows), 1), index
+            rows, layout = batch.boundary_rows
+            return hidden.repeat(len(rows), 1), layout
 
     with (
         patch.object(encoder, "encode_prompt", around("retokenise", encoder.encode_prompt)),

@@ -37,7 +37,7 @@ def test_the_count_is_what_runs(kind: Any, load: Any) -> None:
         return sum(count for operator, count in counter.get_flop_counts()["Global"].items() if operator == torch.ops.aten.mm)
 
     every = products(run_backbone)
-    saved = load("last_layer_products").saved(config, batch.unique_boundaries[0].numel() / batch.num_tokens)
+    saved = load("last_layer_products").saved(config, batch.boundary_rows[0].numel() / batch.num_tokens)
     assert (every - products(run_to_boundaries)) / every == pytest.approx(saved["all"], rel=1e-6)
     assert saved["mlp"] < saved["all"]
 
