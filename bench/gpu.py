@@ -124,7 +124,15 @@ def _run(part: Part, limit: float, folder: Path) -> Outcome:
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=_environment(), start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=_environment(),
+            start_new_session=True,
+            preexec_fn=_take_interrupts,
+        )
         try:
             code: int | None = process.wait(limit - GRACE)
             output = log.read_text(errors="replace")
@@ -151,6 +159,11 @@ def _run(part: Part, limit: float, folder: Path) -> Outcome:
     )
     print(f"{output[-TAIL:]}\n{part.name}: {outcome.verdict} after {outcome.seconds} s; all it printed is in {log}", flush=True)
     return outcome
+
+
+def _take_interrupts() -> None:
+    """A shell has what it starts with `&` ignore SIGINT, and children inherit that: a part could not be asked to end."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _environment() -> dict[str, str]:

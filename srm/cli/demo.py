@@ -82,7 +82,7 @@ def _parse(argv: Sequence[str]) -> DemoSettings:
         names = [f"--{setting.name}", *(["--model"] if setting.name == "model_name_or_path" else [])]
         kind = type(setting.default)
         kind = Path if issubclass(kind, Path) else kind
-        parser.add_argument(*names, type=kind, default=setting.default, help=f"{helps[setting.name]}")
+        parser.add_argument(*names, type=kind, default=setting.default, help=helps[setting.name])
     return DemoSettings(**vars(parser.parse_args(argv)))
 
 

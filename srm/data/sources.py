@@ -132,10 +132,12 @@ def loaded_rows(name: str, *, split: str, config: str | None, streaming: bool, *
         if (reason := why_not_there(name, error)) is not None:
             raise UserError(reason) from None
         # Not there, no such split or configuration, no connection, access refused, a loading script: `datasets` has no common class.
+        # Of a file that cannot be read, the cause alone says more than that a data set was not generated.
+        told = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ else error
         setting = "".join(f", {what} {value!r}" for what, value in {"configuration": config, **more}.items() if value)
         raise UserError(
             f"{name}: there is no such file or folder here, and as a data set of the Hugging Face hub (split {split!r}{setting}) it "
-            f"could not be loaded: {first_line(error)}. Check the name and the connection, or give a local file."
+            f"could not be loaded: {first_line(told)}. Check the name and the connection, or give a local file."
         ) from None
     rows = _streamed_rows if streaming else _dataset_rows
     yield from rows(dataset, f"{name} ({split})", name.split("/")[-1])

@@ -121,8 +121,8 @@ def choose_for(module: nn.Module, need: backends.Need) -> backends.Choice:
         return backends.choose(need)
     except backends.NoBackendError as error:
         asked = ["caps the scores (`softcap`)"] * (need.softcap is not None) + ["has sinks (`s_aux`)"] * need.sinks
-        reason = f"its attention {' and '.join(asked)}, and" if asked else "of packed attention,"
-        raise UnsupportedBackboneError(type(module).__name__, f"{reason} no backend here does that ({error})") from None
+        reason = f"its attention {' and '.join(asked)}, and no backend here does that" if asked else "no packed attention can run here"
+        raise UnsupportedBackboneError(type(module).__name__, f"{reason} ({error})") from None
 
 
 def _no_mask(**kwargs: Any) -> None:

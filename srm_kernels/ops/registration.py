@@ -68,7 +68,7 @@ def kept_order(boundaries: Tensor, positions: Tensor | None, indices: Tensor | N
 
 
 def check_float(op: str, **tensors: Tensor | None) -> None:
-    """Each one that is not None is a tensor of a dtype that the ops compute with, and carries no forward-mode tangent."""
+    """Each one that is not None is a whole tensor of a dtype that the ops compute with, and carries no forward-mode tangent."""
     for name, x in tensors.items():
         if x is None:
             continue
@@ -76,6 +76,11 @@ def check_float(op: str, **tensors: Tensor | None) -> None:
             raise TypeError(f"{op}: `{name}` must be a tensor, got {type(x).__name__}.")
         if x.dtype not in FLOAT_DTYPES:
             raise TypeError(f"{op}: `{name}` must be floating point (fp16, bf16, fp32 or fp64), got {x.dtype}.")
+        if not torch.compiler.is_compiling() and hasattr(x, "full_tensor"):  # A DTensor, without importing torch.distributed for it.
+            raise TypeError(
+                f"{op}: `{name}` is a DTensor, a part of which is on each process, and the op needs the whole. Pass "
+                f"`{name}.full_tensor()`. A weight of the head: `fully_shard` the head or the model around it, not each Linear in it."
+            )
         # PyTorch would go on without the tangent: the derivative came out as 0.
         if not torch.compiler.is_compiling() and unpack_dual(x).tangent is not None:
             raise RuntimeError(

@@ -67,8 +67,17 @@ def test_a_failing_part_does_not_stop_the_next(run, part, tmp_path):
     assert (tmp_path / "bad.log").read_text() == "on fire\n---\n"
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def shell(request):
+    """A shell has what it starts with `&` ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("shell")
 def test_a_part_is_stopped_with_its_children(gpu, run, part, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "GRACE", 0.5)
+    monkeypatch.setattr(gpu, "GRACE", 1.0)
     held = tmp_path / "held"
     # The system takes a lock from whoever dies. The parent is asked first, and may still write what it has.
     child = f"import fcntl, time; file = open({str(held)!r}, 'w'); fcntl.flock(file, fcntl.LOCK_EX); time.sleep(60)"

@@ -8,6 +8,7 @@ Shape letters: `L` lanes that take part, `E` elements a lane.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -106,7 +107,7 @@ class Lanes:
     epoch: Array
 
 
-class Memory:
+class Memory(ABC):
     """Bytes that lanes load from and store to.
 
     Attributes:
@@ -122,6 +123,7 @@ class Memory:
         self.cell = cell
         self.views = {size: view_of(base, num_bytes // size, dtype) for size, dtype in RAW.items()}
 
+    @abstractmethod
     def locate(self, address: Array, cta: Array, num_bytes: int) -> tuple[Array, Array]:
         """For each lane the offset of its first byte in the views, and its first cell in the shadow.
 
@@ -133,11 +135,10 @@ class Memory:
         Raises:
             PtxError: an address out of bounds.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def owner(self, thread: Array) -> Array:
         """Who must meet others at a barrier: a thread, or a warp."""
-        raise NotImplementedError
 
     def load(self, lanes: Lanes, address: Array, size: int, count: int) -> list[Array]:
         """`count` elements of `size` bytes for each of the lanes.

@@ -3,12 +3,21 @@
 Types, shapes and devices everywhere; the values of offsets where they can be read.
 """
 
+import copy
 import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import srm_kernels as k
+from srm_kernels import SentenceLayout, SentenceRewardHead
 
 # Op on `x` [3] and offsets, and what its error calls the offsets.
 OPS = {
@@ -105,3 +114,28 @@ def test_shapes(name, argument):
     tensors, rest = TENSORS[name]
     with pytest.raises(ValueError, match=rf"^{name}: `{argument}` must have (shape|one dimension)"):
         getattr(k, name)(**tensors | {argument: tensors[argument][None, None]}, **rest)
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Any]:
+    """Of one process."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_parts_of_tensors_are_refused(mesh: Any) -> None:
+    """Hidden states that are sharded, and weights of Linears that are sharded one by one: the head reads them past their modules."""
+    layout = SentenceLayout(torch.tensor([0, 2]), torch.tensor([0, 2]))
+    head, hidden = SentenceRewardHead(hidden_size=8, attention_size=4), torch.randn(3, 8)
+    expected = head(hidden, layout).reward
+    with pytest.raises(TypeError, match=r"sentence_reward_head: `hidden` is a DTensor.*`hidden\.full_tensor\(\)`"):
+        head(distribute_tensor(hidden, mesh, [Shard(0)]), layout)
+    whole = fully_shard(copy.deepcopy(head), mesh=mesh)
+    assert torch.equal(whole(hidden, layout).reward, expected)
+    for linear in (head.value, head.query, head.key):
+        fully_shard(linear, mesh=mesh)
+    with pytest.raises(TypeError, match=r"`value_weight` is a DTensor.*`fully_shard` the head or the model around it, not each Linear"):
+        head(hidden, layout)

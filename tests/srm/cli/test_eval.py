@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 
 from srm import SentenceRewardModel
 from srm.cli.eval import main
+from srm.evaluation.rewardbench import HUB_SUITES
 from srm.evaluation.score_suite import score_suite
 from srm.evaluation.sections import rows_won
 from srm.evaluation.suites import read_suite
@@ -273,11 +274,9 @@ def test_mistakes_are_one_line(
 
 @pytest.mark.parametrize("name", ["rewardbench", "rewardbench2", "rmbench"])
 def test_suites_of_the_hub(
-    sentence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+    sentence: Path, tmp_path: Path, data_hub: Callable[..., None], capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    """From the hub's fields to the table; the hub itself is replaced by a few rows."""
-    import datasets
-
+    """From the hub's fields to the table; the hub is one on this machine, with a few rows."""
     texts = {"chosen": WORDS[:3], "rejected": WORDS[3:]}
     rows: dict[str, list[dict[str, Any]]] = {
         "rewardbench": [
@@ -291,7 +290,7 @@ def test_suites_of_the_hub(
         ],
         "rmbench": [{"id": f"row-{i}", "prompt": f"Question {i}?", **texts, "domain": d} for i, d in enumerate(["chat", "safety-refuse"])],
     }
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows[name])
+    data_hub(*HUB_SUITES[name], rows[name])
     out = tmp_path / "out"
     assert main(["--model", str(sentence), "--suite", name, "--output_dir", str(out), "--draws", "20", "--html"]) == 0
     found, table = results(out), capsys.readouterr().out

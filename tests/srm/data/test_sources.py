@@ -102,18 +102,18 @@ def test_a_damaged_saved_data_set(write: Write, tmp_path: Path) -> None:
         read_comparisons(str(tmp_path / "saved"))
 
 
-def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def load(name: str, config: str | None, *, split: str, streaming: bool) -> datasets.Dataset:
-        asked.append((name, config, split, streaming))
-        return datasets.Dataset.from_list([pair("1"), pair("2")])
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
+def test_the_hub(data_hub: Callable[..., None]) -> None:
+    data_hub("someone/pairs", "test", [pair("1"), pair("2")], config="small")
     rows = read_comparisons("someone/pairs", split="test", config="small")
-    assert asked == [("someone/pairs", "small", "test", False)]
     assert [row.where for row in rows] == ["someone/pairs (test) row 1", "someone/pairs (test) row 2"]
+    assert [row.prompt for row in rows] == ["prompt 1", "prompt 2"]
     assert rows[1].id == "pairs-2"
+    with pytest.raises(UserError, match=r"someone/pairs: .*split 'train', configuration 'small'.* could not be loaded: Unknown split"):
+        read_comparisons("someone/pairs", config="small")
+    with pytest.raises(UserError, match=r"configuration 'large'.* could not be loaded: BuilderConfig 'large' not found"):
+        read_comparisons("someone/pairs", split="test", config="large")
+    with pytest.raises(UserError, match=r"someone/nothing: not found here, and http.* has no such repository"):
+        read_comparisons("someone/nothing")
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,20 @@ def test_without_the_package_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
         read_comparisons("someone/pairs")
 
 
-def test_an_empty_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: datasets.Dataset.from_list([]))
-    with pytest.raises(UserError, match=r"someone/pairs \(train\): the data set has no rows\."):
+@pytest.mark.parametrize(
+    ("streaming", "message"),
+    [(True, r" \(train\): the data set has no rows\."), (False, ': .* Instruction "train" corresponds to no data')],
+)
+def test_an_empty_data_set_of_the_hub(data_hub: Callable[..., None], streaming: bool, message: str) -> None:
+    """Where it is not streamed, `datasets` says so itself."""
+    data_hub("someone/pairs", "train", [])
+    with pytest.raises(UserError, match=f"someone/pairs{message}"):
+        read_comparisons("someone/pairs", streaming=streaming)
+
+
+def test_a_file_on_the_hub_that_cannot_be_read(data_hub: Callable[..., None]) -> None:
+    data_hub("someone/pairs", "train", [pair("1")], files={"data/train-00000-of-00001.parquet": b"no parquet"})
+    with pytest.raises(UserError, match=r"someone/pairs: .* could not be loaded: Parquet magic bytes not found"):
         read_comparisons("someone/pairs")
 
 

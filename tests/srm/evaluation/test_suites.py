@@ -1,4 +1,4 @@
-"""What becomes of the rows of a suite, from files and from a hub that is replaced by a few rows of the same fields."""
+"""What becomes of the rows of a suite, from files and from a hub on this machine that has a few rows of the same fields."""
 
 from __future__ import annotations
 
@@ -12,23 +12,7 @@ import pytest
 from srm.errors import UserError
 from srm.evaluation.suites import read_suite, spread_over
 
-Hub = Callable[[str, str, list[dict[str, Any]]], None]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """Put rows where the hub has a data set."""
-    import datasets
-
-    def put(name: str, split: str, rows: list[dict[str, Any]]) -> None:
-        def load_dataset(wanted: str, config: str | None = None, *, split: str, streaming: bool) -> list[dict[str, Any]]:
-            assert (wanted, config, split) == (name, None, expected)
-            return rows
-
-        expected = split
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-
-    return put
+Hub = Callable[..., None]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -73,20 +57,20 @@ def test_pairs_without_sections_are_one(tmp_path: Path) -> None:
     assert read_suite(write(tmp_path / "pairs.jsonl", rows)).weights == {"all": {"all": 1}}
 
 
-def test_rewardbench_has_its_published_sections(hub: Hub) -> None:
+def test_rewardbench_has_its_published_sections(data_hub: Hub) -> None:
     rows = [
         {"prompt": "p", "chosen": "a", "rejected": "b", "chosen_model": "m", "rejected_model": "m", "subset": subset, "id": number}
         for number, subset in enumerate(["math-prm", "hep-go", "alpacaeval-easy"])
     ]
-    hub("allenai/reward-bench", "filtered", rows)
+    data_hub("allenai/reward-bench", "filtered", rows)
     suite = read_suite("rewardbench")
     assert suite.weights == {"Chat": {"alpacaeval-easy": 100}, "Reasoning": {"math-prm": 984, "hep-go": 164}}
     assert [row.section for row in suite.rows] == ["Reasoning", "Reasoning", "Chat"]
     assert suite.rule == "pairs"
 
 
-def test_rewardbench_with_a_subset_it_does_not_know(hub: Hub) -> None:
-    hub("allenai/reward-bench", "filtered", [{"prompt": "p", "chosen": "a", "rejected": "b", "subset": "new", "id": 0}])
+def test_rewardbench_with_a_subset_it_does_not_know(data_hub: Hub) -> None:
+    data_hub("allenai/reward-bench", "filtered", [{"prompt": "p", "chosen": "a", "rejected": "b", "subset": "new", "id": 0}])
     with pytest.raises(UserError, match="subsets that RewardBench does not know: new"):
         read_suite("rewardbench")
 
@@ -106,13 +90,13 @@ def rewardbench2_row(id: str, subset: str, chosen: list[str], rejected: list[str
     }
 
 
-def test_rewardbench2(hub: Hub) -> None:
+def test_rewardbench2(data_hub: Hub) -> None:
     rows = [
         rewardbench2_row("7", "Math", ["r"], ["x", "y", "z"]),
         rewardbench2_row("ref:3", "Ties", ["r"], ["x", "y"]),
         rewardbench2_row("tied:3", "Ties", ["r", "s"], ["x", "y"]),
     ]
-    hub("allenai/reward-bench-2", "test", rows)
+    data_hub("allenai/reward-bench-2", "test", rows)
     suite = read_suite("rewardbench2")
     assert suite.rule == "best_of"
     assert suite.weights == {"Math": {"Math": 1}, "Ties": {"Ties": 2}}
@@ -121,12 +105,12 @@ def test_rewardbench2(hub: Hub) -> None:
     assert suite.rows[2].labels == ("chosen-1", "chosen-2", "rejected-1", "rejected-2")
 
 
-def test_rm_bench(hub: Hub) -> None:
+def test_rm_bench(data_hub: Hub) -> None:
     rows = [
         {"id": f"r{i}", "prompt": "p", "chosen": ["a", "ab", "abc"], "rejected": ["b", "bc", "bcd"], "domain": domain}
         for i, domain in enumerate(["chat", "safety-refuse", "safety-response"])
     ]
-    hub("THU-KEG/RM-Bench", "train", rows)
+    data_hub("THU-KEG/RM-Bench", "train", rows)
     suite = read_suite("rmbench")
     assert suite.rule == "styles"
     assert suite.weights == {"chat": {"chat": 1}, "safety": {"safety-refuse": 1, "safety-response": 1}}

@@ -16,6 +16,7 @@ from transformers import AutoModel
 from srm.packing import UnsupportedBackboneError, enable, pack, report, run_backbone
 from srm.packing.attention import check_arguments
 from srm.packing.backbone import restore
+from srm.packing.backends import VARIABLE
 from srm.packing.plan import AttentionPlan
 
 
@@ -164,6 +165,16 @@ def test_tokens_added_on_the_way_are_an_error(make_model: Callable[..., Any], ma
     plan = AttentionPlan.from_batch(pack(make_groups(), pad_token_id=0))
     with pytest.raises(UnsupportedBackboneError, match=r"expected one row of 71 tokens, got queries \[1, 4, 3, 8\]"):
         model(input_ids=torch.tensor([[1, 2, 3]]), srm_plan=plan)
+
+
+def test_no_backend_is_an_error(make_model: Callable[..., Any], make_groups: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "varlen")
+    model = make_model()
+    enable(model)
+    why = r"varlen: it runs on CUDA, not on cpu; SRM_PACKED_ATTENTION allows no other"
+    told = rf"cannot run packed: no packed attention can run here \({why}\)\. Use --packing none"
+    with pytest.raises(UnsupportedBackboneError, match=told):
+        run_backbone(model, pack(make_groups(), pad_token_id=0))
 
 
 def test_a_mask_of_its_own_is_an_error(make_model: Callable[..., Any], make_groups: Callable[..., Any]) -> None:
