@@ -9,14 +9,12 @@ our own Python. A CUDA device adds the driver's calls.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -183,23 +181,19 @@ def microseconds(step: Any, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = environment.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=1000)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    result = {**environment.describe(), "microseconds": {}, "launches": {}}
+    result: dict[str, Any] = {**environment.describe(), "microseconds": {}, "launches": {}}
     with dropped_launches():
         for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
             result["microseconds"][name] = microseconds(make_step(dtype), arguments.rounds)
     with dropped_launches(watch=True) as launches:
         make_step(torch.bfloat16)()
         result["launches"]["bf16"] = dict(launches.names)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n")
+    print(json.dumps(result, indent=2))
+    environment.write(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ of a backward that computes anew what autograd would have kept.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from pathlib import Path
 from statistics import median
 
 import environment
@@ -24,18 +22,14 @@ WIDTH, TOKENS = 576, (512, 2048, 8192)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = environment.parser(__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS), help="packed tokens (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result = {**environment.describe(), "cells": [measure_head(num_tokens, arguments.rounds) for num_tokens in arguments.tokens]}
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n")
+    print(json.dumps(result, indent=2))
+    environment.write(arguments.json, result)
 
 
 def measure_head(num_tokens: int, rounds: int) -> dict[str, object]:

@@ -7,13 +7,11 @@ The ids are tensors when the clock starts, padded on the right, as a policy's ar
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import environment
 import torch
@@ -28,13 +26,12 @@ CALLS = 100
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = environment.parser(__doc__)
     parser.add_argument("--input", required=True, help="pairs whose responses to segment")
     parser.add_argument("--tokenizer", default="smollm2-135m")
     parser.add_argument("--responses", type=int, help="the first ones only")
     parser.add_argument("--batch", type=int, default=1024, help="responses of one call with ids")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     texts = [row.response for row in read_responses(arguments.input)]
@@ -77,11 +74,8 @@ def main() -> None:
         "milliseconds_for_500_characters": {name: round(1e3 * seconds[name] / CALLS, 3) for name in ("one text", "one row of ids")},
         **compare(texts, encoded["offset_mapping"], [ends for ids in calls for ends in by_token.segment(ids).tolist()], by_text),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n")
+    print(json.dumps(result, indent=2))
+    environment.write(arguments.json, result)
 
 
 def best(rounds: int, variants: dict[str, Callable[[], object]]) -> dict[str, float]:

@@ -4,9 +4,10 @@
 
 Settings are those of examples/rl/cpu.yaml, with `--budget gpu` those of examples/rl/gpu.yaml: answers of 128 tokens, long enough for dense
 credit to matter. Flags of srm-rl that this script does not know go to both kinds of runs. Writes a plot beside the JSON file; `--resume`
-keeps the runs that are in it. Prompts come from the generated pairs (srm.data.synthetic), none of which the reward model has seen. They
-are few, so that every few steps see all of them again: some earn more than others whatever the policy writes, and the curves are means
-over such passes. Needs a reward model, such as that of `make demo`, and some ten minutes a run on one core.
+keeps the runs that are in it where model, settings and flags are the same. Prompts come from the generated pairs (srm.data.synthetic),
+none of which the reward model has seen. They are few, so that every few steps see all of them again: some earn more than others whatever
+the policy writes, and the curves are means over such passes. Needs a reward model, such as that of `make demo`, and some ten minutes a run
+on one core.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import yaml
 from bench import environment
 from research.commands import run_command
 from srm.data.synthetic import generate_pairs, write_jsonl
+from srm.runs.model_files import hash_model_files
 
 REPO = Path(__file__).resolve().parents[1]
 KINDS = ("sentence", "response")
@@ -37,16 +39,20 @@ PROMPT_SEED = 1000
 
 def main() -> None:
     arguments, flags = _arguments()
+    # Runs are of one comparison where all of this is the same.
+    compared = {
+        "config": yaml.safe_load(arguments.config.read_text(encoding="utf-8")),
+        "flags": flags,
+        "num_prompts": arguments.num_prompts,
+        "prompt_seed": PROMPT_SEED,
+        "reward_model": {**_report_of(arguments.reward_model), "files": hash_model_files(arguments.reward_model)},
+    }
     result: dict[str, Any] = {
         **environment.describe(),
         "command": shlex.join(["python", *sys.argv]),
-        "budget": arguments.budget,
-        "flags": flags,
         "seeds": arguments.seeds,
-        "num_prompts": arguments.num_prompts,
-        "prompt_seed": PROMPT_SEED,
-        "reward_model": _report_of(arguments.reward_model),
-        "runs": _finished(arguments, flags) if arguments.resume else [],
+        **compared,
+        "runs": _finished(arguments, compared) if arguments.resume else [],
     }
     done = [(run["seed"], run["reward"]) for run in result["runs"]]
     with tempfile.TemporaryDirectory() as work:
@@ -74,7 +80,9 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--budget", choices=list(BUDGETS), default="cpu", help="sets --num_prompts and --config")
     parser.add_argument("--num_prompts", type=int)
     parser.add_argument("--config", type=Path)
-    parser.add_argument("--resume", action="store_true", help="keep the runs that an earlier run with the same flags left in --json")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the runs that an earlier run with the same model, settings and flags left in --json"
+    )
     arguments, flags = parser.parse_known_args()
     prompts, config = BUDGETS[arguments.budget]
     arguments.num_prompts = prompts if arguments.num_prompts is None else arguments.num_prompts
@@ -82,10 +90,9 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
     return arguments, flags
 
 
-def _finished(arguments: argparse.Namespace, flags: list[str]) -> list[dict[str, Any]]:
+def _finished(arguments: argparse.Namespace, compared: dict[str, Any]) -> list[dict[str, Any]]:
     found = environment.read_as_here(arguments.json)
-    told = {"budget": arguments.budget, "flags": flags, "num_prompts": arguments.num_prompts}
-    same = all(found.get(name) == value for name, value in told.items())
+    same = all(found.get(name) == value for name, value in compared.items())
     return [run for run in found["runs"] if run["seed"] in arguments.seeds] if same else []
 
 

@@ -65,6 +65,10 @@ def test_a_stopped_comparison_keeps_its_runs(tmp_path: Path, monkeypatch: pytest
     # Other flags are another comparison.
     call("--max_steps", "2")
     assert len(began) == 9
+    # And so is another reward model in the same place.
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    call("--max_steps", "2")
+    assert len(began) == 13
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
