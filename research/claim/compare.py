@@ -92,21 +92,27 @@ def main() -> None:
 
 
 def _budget(arguments: argparse.Namespace) -> Budget:
-    """As it is named, or cut to the time: the cut is kept beside the data, which a run that goes on must draw in the same size."""
+    """As it is named, or cut to the time. It is kept beside the runs: those that go on must draw the same data and train the same model."""
     whole = BUDGETS[arguments.budget]
-    if arguments.seconds is None:
-        return whole
-    kept: Path = arguments.output_dir / "budget.json"
+    asked = {"model": arguments.model_name_or_path, "budget": arguments.budget, "cut": arguments.seconds is not None}
+    kept: Path = arguments.output_dir / "comparison.json"
     if kept.exists():
         read = json.loads(kept.read_text(encoding="utf-8"))
-        return dataclasses.replace(whole, **{name: tuple(value) if isinstance(value, list) else value for name, value in read.items()})
+        if read["asked"] != asked:
+            sys.exit(
+                f"research.claim.compare: {arguments.output_dir} holds runs of {read['asked']}, got {asked}. Use another --output_dir."
+            )
+        return dataclasses.replace(
+            whole, **{name: tuple(value) if isinstance(value, list) else value for name, value in read["of"].items()}
+        )
     try:
-        cut = fit(whole, arguments.variants, arguments.seconds, Speed.read(arguments.speed))
+        of = fit(whole, arguments.variants, arguments.seconds, Speed.read(arguments.speed)) if asked["cut"] else whole
     except UserError as error:
         sys.exit(f"research.claim.compare: {error}")
-    environment.write(kept, dataclasses.asdict(cut))
-    print(f"{arguments.seconds:.0f} seconds: {cut}", flush=True)
-    return cut
+    environment.write(kept, {"asked": asked, "of": dataclasses.asdict(of)})
+    if asked["cut"]:
+        print(f"{arguments.seconds:.0f} seconds: {of}", flush=True)
+    return of
 
 
 def _result(arguments: argparse.Namespace, comparison: Comparison, runs: list[Run], tuning: dict[str, dict[str, float]]) -> dict[str, Any]:

@@ -76,3 +76,7 @@ def test_a_run_that_goes_on_keeps_its_size(tmp_path: Path, monkeypatch: pytest.M
     assert first == again
     with pytest.raises(SystemExit):
         budget("--seconds 240", FAST)
+    # A finished run is kept by its name, which says neither model nor budget.
+    for other in ("--model_name_or_path other --seconds 500 --speed a.json", "--budget cpu --seconds 500 --speed a.json", ""):
+        with pytest.raises(SystemExit, match=r"holds runs of \{.*\}, got \{.*\}\. Use another --output_dir\."):
+            budget(other, FAST)
