@@ -96,7 +96,7 @@ def run(
     except OSError as error:
         return _fail(name, _refused(error))
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        sys.stderr.write(f"{name}: interrupted\n")
         return 130
 
 
@@ -123,5 +123,6 @@ def _fail(name: str, message: str) -> int:
     if len(line) > _LONGEST_LINE:
         # It quotes what came, which may be megabytes.
         line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
-    print(f"{name}: {visible(line)}", file=sys.stderr)
+    # In one write, newline and all: `print` makes two, and lines of several processes would join.
+    sys.stderr.write(f"{name}: {visible(line)}\n")
     return 1

@@ -72,7 +72,7 @@ def token_rows() -> Callable[..., list[list[int]]]:
 
 
 def _token_rows(groups: Sequence[PromptGroup], batch: PackedBatch) -> list[list[int]]:
-    """For each response, where its prompt's and its own tokens lie in the flattened batch; worked out from the lengths alone."""
+    """For each response, where its prompt's and its own tokens lie in the flattened batch; worked out from the groups alone."""
     pairs = [(group, response) for group in groups for response in group.responses]
     rows, start = [], 0
     if batch.attention_mask is not None:
@@ -84,9 +84,14 @@ def _token_rows(groups: Sequence[PromptGroup], batch: PackedBatch) -> list[list[
             rows.append(list(range(start, stop)))
             start = stop
         return rows
+    runs: dict[tuple[int, ...], list[int]] = {}
     for group in groups:
-        prompt = list(range(start, start + len(group.prompt_ids)))
-        start += len(prompt)
+        key = tuple(group.prompt_ids)
+        if key not in runs:
+            # Groups with the same prompt share its one run.
+            runs[key] = list(range(start, start + len(key)))
+            start += len(key)
+        prompt = runs[key]
         for response in group.responses:
             rows.append([*prompt, *range(start, start + len(response.ids))])
             start += len(response.ids)

@@ -7,6 +7,7 @@ import base64
 import copy
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,7 +34,8 @@ def score(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Sc
         waits.append(seconds)
 
     monkeypatch.setattr("srm.client.sleep", waits.append)
-    monkeypatch.setattr("srm.client.asyncio.sleep", no_sleep)
+    # Not `asyncio.sleep` itself: servers of other tests run in this process too.
+    monkeypatch.setattr("srm.client.asyncio", SimpleNamespace(sleep=no_sleep))
 
     def ask(handler: Callable[[httpx.Request], httpx.Response], url: str = "http://server", **settings: Any) -> Any:
         transport = httpx.MockTransport(handler)
