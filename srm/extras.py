@@ -41,6 +41,7 @@ EXTRAS = {
     "nltk": "nltk",
     "peft": "peft",
     "trl": "trl",
+    "vllm": "vllm",
     "wtpsplit": "sat",
 }
 

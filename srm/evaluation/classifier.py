@@ -29,6 +29,7 @@ from srm.modeling.adapter import find_adapter, is_of_classifier, merge_adapter, 
 from srm.modeling.config import SentenceRewardConfig, positions_of
 from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole, read_config
 from srm.packing import PromptGroup
+from srm.packing.backbone import num_embeddings
 from srm.scoring.batching import split_passes
 from srm.scoring.file import RowSettings, check_resumed
 from srm.scoring.guards import check_ids, not_finite
@@ -123,7 +124,7 @@ class ClassifierModel:
         limit = length_limit(max_length, positions)
         ids = [self._encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         for index, row in enumerate(ids):
-            check_ids(self.model, places[index], row)
+            check_ids(num_embeddings(self.model), places[index], row)
             if limit is not None and len(row) > limit:
                 ids[index] = _shortened(row, limit, overlong, places[index], "" if limit == positions else ", or raise --max_length")
         rewards = [0.0] * len(ids)

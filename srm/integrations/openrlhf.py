@@ -23,6 +23,7 @@ from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
 from srm.packing import PromptGroup
 from srm.scoring.guards import require_finite
+from srm.scoring.protocol import Reader
 from srm.scoring.run import score_all
 from srm.scoring.token_ids import NO_TEXT
 
@@ -84,7 +85,7 @@ def encode_request(request: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def encode_samples(
-    model: SentenceRewardModel, queries: Sequence[str], prompts: Sequence[str], *, max_length: int | None
+    model: Reader, queries: Sequence[str], prompts: Sequence[str], *, max_length: int | None
 ) -> tuple[list[PromptGroup], Counter[str]]:
     """Samples as prompts with one response each.
 

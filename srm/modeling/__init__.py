@@ -4,12 +4,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from srm.modeling.config import SentenceRewardConfig
 from srm.modeling.model import SentenceRewardModel, SentenceRewardOutput
+from srm.modeling.reader import ModelReader
 from srm.modeling.sequence_classification import SentenceRewardForSequenceClassification
 from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.scoring.stream import RewardStream
 from srm.scoring.token_ids import ScoredTokens
 
 __all__ = [
+    "ModelReader",
     "RewardStream",
     "ScoredResponse",
     "ScoredSentence",

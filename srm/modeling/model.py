@@ -37,6 +37,7 @@ from srm.modeling.loading import (
     load_whole,
     unsharded,
 )
+from srm.modeling.reader import make_encoder
 from srm.packing import (
     PackedBatch,
     PackingMode,
@@ -46,11 +47,11 @@ from srm.packing import (
     prove_last_layer,
     run_to_boundaries,
 )
+from srm.packing.backbone import num_embeddings
 from srm.scoring.results import ScoredResponse
 from srm.scoring.stream import RewardStream
 from srm.scoring.text import score
 from srm.scoring.token_ids import ScoredTokens, score_tokens
-from srm.segmentation import make_segmenter
 from srm_kernels import SentenceRewardHead
 
 __all__ = ["SentenceRewardModel", "SentenceRewardOutput"]
@@ -372,12 +373,12 @@ class SentenceRewardModel(PreTrainedModel):
                 f"{self.name_or_path or 'this model'}: no tokenizer was found beside the weights. "
                 "Set `model.tokenizer`, or save the tokenizer into the model's folder."
             )
-        return ResponseEncoder(
-            self.tokenizer,
-            make_segmenter(**self.config.segmenter),
-            boundary_token=self.config.boundary_token,
-            listed_ends=self.config.end_token_ids,
-        )
+        return make_encoder(self.config, self.tokenizer)
+
+    @property
+    def num_embeddings(self) -> int:
+        """How many token ids the backbone has an embedding for."""
+        return num_embeddings(self.backbone)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()

@@ -96,7 +96,7 @@ class SentenceRewardForSequenceClassification(SentenceRewardModel):
         for index, (prompt, text) in enumerate(split):
             prompt_ids = np.array([*prompt, *self.encoder.boundary_ids], dtype=np.int32)
             groups.append(PromptGroup(prompt_ids=prompt_ids, responses=[next(encoded) if text.strip() else NO_TEXT]))
-            check_ids(self.backbone, _place(index), groups[-1].prompt_ids, groups[-1].responses[0].ids)
+            check_ids(self.num_embeddings, _place(index), groups[-1].prompt_ids, groups[-1].responses[0].ids)
             limit = self.config.max_positions
             if limit is not None and groups[-1].longest > limit:
                 raise UserError(

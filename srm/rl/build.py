@@ -16,6 +16,7 @@ from srm.modeling import SentenceRewardModel
 from srm.modeling.alias import resolve_model_name
 from srm.modeling.config import positions_of
 from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole
+from srm.packing.backbone import num_embeddings
 from srm.rl.arguments import RLConfig
 from srm.rl.trainer import RLTrainer
 from srm.scoring.guards import check_ids
@@ -72,7 +73,7 @@ def build_trainer(
         check_tokenizer_fits(name, tokenizer, policy)
         prompts = _encode_prompts(config, tokenizer, reward_model, say)
     for number, (_, ids) in enumerate(prompts, 1):
-        check_ids(policy, f"{config.dataset_name}: prompt {number} of those that are used", ids)
+        check_ids(num_embeddings(policy), f"{config.dataset_name}: prompt {number} of those that are used", ids)
     _check_lengths(config, policy, reward_model, max(len(ids) for _, ids in prompts))
     say(
         f"{len(prompts):,} prompts; a step: {config.rollout_size // config.num_generations * accelerator.num_processes} of them, "

@@ -11,30 +11,28 @@ from numpy.typing import NDArray
 from torch import nn
 
 from srm.errors import UserError
-from srm.packing.backbone import num_embeddings
 from srm.scoring.protocol import RewardModel
 from srm.scoring.run import ResponseScore
 
 __all__ = ["check_ids", "not_finite", "require_finite"]
 
 
-def check_ids(backbone: nn.Module, where: str, *parts: Sequence[int] | NDArray[np.integer]) -> None:
-    """Refuse token ids for which the backbone has no embedding: on a CPU an IndexError, on a GPU the end of the process.
+def check_ids(num_embeddings: int, where: str, *parts: Sequence[int] | NDArray[np.integer]) -> None:
+    """Refuse token ids for which a backbone has no embedding: on a CPU an IndexError, on a GPU the end of the process.
 
     Args:
-        backbone: of the model that will read them.
+        num_embeddings: how many ids the model that will read them has an embedding for.
         where: what a message calls their row.
         *parts: ids of the prompt and of the responses.
 
     Raises:
         UserError: there is such an id.
     """
-    rows = num_embeddings(backbone)
     for ids in map(np.asarray, parts):
-        if ids.size and not 0 <= ids.min() <= ids.max() < rows:
-            unknown = ids[np.argmax((ids < 0) | (ids >= rows))]
+        if ids.size and not 0 <= ids.min() <= ids.max() < num_embeddings:
+            unknown = ids[np.argmax((ids < 0) | (ids >= num_embeddings))]
             raise UserError(
-                f"{where}: the token id {unknown} has no embedding, the model knows 0 to {rows - 1}. "
+                f"{where}: the token id {unknown} has no embedding, the model knows 0 to {num_embeddings - 1}. "
                 "Use the tokenizer that belongs to the model, or drop the row."
             )
 

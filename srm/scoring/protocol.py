@@ -1,4 +1,4 @@
-"""What scoring asks of a model. `srm.modeling.SentenceRewardModel` is one."""
+"""What scoring asks of a model. `srm.modeling.SentenceRewardModel` is one, and `srm.modeling.ModelReader` the half that reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from srm.data import ResponseEncoder
 from srm.data.schema import Granularity
 from srm.packing import PackedBatch, PackingMode
 
-__all__ = ["HeadOutput", "RewardModel", "RewardModelConfig"]
+__all__ = ["HeadOutput", "Reader", "RewardModel", "RewardModelConfig"]
 
 
 class HeadOutput(Protocol):
@@ -38,23 +38,30 @@ class RewardModelConfig(Protocol):
     def max_positions(self) -> int | None: ...
 
 
-class RewardModel(Protocol):
-    """A backbone with a sentence reward head."""
+class Reader(Protocol):
+    """What turns text and ids into what the model reads. It needs no weights."""
 
     @property
     def config(self) -> RewardModelConfig: ...
-
-    @property
-    def backbone(self) -> nn.Module: ...
-
-    @property
-    def head(self) -> nn.Module: ...
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None: ...
 
     @property
     def encoder(self) -> ResponseEncoder: ...
+
+    @property
+    def num_embeddings(self) -> int: ...
+
+
+class RewardModel(Reader, Protocol):
+    """A backbone with a sentence reward head."""
+
+    @property
+    def backbone(self) -> nn.Module: ...
+
+    @property
+    def head(self) -> nn.Module: ...
 
     @property
     def device(self) -> torch.device: ...

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from srm.packing import PackingMode, PromptGroup, ResponseIds, pack
 from srm.scoring.batching import frugal_order, split_passes
-from srm.scoring.protocol import HeadOutput, RewardModel
+from srm.scoring.protocol import HeadOutput, Reader, RewardModel
 
 __all__ = ["ResponseScore", "score_all", "score_groups", "sentence_score"]
 
@@ -133,7 +133,7 @@ def _on_cpu(output: HeadOutput) -> tuple[Tensor, Tensor, Tensor]:
     return output.reward.cpu(), output.sentence_reward.cpu(), output.weight.cpu()
 
 
-def sentence_score(model: RewardModel, response: ResponseIds, reward: float, value: Tensor, weight: Tensor) -> ResponseScore:
+def sentence_score(model: Reader, response: ResponseIds, reward: float, value: Tensor, weight: Tensor) -> ResponseScore:
     """A response's score from what the head says at its boundaries.
 
     A token-level model has a boundary at every token: a sentence gets the mean of its tokens' values and the sum of their weights.

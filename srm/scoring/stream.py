@@ -186,7 +186,7 @@ class RewardStream:
 
     def _run(self, ids: list[int]) -> Tensor:
         """Hidden states [T, D] of `ids`, the next ones behind what is in the cache."""
-        check_ids(self._model.backbone, "stream", ids)
+        check_ids(self._model.num_embeddings, "stream", ids)
         return run_cached(self._model, ids, self._cache)
 
     @torch.no_grad()

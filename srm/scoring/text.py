@@ -107,7 +107,7 @@ def encode_groups(
     for (rendered, _), whole, place in zip(read, encoded, where, strict=True):
         group = PromptGroup(prompt_ids=prompt_ids[rendered], responses=[whole])
         group = cut_group(group, max_length=max_length, positions=positions, policy=overlong, num_closing=num_closing, where=place)
-        check_ids(model.backbone, place, group.prompt_ids, *(response.ids for response in group.responses))
+        check_ids(model.num_embeddings, place, group.prompt_ids, *(response.ids for response in group.responses))
         if not cut or not np.array_equal(cut[-1][0], group.prompt_ids):
             cut.append((group.prompt_ids, []))
         cut[-1][1].append(cast(EncodedResponse, group.responses[0]))

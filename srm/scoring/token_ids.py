@@ -19,7 +19,7 @@ from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup, ResponseIds
 from srm.packing.batch import IntArray
 from srm.scoring.guards import check_ids, require_finite
-from srm.scoring.protocol import RewardModel
+from srm.scoring.protocol import Reader, RewardModel
 from srm.scoring.run import score_all
 from srm.segmentation import content_lengths
 from srm.segmentation.tokens import opening_tokens
@@ -149,7 +149,7 @@ def score_tokens(
     )
 
 
-def encode_ids(model: RewardModel, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> list[PromptGroup]:
+def encode_ids(model: Reader, prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> list[PromptGroup]:
     """Ids in the reward model's own vocabulary as groups. The caller sees to it that they are not too long.
 
     Args:
@@ -165,14 +165,14 @@ def encode_ids(model: RewardModel, prompt_ids: Sequence[Sequence[int]], response
     return _own_groups(model, model.encoder.tokenizer, _prompts(prompt_ids, None), padded, lengths)
 
 
-def _end_ids(model: RewardModel, policy: PreTrainedTokenizerBase, *, is_own: bool) -> frozenset[int]:
+def _end_ids(model: Reader, policy: PreTrainedTokenizerBase, *, is_own: bool) -> frozenset[int]:
     """The ids that end the policy's answers; `is_own`: they are ids of the reward model as well."""
     if policy is model.tokenizer:
         return model.encoder.answers.end_ids
     return model.encoder.token_segmenter(policy).end_ids | (model.encoder.answers.end_ids if is_own else frozenset())
 
 
-def _same_vocabulary(policy: PreTrainedTokenizerBase, model: RewardModel) -> bool:
+def _same_vocabulary(policy: PreTrainedTokenizerBase, model: Reader) -> bool:
     return model.tokenizer is not None and policy.get_vocab() == model.tokenizer.get_vocab()
 
 
@@ -202,7 +202,7 @@ def _prompts(ids: Tensor | Sequence[Sequence[int]], mask: Tensor | None) -> list
 
 
 def _own_groups(
-    model: RewardModel, policy: PreTrainedTokenizerBase, prompts: list[tuple[int, ...]], padded: Tensor, lengths: Tensor
+    model: Reader, policy: PreTrainedTokenizerBase, prompts: list[tuple[int, ...]], padded: Tensor, lengths: Tensor
 ) -> list[PromptGroup]:
     """Responses of a policy with the reward model's vocabulary: its ids are what the model reads."""
     encoder = model.encoder
@@ -217,7 +217,7 @@ def _own_groups(
     wide = padded.cpu().numpy()
     for index, (prompt, length) in enumerate(zip(prompts, lengths.tolist(), strict=True)):
         # Before they become int32, where a large id would turn into another.
-        check_ids(model.backbone, f"score_tokens: prompt {index} and its response", prompt, wide[index, :length])
+        check_ids(model.num_embeddings, f"score_tokens: prompt {index} and its response", prompt, wide[index, :length])
     found = encoder.token_segmenter(policy).segment(padded, lengths)
     openings = found.opening.tolist()
     rows = wide.astype(np.int32)
@@ -236,7 +236,7 @@ def _own_groups(
 
 
 def _other_groups(
-    model: RewardModel, policy: PreTrainedTokenizerBase, prompts: Sequence[Prompt], padded: Tensor, lengths: Tensor
+    model: Reader, policy: PreTrainedTokenizerBase, prompts: Sequence[Prompt], padded: Tensor, lengths: Tensor
 ) -> list[PromptGroup]:
     """Responses of a policy with another vocabulary: its text in the model's tokens, sentences found on the policy's through characters."""
     table = model.encoder.token_segmenter(policy).table
@@ -258,7 +258,7 @@ def _other_groups(
             )
         (prompt_ids,) = model.encoder.encode_prompts([rendered])
         groups.append(PromptGroup(prompt_ids=np.array(prompt_ids, dtype=np.int32), responses=[response]))
-        check_ids(model.backbone, f"score_tokens: prompt {len(groups) - 1} and its response", groups[-1].prompt_ids, response.ids)
+        check_ids(model.num_embeddings, f"score_tokens: prompt {len(groups) - 1} and its response", groups[-1].prompt_ids, response.ids)
     return groups
 
 
@@ -273,7 +273,7 @@ def _policy_ends(group: PromptGroup) -> list[int]:
     return response.policy_ends.tolist() if isinstance(response, PolicyResponse) else []
 
 
-def _check_lengths(model: RewardModel, groups: Sequence[PromptGroup]) -> None:
+def _check_lengths(model: Reader, groups: Sequence[PromptGroup]) -> None:
     limit = model.config.max_positions
     for index, group in enumerate(groups):
         if not len(group.prompt_ids):

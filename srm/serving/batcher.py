@@ -13,17 +13,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from srm.packing import PackingMode, PromptGroup
 from srm.scoring.batching import PassCost
 from srm.scoring.run import ResponseScore
+from srm.serving.encoding import Encoded, EncodingThread
+from srm.serving.errors import QueueFull, ScoringFailed
 
 if TYPE_CHECKING:
     from srm.serving.metrics import Metrics
     from srm.serving.settings import ServerSettings
 
-__all__ = ["Batcher", "QueueFull", "ScoringFailed"]
+__all__ = ["Batcher"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,20 +34,7 @@ _WAIT_SHARE = 0.05
 # How long nobody has to come before a crowd counts as complete, as a share of the longest wait.
 _LULL_SHARE = 0.1
 
-Encoded = TypeVar("Encoded")
 Run = Callable[[list[PromptGroup]], list[ResponseScore]]
-
-
-class QueueFull(RuntimeError):
-    """Too many rows wait. retry_after: seconds until there should be room."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"the queue is full; try again in {retry_after} s")
-        self.retry_after = retry_after
-
-
-class ScoringFailed(RuntimeError):
-    """The model raised an error, which is in the server's log."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -71,12 +60,11 @@ class Batcher:
         self._packing: PackingMode = packing
         self._settings = settings
         self._metrics = metrics
-        # Fast tokenizers change their own settings between calls, so one thread encodes for all requests.
-        self._encoding_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="srm-encode")
+        self._encoding = EncodingThread(lambda: self._changed.set())
         self._model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="srm-model")
         # By prompt, in the order in which the prompts came; rows are dict keys for their order and for cheap removal.
         self._queue: dict[bytes, dict[_Waiting, None]] = {}
-        self._num_waiting = self._num_encoding = self._last_rows = 0
+        self._num_waiting = self._last_rows = 0
         # Of all that waits, as one batch; None where something has left since, and it must be counted anew.
         self._cost: PassCost | None = PassCost(packing)
         self._last_seconds = 0.0
@@ -86,7 +74,7 @@ class Batcher:
     @property
     def num_waiting(self) -> int:
         """Rows that wait for the model or are being encoded."""
-        return self._num_waiting + self._num_encoding
+        return self._num_waiting + self._encoding.num_rows
 
     @property
     def is_running(self) -> bool:
@@ -100,29 +88,18 @@ class Batcher:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._encoding_thread.shutdown(cancel_futures=True)
+        self._encoding.close()
         self._model_thread.shutdown(cancel_futures=True)
 
     async def encode(self, num_rows: int, slices: Iterator[Sequence[Encoded]]) -> list[Encoded]:
-        """All that `slices` yields, one after the other. `num_rows` are counted as expected until then.
-
-        Each slice runs in the encoding thread and queues anew for it, so that a large request does not keep small ones waiting; cancelled,
-        it ends with the slice that runs.
+        """All that `slices` yields. `num_rows` are counted as expected until then.
 
         Raises:
             QueueFull: there is no room for them.
         """
         if self.num_waiting + num_rows > self._settings.max_queue:
             raise QueueFull(max(1, math.ceil(self._last_seconds)))
-        self._num_encoding += num_rows
-        encoded: list[Encoded] = []
-        try:
-            while (part := await asyncio.get_running_loop().run_in_executor(self._encoding_thread, next, slices, None)) is not None:
-                encoded += part
-            return encoded
-        finally:
-            self._num_encoding -= num_rows
-            self._changed.set()
+        return await self._encoding.run(num_rows, slices)
 
     async def score(self, rows: Sequence[PromptGroup]) -> list[ResponseScore]:
         """Scores of `rows`, in order. Cancelled, it takes those that have not run yet out of the queue.
@@ -183,7 +160,7 @@ class Batcher:
         deadline = time.perf_counter() + patience
         lull = 0.0
         while self._settings.batching and self._waiting_tokens() < self._settings.tokens_per_batch:
-            is_expecting = self._num_encoding > 0 or self._num_waiting < self._last_rows
+            is_expecting = self._encoding.num_rows > 0 or self._num_waiting < self._last_rows
             left = deadline - time.perf_counter()
             wait = left if is_expecting else min(left, lull)
             if wait <= 0:

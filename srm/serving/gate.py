@@ -1,20 +1,21 @@
-"""What stands before every route: the token, the limit on the body, and the count of requests and their time."""
+"""What stands before the routes: the token, the limit on the body, and the count of requests and their time."""
 
 from __future__ import annotations
 
 import base64
 import hmac
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from srm.serving.routes import REWARD_ROUTES
+
 if TYPE_CHECKING:
     from srm.serving.metrics import Metrics
-    from srm.serving.settings import ServerSettings
 
 __all__ = ["Gate"]
 
@@ -24,24 +25,41 @@ Send = Callable[[Message], Awaitable[None]]
 
 # Open without a token: they tell nothing about what is scored.
 _OPEN = frozenset({"/health", "/docs", "/openapi.json"})
-ROUTES = frozenset({"/v1/rewards", "/get_reward", "/metrics", *_OPEN})
+_ROUTES = frozenset({*REWARD_ROUTES, "/metrics", *_OPEN})
 
 
 class Gate:
-    """ASGI middleware. It refuses before a body is read, or as soon as it has grown too long."""
+    """ASGI middleware. It refuses before a body is read, or as soon as it has grown too long.
 
-    def __init__(self, app: Callable[..., Awaitable[None]], *, settings: ServerSettings, metrics: Metrics) -> None:
+    Args:
+        app: what it stands before.
+        tokens: requests must bring one of them; none asks for nothing.
+        max_body_mb: largest body, in units of 1,000,000 bytes.
+        metrics: counts requests and their time.
+        paths: those it stands before; None for all.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., Awaitable[None]],
+        *,
+        tokens: Sequence[str],
+        max_body_mb: float,
+        metrics: Metrics,
+        paths: Collection[str] | None = None,
+    ) -> None:
         self._app = app
-        self._token = settings.token
-        self._max_body = int(settings.max_body_mb * 1e6)
+        self._tokens = tokens
+        self._max_body = int(max_body_mb * 1e6)
         self._metrics = metrics
+        self._paths = paths
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or (self._paths is not None and scope["path"] not in self._paths):
             await self._app(scope, receive, send)
             return
         # Unknown paths are counted as one, or anyone could fill the memory with them.
-        route = scope["path"] if scope["path"] in ROUTES else "other"
+        route = scope["path"] if scope["path"] in _ROUTES else "other"
         started = time.perf_counter()
         status = 500
 
@@ -60,7 +78,7 @@ class Gate:
 
     def _refusal(self, scope: MutableMapping[str, Any]) -> JSONResponse | None:
         headers = Headers(scope=scope)
-        if self._token is not None and scope["path"] not in _OPEN and not _is_allowed(headers.get("authorization", ""), self._token):
+        if self._tokens and scope["path"] not in _OPEN and not _is_allowed(headers.get("authorization", ""), self._tokens):
             return JSONResponse(
                 {"detail": "missing or wrong token: send `Authorization: Bearer <token>`"}, 401, {"WWW-Authenticate": "Bearer"}
             )
@@ -87,8 +105,8 @@ class Gate:
         return f"the body is larger than {self._max_body:,} bytes: send fewer rows in a request"
 
 
-def _is_allowed(authorization: str, token: str) -> bool:
-    """Whether the header brings the token, as a bearer or as the password of a URL, the only place where OpenRLHF can put it."""
+def _is_allowed(authorization: str, tokens: Sequence[str]) -> bool:
+    """Whether the header brings a token, as a bearer or as the password of a URL, the only place where OpenRLHF can put it."""
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "basic":
         try:
@@ -97,4 +115,4 @@ def _is_allowed(authorization: str, token: str) -> bool:
             return False
     elif scheme.lower() != "bearer":
         return False
-    return hmac.compare_digest(value.encode("latin-1"), token.encode())
+    return any(hmac.compare_digest(value.encode("latin-1"), token.encode()) for token in tokens)

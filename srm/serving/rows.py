@@ -19,11 +19,10 @@ from srm.data.settings import with_settings
 from srm.data.turns import Turns, read_answers
 from srm.errors import UserError
 from srm.integrations.openrlhf import encode_request, encode_samples
-from srm.modeling import SentenceRewardModel
 from srm.packing import PromptGroup
-from srm.packing.backbone import num_embeddings
 from srm.packing.batch import IntArray
 from srm.scoring.guards import check_ids
+from srm.scoring.protocol import Reader
 from srm.scoring.run import ResponseScore
 from srm.scoring.text import read_off, without_sentences
 from srm.scoring.token_ids import NO_TEXT, PolicyResponse, encode_ids
@@ -58,12 +57,12 @@ class _Texts:
     answer: str | Turns
 
 
-def _longest_row(model: SentenceRewardModel, max_length: int | None) -> int:
+def _longest_row(model: Reader, max_length: int | None) -> int:
     """The most tokens of a row: what `max_length` and the backbone allow, or 131,072 where neither says."""
     return min((limit for limit in (max_length, model.config.max_positions) if limit is not None), default=_LONGEST_ROW)
 
 
-def encode_rows(model: SentenceRewardModel, rows: Sequence[TextRow | IdsRow], *, max_length: int | None) -> Slices:
+def encode_rows(model: Reader, rows: Sequence[TextRow | IdsRow], *, max_length: int | None) -> Slices:
     """`rows` as prompts with one response each, in order: `EncodedResponse` of text, `PolicyResponse` of ids.
 
     Raises:
@@ -84,9 +83,7 @@ def encode_rows(model: SentenceRewardModel, rows: Sequence[TextRow | IdsRow], *,
         yield [encoded[index] for index, _ in part]
 
 
-def encode_openrlhf(
-    model: SentenceRewardModel, request: Mapping[str, Any], *, max_length: int | None, on_mended: Callable[[str, int], None]
-) -> Slices:
+def encode_openrlhf(model: Reader, request: Mapping[str, Any], *, max_length: int | None, on_mended: Callable[[str, int], None]) -> Slices:
     """As `encode_rows`, for the body of OpenRLHF's remote reward request. No sample is refused.
 
     on_mended: called, in the thread that encodes, with what keeps samples from being scored whole, and how many they are.
@@ -108,9 +105,7 @@ def encode_openrlhf(
         yield rows
 
 
-def encode_slime(
-    model: SentenceRewardModel, sample: SlimeRequest, *, max_length: int | None, on_mended: Callable[[str, int], None]
-) -> Slices:
+def encode_slime(model: Reader, sample: SlimeRequest, *, max_length: int | None, on_mended: Callable[[str, int], None]) -> Slices:
     """As `encode_openrlhf`, for the body of slime's `remote_rm`. A prompt that is text is read as it stands.
 
     Raises:
@@ -160,12 +155,12 @@ def _size(row: TextRow | IdsRow) -> int:
     )
 
 
-def _ready(model: SentenceRewardModel, row: TextRow | IdsRow, index: int, limit: int) -> _Texts | IdsRow:
+def _ready(model: Reader, row: TextRow | IdsRow, index: int, limit: int) -> _Texts | IdsRow:
     """`row` as far as it needs no tokenizer."""
     if isinstance(row, TextRow):
         return _read(model, row, index)
     # A backbone may have more rows of embeddings than there are tokens, or fewer.
-    size = min(len(model.encoder.tokenizer), num_embeddings(model.backbone))
+    size = min(len(model.encoder.tokenizer), model.num_embeddings)
     for name, ids in (("prompt_ids", row.prompt_ids), ("response_ids", row.response_ids)):
         if ids and max(ids) >= size:
             raise BadField(("rows", index, name), f"the id {max(ids)} is unknown: the reward model has {size} ids.")
@@ -175,7 +170,7 @@ def _ready(model: SentenceRewardModel, row: TextRow | IdsRow, index: int, limit:
     return row.model_copy(update={"response_ids": row.response_ids[: limit + 1]})
 
 
-def _read(model: SentenceRewardModel, row: TextRow, index: int) -> _Texts:
+def _read(model: Reader, row: TextRow, index: int) -> _Texts:
     form, answers = model.encoder.format, model.encoder.answers
     field = "prompt"
     try:
@@ -192,7 +187,7 @@ def _read(model: SentenceRewardModel, row: TextRow, index: int) -> _Texts:
         raise BadField(("rows", index, field), _reason(error)) from error
 
 
-def _refuse_hopeless(model: SentenceRewardModel, row: _Texts, index: int, limit: int) -> Slices:
+def _refuse_hopeless(model: Reader, row: _Texts, index: int, limit: int) -> Slices:
     """Stops between pieces of a long text while its tokens are counted."""
     text = row.answer.text if isinstance(row.answer, Turns) else row.answer
     for least in model.encoder.floor.at_least([row.prompt, text], limit=limit):
@@ -201,7 +196,7 @@ def _refuse_hopeless(model: SentenceRewardModel, row: _Texts, index: int, limit:
         yield []
 
 
-def _encode_texts(model: SentenceRewardModel, ready: Mapping[int, _Texts | IdsRow], prompts: dict[str, IntArray]) -> dict[int, PromptGroup]:
+def _encode_texts(model: Reader, ready: Mapping[int, _Texts | IdsRow], prompts: dict[str, IntArray]) -> dict[int, PromptGroup]:
     """prompts: those of this request so far, which are not encoded again."""
     rows = {index: row for index, row in ready.items() if isinstance(row, _Texts)}
     new = [prompt for prompt in dict.fromkeys(row.prompt for row in rows.values()) if prompt not in prompts]
@@ -210,7 +205,7 @@ def _encode_texts(model: SentenceRewardModel, ready: Mapping[int, _Texts | IdsRo
     return {index: PromptGroup(prompt_ids=prompts[row.prompt], responses=[responses.get(index, NO_TEXT)]) for index, row in rows.items()}
 
 
-def _encode_responses(model: SentenceRewardModel, answers: Mapping[int, str | Turns]) -> dict[int, EncodedResponse]:
+def _encode_responses(model: Reader, answers: Mapping[int, str | Turns]) -> dict[int, EncodedResponse]:
     try:
         return dict(zip(answers, model.encoder.encode_responses(list(answers.values())), strict=True))
     except Exception as error:
@@ -220,7 +215,7 @@ def _encode_responses(model: SentenceRewardModel, answers: Mapping[int, str | Tu
         raise BadField(("rows", *answers, "response"), _reason(error)) from error
 
 
-def _encode_ids(model: SentenceRewardModel, ready: Mapping[int, _Texts | IdsRow]) -> dict[int, PromptGroup]:
+def _encode_ids(model: Reader, ready: Mapping[int, _Texts | IdsRow]) -> dict[int, PromptGroup]:
     rows = {index: row for index, row in ready.items() if isinstance(row, IdsRow)}
     if not rows:
         return {}
@@ -237,8 +232,8 @@ def _too_long(index: int, tokens: int, limit: int) -> BadField:
     return BadField(("rows", index), problem)
 
 
-def _check_ids(model: SentenceRewardModel, row: PromptGroup, field: tuple[str | int, ...]) -> None:
+def _check_ids(model: Reader, row: PromptGroup, field: tuple[str | int, ...]) -> None:
     try:
-        check_ids(model.backbone, "row", row.prompt_ids, row.responses[0].ids)
+        check_ids(model.num_embeddings, "row", row.prompt_ids, row.responses[0].ids)
     except UserError as error:
         raise BadField(field, str(error)) from None

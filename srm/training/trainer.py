@@ -164,7 +164,7 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
 
     def _check_ids(self, rows: Rows) -> None:
         for row in rows:
-            check_ids(self.reward_model.backbone, row.where, row.prompt_ids, *(response.ids for response in row.responses))
+            check_ids(self.reward_model.num_embeddings, row.where, row.prompt_ids, *(response.ids for response in row.responses))
 
     def _loader(self, rows: Rows, sampler: GlobalBatchSampler) -> DataLoader:
         args = self.args
