@@ -1,12 +1,13 @@
-"""srm-serve under load, with batching and without: many clients at once, each with one response at a time.
+"""srm-serve under load, with batching and without, and vLLM: many clients at once, each with one response at a time.
 
-    python bench/serving.py --json bench/results/serving_cpu.json
+    python bench/serving.py --vllm build/peers/vllm/bin/python --json bench/results/serving_cpu.json
 
-Two servers of the same model run side by side as processes of their own, one with --no_batching. They are timed in turns, so that one of
-them is always idle. Two kinds of load: groups of requests that share a prompt, and requests whose prompts all differ. Before anything is
-timed, both servers must give model.score's rewards on some of the requests; every reward of the timed rounds is checked too, and a wrong
-one ends the benchmark without a result. A server without batching answers at a constant rate, so --plain requests show it. With the
-defaults it takes four to six minutes on two CPU cores. Needs the extra `serve`.
+Servers of the same model run side by side as processes of their own, one with --no_batching, and one of vLLM where --vllm names the Python
+of an environment that has it. They are timed in turns, so that all but one are idle. Two kinds of load: groups of requests that share a
+prompt, and requests whose prompts all differ. Before anything is timed, all servers must give model.score's rewards on some of the
+requests; every reward of the timed rounds is checked too, and a wrong one ends the benchmark without a result. A server without batching
+answers at a constant rate, so --plain requests show it. vLLM forgets its prefixes before each timing, because new samples have new
+prompts. With the defaults it takes six to ten minutes on two CPU cores. Needs the extra `serve`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,12 @@ import environment
 import httpx
 import torch
 from providers import Models
+from vllm_server import vllm_serve
 
 from srm import AsyncClient, SentenceRewardModel
 
 ROOT = Path(__file__).resolve().parents[1]
-SERVERS = {"batching": (), "no batching": ("--no_batching",)}
+BATCHING, PLAIN, VLLM = "batching", "no batching", "vllm"
 # Largest difference of two rewards, as a share of their spread over the requests. The weights are float32, because the rounding of bfloat16
 # is as large as the differences between random texts.
 TOLERANCE = 1e-3
@@ -57,35 +59,42 @@ class Load:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _arguments(argv)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as servers:
         model = _save_model(arguments, folder)
-        with _server(folder, arguments, *SERVERS["batching"]) as batching, _server(folder, arguments, *SERVERS["no batching"]) as plain:
-            urls = {"batching": batching, "no batching": plain}
-            # The servers load while this process works out what they must answer.
-            loads = [_load(name, arguments, model) for name in ("shared", "distinct")]
-            for url in urls.values():
-                _wait_for(url)
-            for load in loads:
-                for name, url in urls.items():
-                    _check(name, load, _ask(url, load, arguments, count=arguments.check))
-            rounds = _rounds(urls, loads, arguments, began)
-            batches = {name: _batches(url) for name, url in urls.items()}
+        starting = {BATCHING: _server(folder, arguments), PLAIN: _server(folder, arguments, "--no_batching")}
+        if arguments.vllm:
+            starting[VLLM] = _vllm(folder, arguments)
+        urls = {name: servers.enter_context(server) for name, server in starting.items()}
+        # Those of srm-serve load while this process works out what they must answer.
+        loads = [_load(name, arguments, model) for name in ("shared", "distinct")]
+        for url in urls.values():
+            _wait_for(url)
+        for load in loads:
+            for name, url in urls.items():
+                _check(name, load, _ask(url, load, arguments, count=arguments.check))
+        rounds = _rounds(urls, loads, arguments, began)
+        batches = {name: _batches(url) for name, url in urls.items() if name != VLLM}
+        peer = {"vllm": httpx.get(f"{urls[VLLM]}/version").json()["version"]} if VLLM in urls else {}
     result = {
         **environment.describe(),
         "settings": environment.settings(arguments),
         "loads": {load.name: _summary(load, rounds[load.name]) for load in loads},
         "rows_per_batch": batches,
+        **peer,
     }
     for name, load in result["loads"].items():
         speeds = ", ".join(f"{server} {speed:.2f}/s" for server, speed in load["requests_per_second"].items())
-        print(f"{name}: {speeds}; batching is {load['speedup']:.2f} times as fast ({load['low']:.2f}-{load['high']:.2f})")
+        print(f"{name}: {speeds}")
+        for server, ratio in load["batching_is_faster_by"].items():
+            print(f"    batching is {ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f}) times as fast as {server}")
     environment.write(arguments.json, result)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = environment.parser(__doc__)
     parser.add_argument("--model", default="smollm2-135m", help="backbone, name or folder (default: %(default)s)")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="of srm-serve (default: %(default)s); vLLM takes what it finds")
+    parser.add_argument("--vllm", help="the Python of an environment with vLLM and this package")
     parser.add_argument("--clients", type=int, default=64, help="at once (default: %(default)s)")
     parser.add_argument(
         "--rush", type=int, default=2, help="requests of each client with shared prompts and batching (default: %(default)s)"
@@ -165,6 +174,21 @@ def _server(folder: str, arguments: argparse.Namespace, *flags: str) -> Iterator
         process.wait(60)
 
 
+def _vllm(folder: str, arguments: argparse.Namespace) -> AbstractContextManager[str]:
+    """The address of a vLLM server that answers."""
+    scratch = Path(folder, "vllm")
+    scratch.mkdir()
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    flags = ["--dtype", "float32", "--max-num-batched-tokens", str(arguments.tokens_per_batch or 8192)]
+    # With a route to forget prefixes.
+    variables = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": path}
+    if arguments.device == "cpu":
+        flags.append("--enforce-eager")
+        # It would keep a core to its HTTP server alone, which srm-serve does not.
+        variables["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+    return vllm_serve(Path(folder), scratch, *flags, python=arguments.vllm, **variables)
+
+
 def _wait_for(url: str) -> None:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
@@ -219,7 +243,9 @@ def _rounds(urls: dict[str, str], loads: list[Load], arguments: argparse.Namespa
             errors: dict[str, float] = {}
             # Who comes first changes from round to round.
             for server in list(urls)[:: -1 if number % 2 else 1]:
-                counts[server] = len(load.prompts) if server == "batching" else min(len(load.prompts), arguments.plain)
+                counts[server] = min(len(load.prompts), arguments.plain) if server == PLAIN else len(load.prompts)
+                if server == VLLM:
+                    httpx.post(f"{urls[server]}/reset_prefix_cache").raise_for_status()
                 answer = _ask(urls[server], load, arguments, count=counts[server])
                 seconds[server], errors[server] = answer[0], _check(server, load, answer)
                 environment.say(f"round {number + 1}, {load.name}, {server}: {counts[server]} requests in {seconds[server]:.1f} s")
@@ -238,17 +264,18 @@ def _batches(url: str) -> float:
 
 
 def _summary(load: Load, rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    speeds = {server: [entry["requests"][server] / entry["seconds"][server] for entry in rounds] for server in SERVERS}
-    ratios = [a / b for a, b in zip(speeds["batching"], speeds["no batching"], strict=True)]
+    speeds = {server: [entry["requests"][server] / entry["seconds"][server] for entry in rounds] for server in rounds[0]["seconds"]}
+    ratios = {server: [a / b for a, b in zip(speeds[BATCHING], of, strict=True)] for server, of in speeds.items() if server != BATCHING}
     return {
         "prompt_tokens": round(load.prompt_tokens, 1),
         "response_tokens": round(load.response_tokens, 1),
         "reward_spread": round(statistics.pstdev(load.expected), 6),
         "rounds": rounds,
         "requests_per_second": {server: round(statistics.median(values), 3) for server, values in speeds.items()},
-        "speedup": round(statistics.median(ratios), 3),
-        "low": round(min(ratios), 3),
-        "high": round(max(ratios), 3),
+        "batching_is_faster_by": {
+            server: {"median": round(statistics.median(of), 3), "low": round(min(of), 3), "high": round(max(of), 3)}
+            for server, of in ratios.items()
+        },
     }
 
 

@@ -37,15 +37,11 @@ def vllm_serve(model: Path, scratch: Path, *flags: str, python: str = sys.execut
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--runner", "pooling", "--port", str(port), *flags]
-    path = os.pathsep.join(filter(None, [_name_of_cpu_wheel(python, scratch), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [_name_of_cpu_wheel(python, scratch), environment.pop("PYTHONPATH", os.environ.get("PYTHONPATH"))]))
     log, url = scratch / "log", f"http://127.0.0.1:{port}"
+    variables = {**os.environ, **_CPU, "VLLM_PLUGINS": "srm", **environment, "PYTHONPATH": path}
     with log.open("w") as out:
-        process = subprocess.Popen(
-            command,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **_CPU, "VLLM_PLUGINS": "srm", "PYTHONPATH": path, **environment},
-        )
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=variables)
         try:
             _wait_for(url, process, log)
             yield url

@@ -44,7 +44,7 @@ class RequestRefused(UserError):
 
 
 class ServerError(UserError):
-    """What answered is no `srm-serve`, or one that is at fault."""
+    """What answered has no reward routes, or is at fault."""
 
 
 class ServerUnavailable(ServerError):
@@ -52,7 +52,7 @@ class ServerUnavailable(ServerError):
 
 
 class Client:
-    """Asks a running `srm-serve` for rewards.
+    """Asks a running `srm-serve`, or a vLLM server with its routes, for rewards.
 
     Args:
         url: the server's address, as `http://localhost:8000`.
@@ -198,6 +198,10 @@ class _Attempts:
             return self._wait("is too busy", float(after) if after.isdecimal() else self._backoff())
         if answer.status_code >= 500:
             raise ServerUnavailable(f"{self._url} failed with {answer.status_code}: {_detail(answer)}. Its log says more.")
+        if answer.status_code == 404:
+            raise ServerError(
+                f"{self._url} has no /v1/rewards. Give the address of an srm-serve, or start vLLM with VLLM_PLUGINS=srm in its environment."
+            )
         if answer.status_code >= 400:
             raise RequestRefused(f"{self._url} answered {answer.status_code}: {_detail(answer)}", answer.status_code)
         place = answer.headers.get("Location")

@@ -207,7 +207,7 @@ OTHERS = {
     "qwen3, the paper's head": ("qwen3", {"pooling": "attention"}, {}),
     "gemma3, response level": ("gemma3_text", {"granularity": "response"}, {"sliding_window": 128, "query_pre_attn_scalar": 64}),
     "mistral, token level": ("mistral", {"granularity": "token"}, {"sliding_window": None}),
-    "qwen2, boundary tokens": ("qwen2", {"boundary_token": "<END>", "rope_theta": None}, {}),
+    "qwen2, boundary tokens, two ranks": ("qwen2", {"boundary_token": "<END>", "rope_theta": None}, {}),
 }
 
 
@@ -217,7 +217,8 @@ def test_other_backbones_and_heads(name: str, make: Make, tmp_path: Path) -> Non
     folder = make(architecture, config=config, **shape)
     model = SentenceRewardModel.from_pretrained(folder)
     prompt, responses = group(1024, model, start="Others:")
-    with vllm_serve(folder, tmp_path, *FLAGS) as url, Client(url) as client:
+    flags, variables = (["--tensor-parallel-size", "2"], {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}) if "two ranks" in name else ([], {})
+    with vllm_serve(folder, tmp_path, *FLAGS, *flags, **variables) as url, Client(url) as client:
         for _ in range(2):
             assert_equal(client.score([prompt], [responses]), model.score([prompt], [responses]))
 

@@ -101,7 +101,7 @@ def test_patience_ends(score: Score):
     [
         (401, {"detail": "missing or wrong token"}, RequestRefused, "answered 401: missing or wrong token"),
         (422, {"detail": [{"loc": ["body", "rows", 3], "msg": "too long"}]}, RequestRefused, "answered 422: `rows.3`: too long"),
-        (404, "no such page", RequestRefused, "answered 404: .*no such page"),
+        (404, "no such page", ServerError, "has no /v1/rewards.* start vLLM with VLLM_PLUGINS=srm"),
         (500, {"detail": "the model raised an error"}, ServerUnavailable, "failed with 500: the model raised an error"),
     ],
 )
