@@ -17,10 +17,14 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60)
 
 
 class Metrics:
-    """The counters of one server, in a registry of their own, so that several can live in one process."""
+    """The counters of one server.
 
-    def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
+    Args:
+        registry: where they are kept; where None, one of their own, so that several servers can live in one process.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self._registry = registry = registry or CollectorRegistry()
         self.requests = Counter("srm_requests", "Requests answered, 499 for a client that has gone", ["route", "status"], registry=registry)
         self.latency = Histogram(
             "srm_request_seconds", "From a request's headers to its answer's end", ["route"], buckets=_SECONDS, registry=registry

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
+from prometheus_client import REGISTRY
 from torch import Tensor
 from vllm import PoolingParams, envs
 from vllm.inputs import tokens_input
@@ -57,7 +58,8 @@ class RewardRoutes:
 
     def __init__(self) -> None:
         self._service: RewardService | None = None
-        self._metrics = Metrics()
+        # The registry that vLLM's /metrics shows.
+        self._metrics = Metrics(REGISTRY)
 
     def attach_router(self, app: FastAPI) -> None:
         """Adds the routes, with the key that vLLM was given and a bound on the body before them."""
@@ -85,6 +87,7 @@ class RewardRoutes:
         reader = ModelReader(config, load_tokenizer(str(model.tokenizer), **revision))
         settings = ServerSettings(max_length=model.max_model_len)
         scorer = EngineScorer(engine_client, reader, max_queue=settings.max_queue)
+        self._metrics.watch_queue(lambda: scorer.num_waiting)
         self._service = RewardService(reader=reader, scorer=scorer, settings=settings, metrics=self._metrics)
 
     def _running_service(self) -> RewardService:
@@ -113,9 +116,14 @@ class EngineScorer:
         self._rope_theta = head["rope_theta"]
         self._block_size = int(engine.vllm_config.cache_config.block_size)
 
+    @property
+    def num_waiting(self) -> int:
+        """Rows that are being encoded, or that the engine has."""
+        return self._num_running + self._encoding.num_rows
+
     async def encode(self, num_rows: int, slices: Iterator[Sequence[Encoded]]) -> list[Encoded]:
         """See `srm.serving.routes.Scorer`."""
-        if self._num_running + self._encoding.num_rows + num_rows > self._max_queue:
+        if self.num_waiting + num_rows > self._max_queue:
             raise QueueFull(_RETRY_AFTER)
         return await self._encoding.run(num_rows, slices)
 

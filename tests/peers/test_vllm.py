@@ -149,6 +149,7 @@ def test_the_routes_of_openrlhf_and_slime(url: str, model: SentenceRewardModel) 
     assert answered["rewards"] == pytest.approx([expected.reward], abs=1e-4)
     sample = {"prompt": [{"role": "user", "content": "Why is bread salty?"}], "response": answer, "label": None}
     assert httpx.post(f"{url}/remote_rm", json=sample).json() == pytest.approx(expected.reward, abs=1e-4)
+    assert metric(url, "srm_requests_total") >= 2
 
 
 def test_what_cannot_be_scored_is_refused(url: str, client: Client) -> None:
@@ -168,7 +169,8 @@ def test_a_client_that_leaves_frees_the_engine(url: str, model: SentenceRewardMo
     rows = [{"prompt": f"{number} {prompt[:-40]}", "response": "It is warm."} for number in range(256)]
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/v1/rewards", json={"rows": rows}, timeout=2.0)
-    wait_until(lambda: metric(url, "vllm:num_requests_running") + metric(url, "vllm:num_requests_waiting") == 0, seconds=10)
+    busy = ("vllm:num_requests_running", "vllm:num_requests_waiting", "srm_queue_rows")
+    wait_until(lambda: sum(metric(url, name) for name in busy) == 0, seconds=10)
 
 
 def test_64_clients_get_their_own_answers(url: str, model: SentenceRewardModel) -> None:
