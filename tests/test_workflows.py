@@ -1,4 +1,4 @@
-"""The workflows of GitHub, which no test can run, name what is there: targets of the Makefile, scripts, and versions of Pythons and actions."""
+"""GitHub's workflows, which no test can run, name what is there: targets of the Makefile, scripts, and Pythons that the package declares."""
 
 from __future__ import annotations
 
