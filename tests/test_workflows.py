@@ -1,4 +1,4 @@
-"""GitHub's workflows, which no test can run, name what is there: targets of the Makefile, scripts, and Pythons that the package declares."""
+"""GitHub's workflows, which no test can run, name what is there: targets of the Makefile, scripts, and the Pythons of the package."""
 
 from __future__ import annotations
 
