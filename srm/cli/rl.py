@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from srm.cli.common import run
+from srm.cli.common import run, say
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -54,6 +54,7 @@ def _train(config: RLConfig, accelerator: Accelerator) -> None:
 
     if accelerator.device.type == "cpu":
         keep_freed_memory()
+    tell = say if accelerator.is_main_process else lambda line: None
     console = Terminal(quiet=not accelerator.is_main_process, soft_wrap=True)
     # Before models are loaded, which may take minutes.
     checkpoint = claim(
@@ -64,19 +65,19 @@ def _train(config: RLConfig, accelerator: Accelerator) -> None:
         wait=accelerator.wait_for_everyone,
     )
     if checkpoint is not None:
-        console.print(f"resuming from {checkpoint}")
+        tell(f"resuming from {checkpoint}")
     elif config.resume_from_checkpoint is not None:
-        console.print(f"no checkpoint in {config.output_dir} yet: starting at step 0")
+        tell(f"no checkpoint in {config.output_dir} yet: starting at step 0")
     bar = StepBar(console, config.max_steps)
-    trainer = build_trainer(config, accelerator, checkpoint, on_step=partial(bar.show_rl, max_steps=config.max_steps), say=console.print)
+    trainer = build_trainer(config, accelerator, checkpoint, on_step=partial(bar.show_rl, max_steps=config.max_steps), say=tell)
     # `claim` has looked.
     trainer.own()
     if checkpoint is not None:
         for change in trainer.folder.changes():
-            console.print(f"not as when this run began: {change}")
+            tell(f"not as when this run began: {change}")
     with bar:
         trainer.train(checkpoint)
-    console.print(f"policy saved to {config.output_dir}, log in {trainer.folder.path / 'log.jsonl'}")
+    tell(f"policy saved to {config.output_dir}, log in {trainer.folder.path / 'log.jsonl'}")
     accelerator.end_training()
 
 
