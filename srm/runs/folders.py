@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging as transformers_logging
 
 from srm.errors import UserError
 from srm.runs.lock import hold, lock_file
@@ -24,6 +25,7 @@ __all__ = [
     "claim",
     "delete_run",
     "find_checkpoint",
+    "no_bar",
     "publish_folder",
     "publish_model",
     "recover",
@@ -289,6 +291,18 @@ def _resumable(checkpoint: str) -> str:
 
 def _last_checkpoint(folder: Path) -> str | None:
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+@contextmanager
+def no_bar() -> Iterator[None]:
+    """Without transformers' bar for each shard that is written or read, which tears a run's own bar apart."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 @contextmanager
