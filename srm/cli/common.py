@@ -51,7 +51,9 @@ def say(line: str, *, file: TextIO | None = None) -> None:
     text, file = visible(line), file or sys.stdout
     if file.isatty():
         text = textwrap.fill(text, shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
-    print(text, file=file, flush=True)
+    # In one write, newline and all: `print` makes two, and lines of several processes would join.
+    file.write(text + "\n")
+    file.flush()
 
 
 def run(
@@ -128,6 +130,5 @@ def _fail(name: str, message: str) -> int:
     if len(line) > _LONGEST_LINE:
         # It quotes what came, which may be megabytes.
         line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
-    # In one write, newline and all: `print` makes two, and lines of several processes would join.
-    sys.stderr.write(f"{name}: {visible(line)}\n")
+    say(f"{name}: {line}", file=sys.stderr)
     return 1

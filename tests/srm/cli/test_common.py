@@ -85,3 +85,6 @@ def test_a_line_breaks_between_words_in_a_terminal_alone(monkeypatch, capsys):
     assert " ".join(shown) == line
     assert len(shown) == 3
     assert shown[-1] == "outputs/a-name-with-hyphens-that-stays-whole"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert run(raising(UserError(line)), [], name="srm-x") == 1
+    assert capsys.readouterr().err.splitlines()[0] == "srm-x: attention: sdpa in float32 on cpu: a call"
