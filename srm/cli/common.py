@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TextIO
@@ -45,8 +47,13 @@ class _VisibleFormatter(logging.Formatter):
 
 
 def say(line: str, *, file: TextIO | None = None) -> None:
-    """Print a line of a command that draws no views."""
-    print(visible(line), file=file, flush=True)
+    """Print a line of a command that draws no views; in a terminal it breaks between words."""
+    text, file = visible(line), file or sys.stdout
+    if file.isatty():
+        text = textwrap.fill(text, shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
+    # In one write, newline and all: `print` makes two, and lines of several processes would join.
+    file.write(text + "\n")
+    file.flush()
 
 
 def run(
@@ -123,6 +130,5 @@ def _fail(name: str, message: str) -> int:
     if len(line) > _LONGEST_LINE:
         # It quotes what came, which may be megabytes.
         line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
-    # In one write, newline and all: `print` makes two, and lines of several processes would join.
-    sys.stderr.write(f"{name}: {visible(line)}\n")
+    say(f"{name}: {line}", file=sys.stderr)
     return 1

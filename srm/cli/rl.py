@@ -8,10 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from srm.cli.common import run
+from srm.cli.common import run, say
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,38 +50,35 @@ def _train(config: RLConfig, accelerator: Accelerator) -> None:
     from srm.cli.terminal import Terminal
     from srm.memory import keep_freed_memory
     from srm.rl.build import build_trainer
+    from srm.runs.folders import claim
 
     if accelerator.device.type == "cpu":
         keep_freed_memory()
+    tell = say if accelerator.is_main_process else lambda line: None
     console = Terminal(quiet=not accelerator.is_main_process, soft_wrap=True)
-    checkpoint = _settle_output_dir(config, accelerator)
+    # Before models are loaded, which may take minutes.
+    checkpoint = claim(
+        config.output_dir,
+        config.resume_from_checkpoint,
+        overwrite=config.overwrite_output_dir,
+        writes=accelerator.is_main_process,
+        wait=accelerator.wait_for_everyone,
+    )
     if checkpoint is not None:
-        console.print(f"resuming from {checkpoint}")
+        tell(f"resuming from {checkpoint}")
     elif config.resume_from_checkpoint is not None:
-        console.print(f"no checkpoint in {config.output_dir} yet: starting at step 0")
+        tell(f"no checkpoint in {config.output_dir} yet: starting at step 0")
     bar = StepBar(console, config.max_steps)
-    trainer = build_trainer(config, accelerator, checkpoint, on_step=partial(bar.show_rl, max_steps=config.max_steps), say=console.print)
+    trainer = build_trainer(config, accelerator, checkpoint, on_step=partial(bar.show_rl, max_steps=config.max_steps), say=tell)
+    # `claim` has looked.
+    trainer.own()
     if checkpoint is not None:
         for change in trainer.folder.changes():
-            console.print(f"not as when this run began: {change}")
+            tell(f"not as when this run began: {change}")
     with bar:
         trainer.train(checkpoint)
-    console.print(f"policy saved to {config.output_dir}, log in {trainer.folder.path / 'log.jsonl'}")
+    tell(f"policy saved to {config.output_dir}, log in {trainer.folder.path / 'log.jsonl'}")
     accelerator.end_training()
-
-
-def _settle_output_dir(config: RLConfig, accelerator: Accelerator) -> str | None:
-    """The checkpoint to resume from; an output directory that may be used, and has nothing left of a run that is not resumed."""
-    from srm.runs.folders import delete_run, find_checkpoint, recover
-
-    with accelerator.main_process_first():
-        if accelerator.is_main_process and config.resume_from_checkpoint is not None and Path(config.output_dir).is_dir():
-            recover(config.output_dir)
-        checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint, overwrite=config.overwrite_output_dir)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process and config.overwrite_output_dir:
-        delete_run(config.output_dir)
-    return checkpoint
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,8 +170,7 @@ def _present(arguments: argparse.Namespace, left_out: frozenset[int], console: C
     accuracy = accuracy_by_subset(pair_outcomes(_scored_rows(arguments, left_out)))
     if accuracy:
         _print_accuracy(accuracy, console)
-    for pair in itertools.islice(_report_pairs(arguments, left_out), arguments.show):
-        _show(pair, console)
+    _show(itertools.islice(_report_pairs(arguments, left_out), arguments.show), console)
     if arguments.html:
         _write_page(arguments, left_out, accuracy)
         console.print(f"To read in a browser: {arguments.html}")
@@ -197,14 +196,17 @@ def _print_accuracy(accuracy: Sequence[SubsetAccuracy], console: Console) -> Non
     console.print(table)
 
 
-def _show(pair: ReportPair, console: Console) -> None:
-    from srm.views.terminal import render_pair, render_prompt, render_response
+def _show(rows: Iterable[ReportPair], console: Console) -> None:
+    """Pairs one by one, and other responses together with their neighbours to the same prompt."""
+    from srm.views.terminal import render_pair, render_responses
 
-    if pair.rejected is not None:
-        console.print(render_pair(_plain(pair.prompt), pair.chosen, pair.rejected, damaged=pair.marked))
-    else:
-        console.print(render_prompt(_plain(pair.prompt)))
-        console.print(render_response("response", pair.chosen, damaged=pair.marked))
+    for (prompt, is_pair), group in itertools.groupby(rows, key=lambda row: (_plain(row.prompt), row.rejected is not None)):
+        if is_pair:
+            for row in group:
+                assert row.rejected is not None
+                console.print(render_pair(prompt, row.chosen, row.rejected, damaged=row.marked))
+        else:
+            console.print(render_responses(prompt, [(row.chosen, row.marked) for row in group]))
 
 
 def _plain(prompt: Prompt) -> str:

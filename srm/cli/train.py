@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from srm.cli.common import run, say
@@ -70,13 +69,21 @@ def _train_here(argv: Sequence[str]) -> None:
 
 
 def _train(model_arguments: ModelArguments, data_arguments: DataArguments, config: RewardConfig) -> None:
+    from srm.runs.folders import claim
     from srm.training.without_effect import without_effect
 
     tell = say if config.process_index == 0 else lambda line: None
     _warn_of_lone_process()
     for line in without_effect(model_arguments, data_arguments, config):
         tell(line)
-    checkpoint = _settle_output_dir(config)
+    # Before data and models are loaded, which may take long.
+    checkpoint = claim(
+        str(config.output_dir),
+        config.resume_from_checkpoint,
+        overwrite=config.overwrite_output_dir,
+        writes=config.should_save,
+        wait=config.distributed_state.wait_for_everyone,
+    )
     if checkpoint is not None:
         tell(f"resuming from {checkpoint}")
     elif config.resume_from_checkpoint is not None:
@@ -126,7 +133,7 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
         # A service of --report_to or a package of --optim that is not there, or settings that Trainer does not take together.
         raise UserError(str(error)) from error
     trainer.data_name = data_arguments.title
-    # `_settle_output_dir` has looked.
+    # `claim` has looked.
     trainer.own(config.output_dir)
     # Theirs print a dict a step, which is to be had, too.
     trainer.remove_callback(ProgressCallback)
@@ -163,22 +170,6 @@ def _warn_of_lone_process() -> None:
             "srm-train: accelerate launch --cpu has started one process only. For several, on CPUs too: srm-train --num_processes N ...",
             file=sys.stderr,
         )
-
-
-def _settle_output_dir(config: RewardConfig) -> str | None:
-    """The checkpoint to resume from; an output directory that may be used, and has nothing left of a run that is not resumed."""
-    from srm.runs.folders import delete_run, find_checkpoint, recover
-
-    resume = config.resume_from_checkpoint
-    with config.main_process_first(desc="checking the output directory"):
-        if config.should_save and resume is not None and Path(config.output_dir).is_dir():
-            recover(config.output_dir)
-        checkpoint = find_checkpoint(config.output_dir, resume, overwrite=config.overwrite_output_dir)
-    # All have looked before one writes.
-    config.distributed_state.wait_for_everyone()
-    if config.should_save and config.overwrite_output_dir:
-        delete_run(config.output_dir)
-    return checkpoint
 
 
 def _model_line(model: nn.Module) -> str:

@@ -16,7 +16,7 @@ from srm.modeling.card import CARD
 from srm.modeling.loading import one_line
 from srm.rl.arguments import RLConfig
 from srm.rl.card import policy_card
-from srm.runs.folders import publish_folder, publish_model, rotate, staging, write_whole, writing
+from srm.runs.folders import no_bar, publish_folder, publish_model, rotate, staging, write_whole, writing
 from srm.runs.settings import settings_changes, to_yaml
 
 if TYPE_CHECKING:
@@ -151,7 +151,8 @@ class RunFolder:
 
 
 def _save_model(folder: Path, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> None:
-    policy.model.save_pretrained(folder)
+    with no_bar():
+        policy.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

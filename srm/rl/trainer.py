@@ -22,6 +22,7 @@ from srm.rl.losses import clipped_policy_loss, clipped_value_loss, reinforce_los
 from srm.rl.policy import Policy, Responses, TokenStats, generate
 from srm.rl.rollout import Rollout, make_rollout, reward_tokens
 from srm.rl.state import RunFolder
+from srm.runs.folders import claim
 from srm.runs.lock import hold_together
 from srm.segmentation import turn_end_ids
 
@@ -80,16 +81,37 @@ class RLTrainer:
         self.policy, self.optimizer = accelerator.prepare(self.inner, optimizer)
         self.scheduler = scheduler
         self.folder = RunFolder(config, accelerator)
+        self._owns_folder = False
+
+    def own(self) -> None:
+        """Say that what lies in the output directory may be replaced: the caller has looked."""
+        self._owns_folder = True
 
     def train(self, checkpoint: str | None = None) -> None:
-        """Run up to step `max_steps`, from `checkpoint` on where it is given, and save the policy.
+        """Run up to step `max_steps`, and save the policy.
+
+        Args:
+            checkpoint: a folder `checkpoint-N` to go on from, whose weights the policy was loaded with (`build_trainer`).
 
         Raises:
-            UserError: gradients became NaN or infinite, the disk is full (the last checkpoint stays good), or another run is writing
-                into the output directory.
+            UserError: the output directory is not empty, and neither `checkpoint` nor `overwrite_output_dir` says what to do with that;
+                another run is writing there; gradients became NaN or infinite; or the disk is full (the last checkpoint stays good).
         """
         with hold_together(self.config.output_dir, writes=self.accelerator.is_main_process):
+            self._claim(checkpoint)
             self._train(checkpoint)
+
+    def _claim(self, checkpoint: str | None) -> None:
+        """Refuse to write where srm-rl would, when the folder is written into for the first time."""
+        if not self._owns_folder:
+            claim(
+                self.config.output_dir,
+                checkpoint,
+                overwrite=self.config.overwrite_output_dir,
+                writes=self.accelerator.is_main_process,
+                wait=self.accelerator.wait_for_everyone,
+            )
+        self.own()
 
     def _train(self, checkpoint: str | None) -> None:
         set_seed(self.config.seed + self.accelerator.process_index)

@@ -10,19 +10,22 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging as transformers_logging
 
 from srm.errors import UserError
 from srm.runs.lock import hold, lock_file
 
 __all__ = [
     "checkpoints",
+    "claim",
     "delete_run",
     "find_checkpoint",
+    "no_bar",
     "publish_folder",
     "publish_model",
     "recover",
@@ -182,6 +185,36 @@ def delete_run(output_dir: str | os.PathLike[str]) -> None:
         shutil.rmtree(staging(output_dir), ignore_errors=True)
 
 
+def claim(
+    output_dir: str, resume: str | None, *, overwrite: bool, writes: bool, wait: Callable[[], None], ignored: Collection[str] = ()
+) -> str | None:
+    """Take a folder for a run, before its first write there; every process of the run calls this.
+
+    Args:
+        output_dir: the run's folder, which the run holds (`hold_together`).
+        resume: as in `find_checkpoint`.
+        overwrite: start anew in a folder that is not empty; the checkpoints there are deleted.
+        writes: whether this process writes the shared files.
+        wait: returns once all processes have called it.
+        ignored: names in the folder that count as nothing.
+
+    Returns:
+        The checkpoint to go on from, or None to start at step 0.
+
+    Raises:
+        UserError: as `find_checkpoint`; nothing has been deleted then.
+    """
+    if writes and resume is not None and Path(output_dir).is_dir():
+        recover(output_dir)
+    wait()
+    checkpoint = find_checkpoint(output_dir, resume, overwrite=overwrite, ignored=ignored)
+    # All have looked before one writes.
+    wait()
+    if writes and overwrite:
+        delete_run(output_dir)
+    return checkpoint
+
+
 def find_checkpoint(output_dir: str, resume: str | None, *, overwrite: bool, ignored: Collection[str] = ()) -> str | None:
     """The checkpoint to go on from, or None to start at step 0. Looks, and changes nothing; call `recover` first where a run died.
 
@@ -194,24 +227,25 @@ def find_checkpoint(output_dir: str, resume: str | None, *, overwrite: bool, ign
 
     Raises:
         UserError: `output_dir` is not empty and neither `resume` nor `overwrite` says what to do with it, or it holds a model or
-            checkpoints of something else; `resume` is no checkpoint.
+            checkpoints of something else; `resume` is no checkpoint, or one that `overwrite` would delete.
     """
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {output_dir} is a file. Give a folder.")
     wanted = (resume or "false").lower()
+    is_own = wanted == "true" or (wanted != "false" and Path(str(resume)).resolve().parent == folder.resolve())
+    if is_own and overwrite:
+        raise UserError(
+            "--resume_from_checkpoint goes on with the run in --output_dir, --overwrite_output_dir deletes it. Drop one of them."
+        )
     if wanted == "true":
-        if overwrite:
-            raise UserError(
-                "--resume_from_checkpoint goes on with the run in --output_dir, --overwrite_output_dir deletes it. Drop one of them."
-            )
         last = _last_checkpoint(folder)
         if last is None:
             _refuse_foreign(folder)
         return last and _resumable(last)
     if wanted != "false":
         checkpoint = _resumable(str(resume))
-        if Path(checkpoint).resolve().parent != folder.resolve():
+        if not is_own:
             _refuse_foreign(folder)
         return checkpoint
     if overwrite:
@@ -257,6 +291,18 @@ def _resumable(checkpoint: str) -> str:
 
 def _last_checkpoint(folder: Path) -> str | None:
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+@contextmanager
+def no_bar() -> Iterator[None]:
+    """Without transformers' bar for each shard that is written or read, which tears a run's own bar apart."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 @contextmanager

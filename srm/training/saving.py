@@ -13,7 +13,6 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerState
 from transformers.trainer import SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
-from transformers.utils import logging as transformers_logging
 
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
@@ -21,7 +20,7 @@ from srm.modeling.adapter import check_adapter
 from srm.modeling.card import CARD, TAGS, model_card
 from srm.modeling.config import CODE_FILE
 from srm.modeling.loading import one_line
-from srm.runs.folders import delete_run, find_checkpoint, publish_folder, publish_model, recover, rotate, staging, writing
+from srm.runs.folders import delete_run, find_checkpoint, no_bar, publish_folder, publish_model, recover, rotate, staging, writing
 from srm.runs.lock import hold_together
 from srm.training.arguments import RewardConfig
 from srm.training.card import training_facts
@@ -149,7 +148,7 @@ class AtomicSavingTrainer(Trainer):
         staged = staging(final) / "model"
         self._clear(staged)
         self.reward_model.config.training = training_facts(self)
-        with writing("the model", final, _GO_ON), _no_bar():
+        with writing("the model", final, _GO_ON), no_bar():
             super().save_model(str(staged), _internal_call=True)
             if self.args.should_save:
                 self._write_card(staged)
@@ -193,7 +192,7 @@ class AtomicSavingTrainer(Trainer):
         self._staged_run = staged.parent
         self.reward_model.config.training = training_facts(self)
         try:
-            with writing(name, run, _GO_ON), _no_bar():
+            with writing(name, run, _GO_ON), no_bar():
                 super()._save_checkpoint(model, trial)
                 self._name_best(staged, final)
         except UserError:
@@ -284,7 +283,7 @@ class AtomicSavingTrainer(Trainer):
         if not isinstance(model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return False
         try:
-            with _no_bar():
+            with no_bar():
                 loaded = type(model).from_pretrained(checkpoint, config=model.config, dtype=model.dtype)
         except UserError as error:
             raise UserError(f"{error} {_SETTINGS_OF_THE_RUN}") from error
@@ -306,15 +305,3 @@ def _reading(checkpoint: str | Path | None) -> Iterator[None]:
     """Turn what a checkpoint that is cut short, or another model's, makes Trainer raise into one line."""
     with one_line(str(checkpoint), "cannot be resumed", f"Resume from another checkpoint. {_SETTINGS_OF_THE_RUN}"):
         yield
-
-
-@contextmanager
-def _no_bar() -> Iterator[None]:
-    """Without the bar for each written shard, which tears the training bar apart."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

@@ -70,7 +70,7 @@ function tableElement({ title, columns, rows }) {
   const body = rows.map((row) =>
     element("tr", {}, ...row.map((cell, j) => (j ? element("td", kind(j), cell) : element("th", { scope: "row", ...kind(j) }, cell)))),
   );
-  const table = element("table", {}, element("caption", {}, title), element("thead", {}, head), element("tbody", {}, ...body));
+  const table = element("table", {}, element("caption", {}, element("span", {}, title)), element("thead", {}, head), element("tbody", {}, ...body));
   return element("div", { class: "scroll", role: "region", "aria-label": title, tabindex: "0" }, table);
 }
 

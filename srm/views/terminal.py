@@ -19,7 +19,7 @@ from rich.text import Text
 from srm.views.scored import Scored, Sentence, largest_step, level_of, reward_colours
 from srm.views.visible import visible
 
-__all__ = ["render_pair", "render_prompt", "render_response", "save_svg"]
+__all__ = ["render_pair", "render_response", "render_responses", "save_svg"]
 
 _BAR_WIDTH = 8
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -47,7 +47,7 @@ def render_pair(
         f", by {chosen.reward - rejected.reward:+.2f}",
     )
     return Group(
-        render_prompt(prompt),
+        _prompt(prompt),
         render_response("chosen", chosen, scale=scale),
         render_response("rejected", rejected, scale=scale, damaged=damaged),
         verdict,
@@ -55,13 +55,16 @@ def render_pair(
     )
 
 
-def render_prompt(prompt: str) -> RenderableType:
-    """A prompt in its frame.
+def render_responses(prompt: str, responses: Sequence[tuple[Scored, Iterable[Mapping[str, Any]]]]) -> RenderableType:
+    """A prompt and responses to it that are no pair, on one colour scale: what is strong in one is as strong in the next.
 
     Args:
         prompt: its text.
+        responses: each with `{"start", "end", "kind"}` of its sentences that are known to be bad.
     """
-    return Panel(Text(visible(prompt)), title="prompt", title_align="left")
+    scale = largest_step(*(scored for scored, _ in responses))
+    shown = (render_response("response", scored, scale=scale, damaged=damaged) for scored, damaged in responses)
+    return Group(_prompt(prompt), *shown, _legend(scale))
 
 
 def render_response(title: str, scored: Scored, *, scale: float | None = None, damaged: Iterable[Mapping[str, Any]] = ()) -> RenderableType:
@@ -92,6 +95,10 @@ def render_response(title: str, scored: Scored, *, scale: float | None = None, d
         mark = [Text("<< " + visible(", ".join(kinds)) if (kinds := _kinds(sentence, bad)) else "")] if bad else []
         table.add_row(Text(f"{sentence.reward:+.2f}", style=style), _bar(sentence.weight, most), text, *mark)
     return Panel(table, title=Text(visible(f"{title}, reward {scored.reward:+.2f}")), title_align="left")
+
+
+def _prompt(prompt: str) -> RenderableType:
+    return Panel(Text(visible(prompt)), title="prompt", title_align="left")
 
 
 def _style(reward: float, scale: float) -> Style:

@@ -63,7 +63,7 @@ def parsed_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*arguments: Any, **settings: Any) -> NoReturn:
         raise UserError("accepted")
 
-    monkeypatch.setattr(train, "_settle_output_dir", stop)
+    monkeypatch.setattr("srm.runs.folders.claim", stop)
     monkeypatch.setattr(demo, "demo", stop)
     monkeypatch.setattr(serve, "_listen", stop)
     monkeypatch.setattr("srm.rl.build.make_accelerator", stop)

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from srm.cli.common import run
+from srm.cli.common import run, say
 from srm.errors import UserError
 from srm.extras import MissingPackage
 
@@ -72,3 +72,19 @@ def test_the_name_is_the_modules(capsys):
     exec("def command(argv): raise UserError('no')", scope)
     assert run(scope["command"], []) == 1
     assert capsys.readouterr().err == "srm-score: no\n"
+
+
+def test_a_line_breaks_between_words_in_a_terminal_alone(monkeypatch, capsys):
+    line = "attention: sdpa in float32 on cpu: a call per segment (passed over 5 others), see outputs/a-name-with-hyphens-that-stays-whole"
+    say(line)
+    assert capsys.readouterr().out == line + "\n"
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    say(line)
+    shown = capsys.readouterr().out.splitlines()
+    assert " ".join(shown) == line
+    assert len(shown) == 3
+    assert shown[-1] == "outputs/a-name-with-hyphens-that-stays-whole"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert run(raising(UserError(line)), [], name="srm-x") == 1
+    assert capsys.readouterr().err.splitlines()[0] == "srm-x: attention: sdpa in float32 on cpu: a call"

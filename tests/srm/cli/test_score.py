@@ -62,6 +62,9 @@ def test_show(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     assert "Bread needs flour." in shown
     assert "It is right." not in shown
+    # Rows b and c answer one prompt, on one scale; the pair has its own.
+    assert shown.count("Why?") == 1
+    assert shown.count("colour: reward from the response's median") == 2
 
 
 def test_html(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -173,5 +173,50 @@ def test_a_checkpoint_that_is_not_whole_is_not_resumed(
     (checkpoint / name).unlink()
     if how == "cut":
         (checkpoint / name).write_bytes(whole[: len(whole) // 2])
+    trainer = new_trainer(config)
+    # Whoever calls `train` is told of some of these before.
+    trainer.own()
     with pytest.raises(UserError, match=f"holds no {name}, so the run" if how == "gone" else r"cannot be resumed \("):
-        new_trainer(config).train(str(checkpoint))
+        trainer.train(str(checkpoint))
+
+
+def policy_in(folder: str | Path) -> bytes:
+    return (Path(folder) / "model.safetensors").read_bytes()
+
+
+def test_a_policy_is_not_trained_over(new_config: NewConfig, new_trainer: NewTrainer) -> None:
+    """From Python, too: in the words of srm-rl, and before anything is written."""
+    config = new_config(max_steps=1)
+    trainer = new_trainer(config)
+    trainer.train()
+    before = policy_in(config.output_dir), logs(config.output_dir)
+    with pytest.raises(UserError, match=r"holds a run up to checkpoint-1\. Go on with --resume_from_checkpoint true, start anew with"):
+        new_trainer(config).train()
+    assert (policy_in(config.output_dir), logs(config.output_dir)) == before
+    # Its own folder stays its own.
+    trainer.train()
+    fresh = new_config(max_steps=2, save_steps=2, overwrite_output_dir=True)
+    new_trainer(fresh).train()
+    assert [path.name for path in Path(fresh.output_dir).glob("checkpoint-*")] == ["checkpoint-2"]
+    assert policy_in(config.output_dir) != before[0]
+
+
+def test_a_folder_of_something_else_is_left_alone(new_config: NewConfig, new_trainer: NewTrainer, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"--output_dir .*out is not empty\."):
+        new_trainer(new_config()).train()
+    (out / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds config\.json, and no settings of a run that wrote it"):
+        new_trainer(new_config(overwrite_output_dir=True)).train()
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "notes.txt"]
+
+
+def test_the_checkpoint_to_go_on_from_is_not_deleted(new_config: NewConfig, new_trainer: NewTrainer) -> None:
+    first = new_config(max_steps=1)
+    new_trainer(first).train()
+    checkpoint = Path(first.output_dir) / "checkpoint-1"
+    with pytest.raises(UserError, match="Drop one of them"):
+        new_trainer(new_config(max_steps=2, overwrite_output_dir=True)).train(str(checkpoint))
+    assert checkpoint.is_dir()

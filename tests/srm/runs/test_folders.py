@@ -240,8 +240,9 @@ def test_output_directories(tmp_path):
     (run / "checkpoint-10" / "rng_state.pth").unlink()
     with pytest.raises(UserError, match="holds the model only"):
         find_checkpoint(str(run), "true", overwrite=False)
-    with pytest.raises(UserError, match="Drop one of them"):
-        find_checkpoint(str(run), "true", overwrite=True)
+    for resume in ("true", str(run / "checkpoint-5")):
+        with pytest.raises(UserError, match="Drop one of them"):
+            find_checkpoint(str(run), resume, overwrite=True)
     with pytest.raises(UserError, match="is a file"):
         find_checkpoint(str(run / "notes"), None, overwrite=False)
 

@@ -14,7 +14,7 @@ from rich.style import Style
 
 from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.views.scored import largest_step, level_of, reward_colours
-from srm.views.terminal import render_pair, render_response, save_svg
+from srm.views.terminal import render_pair, render_response, render_responses, save_svg
 
 
 def _scored(reward: float, *sentences: tuple[str, float, float]) -> ScoredResponse:
@@ -53,6 +53,21 @@ def test_view_says_everything_without_colour() -> None:
     assert sum("<<" in line for line in lines) == 1
     # Square brackets are text, not markup.
     assert "+1.50" in next(line for line in lines if "Add [salt]." in line)
+
+
+def test_responses_to_one_prompt_share_a_scale() -> None:
+    """A slip in one answer must not look like the insult in another."""
+    calm = _scored(0.9, ("Boil the water. ", 0.4, 0.5), ("Wait.", -0.3, 0.3), ("Add salt.", 0.4, 0.2))
+    text = _print(render_responses("How do I cook pasta?", [(calm, ()), (REJECTED, DAMAGED)]), no_color=True)
+    assert text.count("How do I cook pasta?") == 1
+    assert "-2.50  -1.25  +0.00  +1.25  +2.50" in text
+    assert "<< off topic" in text
+    coloured = _print(render_responses("Pasta?", [(calm, ()), (REJECTED, ())]), force_terminal=True, color_system="truecolor")
+    colours = [reward_colours(step, 2.5) for step in (-0.7, -2.5)]
+    for sentence, expected in zip(("Wait.", "You are a fool."), colours, strict=True):
+        assert expected is not None
+        red, green, blue = (int(expected.background[at : at + 2], 16) for at in (1, 3, 5))
+        assert f"48;2;{red};{green};{blue}m{sentence}" in coloured
 
 
 def test_rows_add_up_to_the_reward() -> None:
