@@ -45,8 +45,9 @@ __all__ = ["SentenceRewardScorer", "score_file"]
 
 # Rows of a chunk: about this many chunks a worker, for an even end, within limits that keep passes full and little to do again.
 _CHUNKS_PER_WORKER, _FEWEST_ROWS, _MOST_ROWS = 8, 32, 512
-# Starts of a chunk on a new worker after the first has died under it. A chunk that kills one worker after another must come to an end.
-_RETRIES = 3
+# How often a worker may be started again. A chunk that kills its worker whenever it runs must come to an end. The retries of a chunk are no
+# such limit: while a lost machine is waited for, Ray counts many in a second.
+_RESTARTS = 8
 _NUMBERS = ("reward", "prompt_reward", "prompt_weight")
 _SENTENCE = pa.struct(
     [("text", pa.string()), ("start", pa.int64()), ("end", pa.int64())]
@@ -230,7 +231,7 @@ def _scored(chunks: _Chunks, loading: dict[str, Any], num_workers: int, needs: d
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=num_workers),
         fn_constructor_args=({"srm-kernels": __version__, **model_contents(name)}, loading),
-        max_task_retries=_RETRIES,
+        max_restarts=_RESTARTS,
         **needs,
     )
     try:
@@ -238,7 +239,7 @@ def _scored(chunks: _Chunks, loading: dict[str, Any], num_workers: int, needs: d
             yield from table.to_pylist()
     except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         raise UserError(
-            f"workers died {_RETRIES + 1} times under one chunk of rows ({first_line(error)}). Look into Ray's logs, give workers more "
+            f"a worker died, and was started again at most {_RESTARTS} times ({first_line(error)}). Look into Ray's logs, give workers more "
             "memory or lower --tokens_per_batch, and run the command again to go on."
         ) from error
 
