@@ -11,7 +11,8 @@ import logging
 import os
 import pickle
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from srm import SentenceRewardModel
 from srm.data import OverlongPolicy, ResponseRow, read_responses
 from srm.data.rows import parse_responses
 from srm.data.schema import BadRow, RawRow
-from srm.errors import UserError, first_line
+from srm.errors import UserError
 from srm.extras import name_the_extra
 from srm.memory import keep_freed_memory
 from srm.modeling.contents import model_contents
@@ -39,15 +40,11 @@ with name_the_extra("--engine ray"):
     import ray.data
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 __all__ = ["SentenceRewardScorer", "score_file"]
 
 # Rows of a chunk: about this many chunks a worker, for an even end, within limits that keep passes full and little to do again.
 _CHUNKS_PER_WORKER, _FEWEST_ROWS, _MOST_ROWS = 8, 32, 512
-# How often a worker may be started again. A chunk that kills its worker whenever it runs must come to an end. The retries of a chunk are no
-# such limit: while a lost machine is waited for, Ray counts many in a second.
-_RESTARTS = 8
 _NUMBERS = ("reward", "prompt_reward", "prompt_weight")
 _SENTENCE = pa.struct(
     [("text", pa.string()), ("start", pa.int64()), ("end", pa.int64())]
@@ -177,7 +174,7 @@ def score_file(
         on_scored: called with the number of responses just written, the resumed ones first.
 
     Raises:
-        UserError: as `srm.scoring.file.score_file`; a worker without the model, or with another one; a chunk that no worker survives.
+        UserError: as `srm.scoring.file.score_file`; a worker without the model, or with another one.
     """
     check_files({"output": output}, data={"source": source}, models={})
     with hold(output):
@@ -189,8 +186,9 @@ def score_file(
             chunk_rows = (num_rows - num_resumed) // (num_workers * _CHUNKS_PER_WORKER)
             chunks = _Chunks(reading, num_resumed, min(max(chunk_rows, _FEWEST_ROWS), _MOST_ROWS))
             loading = {"model": model, "dtype": dtype, "last_layer_rows": last_layer_rows, "device": "cuda" if num_gpus else "cpu"}
-            scored = _scored(chunks, {**loading, **vars(settings)}, num_workers, {"num_cpus": num_cpus, "num_gpus": num_gpus})
-            _append(output, scored, num_resumed, num_rows, on_scored)
+            needs = {"num_cpus": num_cpus, "num_gpus": num_gpus}
+            with closing(_scored(chunks, {**loading, **vars(settings)}, num_workers, needs)) as scored:
+                _append(output, scored, num_resumed, num_rows, on_scored)
     return ScoreFileSummary(num_scored=num_rows - num_resumed, num_resumed=num_resumed)
 
 
@@ -210,7 +208,7 @@ def _append(output: Path, scored: Iterator[dict[str, Any]], first: int, num_rows
         raise UserError(f"{output}: the input had {num_rows} responses at first, and {position} later. Run the command again.")
 
 
-def _scored(chunks: _Chunks, loading: dict[str, Any], num_workers: int, needs: dict[str, int]) -> Iterator[dict[str, Any]]:
+def _scored(chunks: _Chunks, loading: dict[str, Any], num_workers: int, needs: dict[str, int]) -> Generator[dict[str, Any], None, None]:
     """What `_ChunkScorer` says of each chunk, in order."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -219,29 +217,24 @@ def _scored(chunks: _Chunks, loading: dict[str, Any], num_workers: int, needs: d
     # The command has its own bar, which counts responses.
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     name = loading["model"]
     if Path(name).is_dir():
         loading["model"] = str(Path(name).resolve())
     # Reading takes no core, or a machine whose cores all belong to workers would never read.
-    read = ray.data.read_datasource(chunks, override_num_blocks=1, ray_remote_args={"num_cpus": 0, "scheduling_strategy": here})
+    read = ray.data.read_datasource(chunks, override_num_blocks=1, num_cpus=0, label_selector=here)
     scored = read.map_batches(
         _ChunkScorer,
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=num_workers),
         fn_constructor_args=({"srm-kernels": __version__, **model_contents(name)}, loading),
-        max_restarts=_RESTARTS,
         **needs,
     )
-    try:
-        for table in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
+    # Closed before the connection is, or Ray makes a new one in order to clean up.
+    with closing(iter(scored.iter_batches(batch_size=None, batch_format="pyarrow"))) as tables:
+        for table in tables:
             yield from table.to_pylist()
-    except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-        raise UserError(
-            f"a worker died, and was started again at most {_RESTARTS} times ({first_line(error)}). Look into Ray's logs, give workers more "
-            "memory or lower --tokens_per_batch, and run the command again to go on."
-        ) from error
 
 
 class _Chunks(Datasource):
