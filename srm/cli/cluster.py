@@ -17,6 +17,8 @@ __all__ = ["Workers", "connected", "plan_workers"]
 logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10
+# What a client of HTTP/2 opens with, and the kind of the frame that each server answers: Ray's head is one.
+_HTTP2_HELLO, _HTTP2_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", b"\x04"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def _check_address(address: str) -> None:
-    """Whether somebody listens there: Ray would try for minutes, and then end the process."""
+    """Refuse an address where no cluster is: Ray would try for minutes, and then end the process."""
     if address.startswith("ray://"):
         raise UserError(
             f"--address {address}: a Ray client has no place for input and output. Run srm-score on a machine of the cluster, or as a job "
@@ -75,9 +77,13 @@ def _check_address(address: str) -> None:
     if not host or not port.isdecimal():
         raise UserError(f"--address {address}: give HOST:PORT of the cluster's head, auto, or local.")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS) as connection:
+            connection.sendall(_HTTP2_HELLO)
+            answer = connection.recv(9)
     except (OSError, OverflowError) as error:
         raise UserError(f"--address {address}: nothing answers there ({error}). Start Ray there with `ray start --head`.") from None
+    if answer[3:4] != _HTTP2_SETTINGS and os.environ.get("RAY_USE_TLS", "0") == "0":
+        raise UserError(f"--address {address}: what answers there is no Ray cluster. Give the HOST:PORT that `ray start --head` prints.")
 
 
 def plan_workers(device: str, num_workers: int | None = None) -> Workers:
