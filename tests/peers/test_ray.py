@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pytest
 import ray
@@ -20,6 +21,7 @@ from ray.cluster_utils import Cluster
 from srm import Client, SentenceRewardModel, UserError
 from srm.cli.cluster import Workers, plan_workers
 from srm.cli.score import main
+from srm.client import RequestRefused
 from srm.integrations.ray import SentenceRewardScorer
 from srm.scoring.lines import read_scores
 from tests.docstrings import problems
@@ -261,6 +263,20 @@ def test_pairs_and_messages_in_a_batch(model: SentenceRewardModel, folder: Path)
         scorer(pa.table({"prompt": ["a", "a"], "response": ["b", None]}))
 
 
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def num_scored(url: str) -> int:
+    """Requests that the replica has scored which this one comes to."""
+    text = httpx.get(f"{url}/metrics", headers={"Authorization": "Bearer secret"}).text
+    lines = [line for line in text.splitlines() if line.startswith("srm_requests_total{") and "/v1/rewards" in line]
+    return sum(int(float(line.split()[-1])) for line in lines if 'status="200"' in line)
+
+
 def test_replicas_behind_one_address(model: SentenceRewardModel, folder: Path, tmp_path: Path) -> None:
     """`serve run`, as its file says; requests reach both replicas, and a token is asked for."""
     url = free_url()
@@ -275,16 +291,29 @@ def test_replicas_behind_one_address(model: SentenceRewardModel, folder: Path, t
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(tmp_path / "serve.yaml")]
     with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as server:
         try:
+            # Until all is deployed, Serve answers with 404.
+            wait_until(lambda: answers(url), 150)
             prompts, responses = [f"Question {i}?" for i in range(40)], [f"Answer {i}. It was warm." for i in range(40)]
-            with Client(url, token="secret", retry_seconds=90) as client:
-                client.score(["Is it up?"], ["Yes."])
-                found = [client.score([prompt], [response])[0] for prompt, response in zip(prompts, responses, strict=True)]
+            with pytest.raises(RequestRefused, match="401"), Client(url) as client:
+                client.score(prompts, responses)
+            expected = model.score(prompts, responses)
+            sent = 0
+
+            def both_have_scored() -> bool:
+                """The second replica may still be loading."""
+                nonlocal sent
+                for prompt, response, wanted in zip(prompts, responses, expected, strict=True):
+                    (found,) = client.score([prompt], [response])
+                    assert found.reward == pytest.approx(wanted.reward, abs=1e-5)
+                    assert [one.text for one in found.sentences] == [one.text for one in wanted.sentences]
+                sent += len(prompts)
+                return 0 < num_scored(url) < sent
+
+            with Client(url, token="secret") as client:
+                wait_until(both_have_scored, 90)
         finally:
             server.send_signal(signal.SIGINT)
             server.wait(60)
-    expected = model.score(prompts, responses)
-    assert [one.reward for one in found] == pytest.approx([one.reward for one in expected], abs=1e-5)
-    assert [one.sentences[0].text for one in found] == [one.sentences[0].text for one in expected]
 
 
 @pytest.mark.parametrize("thing", [SentenceRewardScorer, plan_workers, Workers])
