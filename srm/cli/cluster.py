@@ -53,7 +53,7 @@ def connected(address: str | None) -> Iterator[None]:
 
     try:
         ray.init(address=address, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise UserError(
             f"--address {address or 'left out'}: no connection to a Ray cluster ({first_line(error)}). Start one with `ray start --head`, "
             "or pass --address local."

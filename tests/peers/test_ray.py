@@ -287,7 +287,7 @@ def test_replicas_behind_one_address(model: SentenceRewardModel, folder: Path, t
         assert shipped.count(old) == 1
         shipped = shipped.replace(old, new)
     (tmp_path / "serve.yaml").write_text(shipped)
-    environment = {**os.environ, "SRM_TOKEN": "secret", "RAY_ADDRESS": "local"}
+    environment = {**os.environ, "SRM_TOKEN": "secret", "RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled"}
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(tmp_path / "serve.yaml")]
     with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as server:
         try:
