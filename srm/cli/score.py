@@ -112,7 +112,7 @@ def _score_input(arguments: argparse.Namespace, process: int, num_processes: int
 
     from srm.cli.terminal import Terminal
     from srm.data.read import first_pass
-    from srm.scoring.file import RowSettings, check_output, score_file
+    from srm.scoring.file import RowSettings, ScoreFileSummary, check_output, score_file
     from srm.scoring.parts import parts_folder, score_parts
 
     _check_overwrite(arguments, num_processes)
@@ -140,16 +140,17 @@ def _score_input(arguments: argparse.Namespace, process: int, num_processes: int
         # Of several processes the first shows its own share.
         task = progress.add_task("Scoring", total=total / num_processes)
         common["on_scored"] = lambda count: progress.advance(task, count)
-        places = (arguments.input, arguments.output)
-        if workers is not None:
+        source, output = arguments.input, arguments.output
+        summary: ScoreFileSummary | None
+        if model is None:
             from srm.integrations import ray
 
-            common |= {"dtype": arguments.dtype, "last_layer_rows": arguments.last_layer_rows, "overwrite": arguments.overwrite}
-            summary = ray.score_file(arguments.model, *places, num_rows=total, **vars(workers), **common)
-        elif num_processes > 1 or parts_folder(arguments.output).exists():
-            summary = score_parts(model, *places, process=process, num_processes=num_processes, num_rows=total, **common)
+            asked = {"dtype": arguments.dtype, "last_layer_rows": arguments.last_layer_rows, "overwrite": arguments.overwrite}
+            summary = ray.score_file(arguments.model, source, output, num_rows=total, **vars(workers), **asked, **common)
+        elif num_processes > 1 or parts_folder(output).exists():
+            summary = score_parts(model, source, output, process=process, num_processes=num_processes, num_rows=total, **common)
         else:
-            summary = score_file(model, *places, overwrite=arguments.overwrite, **common)
+            summary = score_file(model, source, output, overwrite=arguments.overwrite, **common)
     if summary is None:
         return
     resumed = f" ({summary.num_resumed} of them by an earlier run)" if summary.num_resumed and num_processes == 1 else ""

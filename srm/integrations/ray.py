@@ -93,7 +93,7 @@ class SentenceRewardScorer:
         if device == "cpu":
             keep_freed_memory()
         self.settings = RowSettings(overlong=overlong, max_length=max_length, packing=packing, tokens_per_batch=tokens_per_batch)
-        self.model = SentenceRewardModel.from_pretrained(model, dtype=dtype).eval().to(device)  # type: ignore[arg-type]  # transformers wraps `to`
+        self.model = SentenceRewardModel.from_pretrained(model, dtype=dtype).eval().to(device)
         self.model.config.last_layer_rows = last_layer_rows or self.model.config.last_layer_rows
 
     def __call__(self, batch: pa.Table) -> pa.Table:
