@@ -210,7 +210,7 @@ def _append(output: Path, scored: Iterator[dict[str, Any]], first: int, num_rows
 
 def _scored(chunks: _Chunks, loading: dict[str, Any], num_workers: int, needs: dict[str, int]) -> Generator[dict[str, Any], None, None]:
     """What `_ChunkScorer` says of each chunk, in order."""
-    context = ray.data.DataContext.get_current()
+    context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     # A block is a chunk: Ray joins what it reads, and cuts what comes out, only where a block has more rows than one.
     context.target_max_block_size = 1
@@ -222,7 +222,8 @@ def _scored(chunks: _Chunks, loading: dict[str, Any], num_workers: int, needs: d
     if Path(name).is_dir():
         loading["model"] = str(Path(name).resolve())
     # Reading takes no core, or a machine whose cores all belong to workers would never read.
-    read = ray.data.read_datasource(chunks, override_num_blocks=1, num_cpus=0, label_selector=here)
+    with ray.data.DataContext.current(context):
+        read = ray.data.read_datasource(chunks, override_num_blocks=1, num_cpus=0, label_selector=here)
     scored = read.map_batches(
         _ChunkScorer,
         batch_size=None,

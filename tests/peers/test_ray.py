@@ -72,14 +72,23 @@ def whole(folder: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
-def score(cluster: Cluster, folder: Path, source: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """score(output, *flags): srm-score on the cluster, started."""
+def flags(cluster: Cluster, folder: Path, source: Path) -> Callable[..., list[str]]:
+    """flags(output, *more): of srm-score on the cluster."""
+
+    def make(output: Path, *more: str, engine: str = "ray") -> list[str]:
+        where = ["--engine", "ray", "--address", cluster.address] if engine == "ray" else []
+        return ["--model", str(folder), "--input", str(source), "--output", str(output), "--device", "cpu", *ONE_A_PASS, *where, *more]
+
+    return make
+
+
+@pytest.fixture
+def score(flags: Callable[..., list[str]]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """score(output, *flags): srm-score on the cluster, started in a process that can be killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(output: Path, *flags: str, engine: str = "ray") -> subprocess.Popen[str]:
-        where = ["--engine", "ray", "--address", cluster.address] if engine == "ray" else []
-        command = [sys.executable, "-m", "srm.cli.score", "--model", str(folder), "--input", str(source), "--output", str(output)]
-        command += ["--device", "cpu", *ONE_A_PASS, *where, *flags]
+    def start(*words: Any, **engine: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "srm.cli.score", *flags(*words, **engine)]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         return started[-1]
 
@@ -107,14 +116,15 @@ def workers() -> dict[int, str]:
     return {actor.pid: actor.node_id for actor in list_actors(filters=[("state", "=", "ALIVE")]) if "ChunkScorer" in actor.class_name}
 
 
-def test_a_file_is_that_of_one_process(score: Any, whole: bytes, tmp_path: Path) -> None:
+def test_a_file_is_that_of_one_process(flags: Any, whole: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "scores.jsonl"
-    printed = finish(score(output))
+    assert main(flags(output)) == 0
     assert output.read_bytes() == whole
-    assert f"{NUM_ROWS} responses scored" in printed
+    assert f"{NUM_ROWS} responses scored: " in capsys.readouterr().err
     # Nothing is left to do, by either engine.
     for engine in ("ray", "local"):
-        assert f"({NUM_ROWS} of them by an earlier run)" in finish(score(output, engine=engine))
+        assert main(flags(output, engine=engine)) == 0
+        assert f"({NUM_ROWS} of them by an earlier run)" in " ".join(capsys.readouterr().err.split())
     assert output.read_bytes() == whole
 
 
@@ -163,10 +173,10 @@ def test_the_command_is_killed_and_run_again(score: Any, whole: bytes, tmp_path:
     assert output.read_bytes() == whole
 
 
-def test_full_passes_round_alone(score: Any, whole: bytes, tmp_path: Path) -> None:
+def test_full_passes_round_alone(flags: Any, whole: bytes, tmp_path: Path) -> None:
     """With the passes that users run, which a chunk's end cuts short."""
     output, expected = tmp_path / "scores.jsonl", [json.loads(line) for line in whole.splitlines()]
-    finish(score(output, "--tokens_per_batch", "4096", "--packing", "shared", "--num_workers", "1"))
+    assert main(flags(output, "--tokens_per_batch", "4096", "--packing", "shared", "--num_workers", "1")) == 0
     found = list(read_scores(output))
     assert [row["id"] for row in found] == [row["id"] for row in expected]
     assert [row["reward"] for row in found] == pytest.approx([row["reward"] for row in expected], abs=1e-5)
