@@ -40,6 +40,7 @@ EXTRAS = {
     "matplotlib": "eval",
     "nltk": "nltk",
     "peft": "peft",
+    "ray": "ray",
     "trl": "trl",
     "vllm": "vllm",
     "wtpsplit": "sat",

@@ -36,8 +36,7 @@ def in_thread(model: SentenceRewardModel, **settings: Any) -> Iterator[str]:
 @contextmanager
 def as_command(folder: Path, log: Path) -> Iterator[str]:
     """The address of `srm-serve --model FOLDER`, once it answers."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    url = free_url()
     command = [sys.executable, "-m", "srm.cli.serve", "--model", str(folder), "--port", url.rpartition(":")[2]]
     with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as server:
         try:
@@ -45,6 +44,12 @@ def as_command(folder: Path, log: Path) -> Iterator[str]:
             yield url
         finally:
             server.terminate()
+
+
+def free_url() -> str:
+    """An address where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from srm.runs.parser import Parser
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from srm.cli.cluster import Workers
     from srm.data import Prompt, ResponseRow
     from srm.evaluation.pairs import SubsetAccuracy
     from srm.views.page import ReportPair
@@ -39,7 +41,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="srm-score",
         description="Score responses and each of their sentences. Interrupted? Run the same command again: it goes on where it stopped. "
-        "With several processes: accelerate launch --multi_gpu --num_processes N -m srm.cli.score ..., or torchrun, on CPUs too.",
+        "On several GPUs or machines: --engine ray. Without Ray, accelerate launch --multi_gpu --num_processes N -m srm.cli.score ..., or "
+        "torchrun, on CPUs too.",
     )
     needed = parser.add_argument_group("what is scored")
     needed.add_argument("--model", required=True, help="folder or hub name of a trained sentence reward model")
@@ -52,6 +55,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     views.add_argument("--html", type=Path, help="also write a page to read, sort and search the scored responses: docs/report.md")
     views.add_argument("--overwrite", action="store_true", help="replace an existing output instead of going on with it")
     add_scoring_options(parser)
+    engine = parser.add_argument_group("where it runs")
+    engine.add_argument(
+        "--engine", choices=["local", "ray"], default="local", help="this process, or workers of a Ray cluster [%(default)s]: docs/scale.md"
+    )
+    engine.add_argument("--address", help="of the cluster: HOST:PORT of its head, auto, or local for its own [RAY_ADDRESS, auto, local]")
+    engine.add_argument("--num_workers", type=int, help="workers, each with a model [one a GPU; on CPUs one a machine]")
     return parser.parse_args(argv)
 
 
@@ -61,20 +70,49 @@ def _score(argv: Sequence[str]) -> None:
     from srm.cli.terminal import Terminal
     from srm.runs.lock import hold
 
-    device_of(arguments)
     process, num_processes = _place()
+    _check_engine(arguments, num_processes)
     _check_places(arguments)
     # From before the first look at what is there until the last one.
-    with hold(arguments.output, rank=process, num_ranks=num_processes):
-        _score_input(arguments, process, num_processes, Terminal(stderr=True))
+    with hold(arguments.output, rank=process, num_ranks=num_processes), _cluster(arguments) as workers:
+        _score_input(arguments, process, num_processes, workers, Terminal(stderr=True))
 
 
-def _score_input(arguments: argparse.Namespace, process: int, num_processes: int, console: Console) -> None:
+def _check_engine(arguments: argparse.Namespace, num_processes: int) -> None:
+    if arguments.engine == "local":
+        for flag in ("address", "num_workers"):
+            if getattr(arguments, flag) is not None:
+                raise UserError(f"--{flag} is for --engine ray. Add that, or leave the flag out.")
+        device_of(arguments)
+        return
+    from srm.scoring.parts import parts_folder
+
+    if num_processes > 1:
+        raise UserError("--engine ray starts its workers itself. Start it without accelerate launch or torchrun.")
+    if arguments.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {arguments.device}: Ray gives each worker its GPU. Give cuda, cpu, or leave the flag out.")
+    if (parts := parts_folder(arguments.output)).exists() and not arguments.overwrite:
+        raise UserError(f"{parts}: several processes have begun {arguments.output}. Go on without --engine ray, or pass --overwrite.")
+
+
+@contextmanager
+def _cluster(arguments: argparse.Namespace) -> Iterator[Workers | None]:
+    """The workers of a cluster for as long as the block runs, or None where this process scores."""
+    if arguments.engine == "local":
+        yield None
+        return
+    from srm.cli.cluster import connected, plan_workers
+
+    with connected(arguments.address):
+        yield plan_workers(arguments.device, arguments.num_workers)
+
+
+def _score_input(arguments: argparse.Namespace, process: int, num_processes: int, workers: Workers | None, console: Console) -> None:
     from rich.progress import Progress
 
     from srm.cli.terminal import Terminal
     from srm.data.read import first_pass
-    from srm.scoring.file import RowSettings, check_output, score_file
+    from srm.scoring.file import RowSettings, ScoreFileSummary, check_output, score_file
     from srm.scoring.parts import parts_folder, score_parts
 
     _check_overwrite(arguments, num_processes)
@@ -91,29 +129,28 @@ def _score_input(arguments: argparse.Namespace, process: int, num_processes: int
     found = first_pass(arguments.input, split=arguments.split, skip_bad_rows=arguments.skip_bad_rows, check=row_check(arguments.model))
     total, left_out = found.num_responses, found.left_out
     _check_views(arguments, total)
-    model = load_model(arguments.model, arguments)
     common: dict[str, Any] = {
         "split": arguments.split,
         "identity": identity,
         "settings": settings,
         "left_out": left_out,
     }
+    model = load_model(arguments.model, arguments) if workers is None else None
     with Progress(*progress_columns("Scoring"), console=console, disable=process > 0) as progress:
         # Of several processes the first shows its own share.
         task = progress.add_task("Scoring", total=total / num_processes)
         common["on_scored"] = lambda count: progress.advance(task, count)
-        if num_processes > 1 or parts_folder(arguments.output).exists():
-            summary = score_parts(
-                model,
-                arguments.input,
-                arguments.output,
-                process=process,
-                num_processes=num_processes,
-                num_rows=total,
-                **common,
-            )
+        source, output = arguments.input, arguments.output
+        summary: ScoreFileSummary | None
+        if model is None:
+            from srm.integrations import ray
+
+            asked = {"dtype": arguments.dtype, "last_layer_rows": arguments.last_layer_rows, "overwrite": arguments.overwrite}
+            summary = ray.score_file(arguments.model, source, output, num_rows=total, **vars(workers), **asked, **common)
+        elif num_processes > 1 or parts_folder(output).exists():
+            summary = score_parts(model, source, output, process=process, num_processes=num_processes, num_rows=total, **common)
         else:
-            summary = score_file(model, arguments.input, arguments.output, overwrite=arguments.overwrite, **common)
+            summary = score_file(model, source, output, overwrite=arguments.overwrite, **common)
     if summary is None:
         return
     resumed = f" ({summary.num_resumed} of them by an earlier run)" if summary.num_resumed and num_processes == 1 else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -111,38 +110,11 @@ def row_check(name: str) -> RowCheck:
 
 def model_identity(name: str, source: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """What the scores of the model `name` on `source` depend on. Ask before the model is loaded: what is hashed is what is loaded then."""
+    from srm.modeling.contents import model_contents
+
     model = Path(name)
     identity = {"model": str(model.resolve()) if model.is_dir() else name, "input": source}
-    return identity | _contents(name) | {option: getattr(arguments, option) for option in _DECISIVE}
-
-
-def _contents(name: str, what: str = "model's") -> dict[str, str | None]:
-    """The files of a model, and of the one that an adapter belongs to; of a model on the hub, its commit."""
-    from transformers import PreTrainedConfig
-
-    from srm.hub import at_the_hub
-    from srm.modeling.alias import resolve_model_name
-    from srm.runs.model_files import hash_model_files
-
-    folder = Path(resolve_model_name(name))
-    if folder.is_dir():
-        contents: dict[str, str | None] = {f"{what} {file}": digest for file, digest in hash_model_files(folder).items()}
-        return contents | _contents_of_base(folder)
-    try:
-        with at_the_hub(str(folder)):
-            return {f"{what} commit": PreTrainedConfig.get_config_dict(str(folder))[0].get("_commit_hash")}
-    except (OSError, ValueError):
-        # Whoever loads it says what is wrong.
-        return {}
-
-
-def _contents_of_base(folder: Path) -> dict[str, str | None]:
-    """Of the model that the adapter in `folder` belongs to, if there is an adapter."""
-    try:
-        base = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return _contents(base, "base model's") if isinstance(base, str) and Path(base).resolve() != folder.resolve() else {}
+    return identity | model_contents(name) | {option: getattr(arguments, option) for option in _DECISIVE}
 
 
 def progress_columns(title: str) -> tuple[ProgressColumn, ...]:

@@ -19,7 +19,7 @@ from srm.runs.parser import Parser
 if TYPE_CHECKING:
     from srm.serving import ServerSettings
 
-__all__ = ["main"]
+__all__ = ["main", "server_settings"]
 
 _TOKEN_VARIABLE = "SRM_TOKEN"
 # Connections that wait to be accepted; as many as uvicorn asks for.
@@ -62,10 +62,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _serve(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
-    from srm.serving import ServerSettings, create_app, make_server
+    from srm.serving import create_app, make_server
 
     device_of(arguments)
-    settings = _settings(arguments, ServerSettings)
+    settings = server_settings(arguments)
     listener = _listen(arguments.host, arguments.port)
     if settings.token is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         say(
@@ -83,10 +83,17 @@ def _serve(argv: Sequence[str]) -> None:
     make_server(app, settings, drain_seconds=arguments.drain_seconds).run(sockets=[listener])
 
 
-def _settings(arguments: argparse.Namespace, kind: type[ServerSettings]) -> ServerSettings:
+def server_settings(arguments: argparse.Namespace) -> ServerSettings:
+    """What the flags, and the token of the environment, mean for the server.
+
+    Raises:
+        UserError: a token that no request can bring.
+    """
+    from srm.serving import ServerSettings
+
     names = ("tokens_per_batch", "max_wait_ms", "max_queue", "max_length", "max_body_mb", "receive_seconds")
     chosen = {name: getattr(arguments, name) for name in names}
-    return kind(**chosen, batching=not arguments.no_batching, token=os.environ.get(_TOKEN_VARIABLE))
+    return ServerSettings(**chosen, batching=not arguments.no_batching, token=os.environ.get(_TOKEN_VARIABLE))
 
 
 def _listen(host: str, port: int) -> socket.socket:

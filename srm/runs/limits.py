@@ -108,6 +108,7 @@ LIMITS: Mapping[str, Limit] = {
     "draws": Limit(1, 1_000_000),
     # Machines.
     "dataloader_num_workers": Limit(0, 1024),
+    "num_workers": Limit(1, 100_000),
     "dataloader_prefetch_factor": _COUNT,
     "ddp_bucket_cap_mb": _COUNT,
     "ddp_timeout": _COUNT,

@@ -24,6 +24,7 @@ from srm.runs.places import check_files
 from srm.scoring.guards import require_finite
 from srm.scoring.lines import ANEW, check_line, read_scores, write_scores
 from srm.scoring.protocol import RewardModel
+from srm.scoring.results import ScoredResponse
 from srm.scoring.run import score_groups
 from srm.scoring.text import encode_groups, read_off_group
 
@@ -31,6 +32,7 @@ __all__ = [
     "RowSettings",
     "ScoreFileSummary",
     "append_scores",
+    "by_prompt",
     "check_identity",
     "check_output",
     "check_resumed",
@@ -39,6 +41,7 @@ __all__ = [
     "prepare_output",
     "read_record",
     "score_file",
+    "score_rows",
 ]
 
 # A prompt group is run in one batch; more responses than this to one prompt are split.
@@ -145,10 +148,34 @@ def append_scores(
     check_resumed(output, rows, num_resumed)
     on_scored(num_resumed)
     num_scored = 0
+    with output.open("a", encoding="utf-8") as file:
+        for scored in score_rows(model, rows, settings):
+            write_scores(file, scored)
+            num_scored += len(scored)
+            on_scored(len(scored))
+    return num_scored
+
+
+def score_rows(
+    model: RewardModel, rows: Iterable[ResponseRow], settings: RowSettings
+) -> Iterator[list[tuple[ResponseRow, ScoredResponse]]]:
+    """Score rows, in order.
+
+    Args:
+        model: the reward model.
+        rows: taken as they are needed.
+        settings: how they are scored.
+
+    Returns:
+        Rows with their scores, some at a time, as soon as they have run.
+
+    Raises:
+        UserError: a row that cannot be scored.
+    """
     waiting: deque[tuple[list[ResponseRow], PromptGroup]] = deque()
 
     def encoded() -> Iterator[PromptGroup]:
-        for same_prompt in _by_prompt(rows):
+        for same_prompt in by_prompt(rows):
             pending = iter(same_prompt)
             texts, where = [row.response for row in same_prompt], [row.where for row in same_prompt]
             for group in encode_groups(
@@ -157,14 +184,10 @@ def append_scores(
                 waiting.append((list(islice(pending, len(group.responses))), group))
                 yield group
 
-    with output.open("a", encoding="utf-8") as file:
-        for scores in score_groups(model, encoded(), tokens_per_batch=settings.tokens_per_batch, packing=settings.packing):
-            same_prompt, group = waiting.popleft()
-            require_finite(model, scores, (row.where for row in same_prompt))
-            write_scores(file, zip(same_prompt, read_off_group(group, scores), strict=True))
-            num_scored += len(same_prompt)
-            on_scored(len(same_prompt))
-    return num_scored
+    for scores in score_groups(model, encoded(), tokens_per_batch=settings.tokens_per_batch, packing=settings.packing):
+        same_prompt, group = waiting.popleft()
+        require_finite(model, scores, (row.where for row in same_prompt))
+        yield list(zip(same_prompt, read_off_group(group, scores), strict=True))
 
 
 def meta_path(output: Path) -> Path:
@@ -291,7 +314,12 @@ def check_resumed(output: Path, rows: Iterator[ResponseRow], num_resumed: int) -
         check_line(output, number, line, row)
 
 
-def _by_prompt(rows: Iterable[ResponseRow]) -> Iterator[list[ResponseRow]]:
+def by_prompt(rows: Iterable[ResponseRow]) -> Iterator[list[ResponseRow]]:
+    """Rows that follow each other and have one prompt, together; at most so many as run in one batch.
+
+    Args:
+        rows: taken as they are needed.
+    """
     group: list[ResponseRow] = []
     for row in rows:
         if group and (row.prompt != group[0].prompt or len(group) == _LARGEST_GROUP):

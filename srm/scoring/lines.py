@@ -15,7 +15,7 @@ from srm.data import ResponseRow
 from srm.errors import UserError
 from srm.scoring.results import ScoredResponse
 
-__all__ = ["ANEW", "check_line", "read_scores", "read_scores_of", "score_line", "write_scores"]
+__all__ = ["ANEW", "append_lines", "check_line", "read_scores", "read_scores_of", "score_line", "write_scores"]
 
 # What a line must have, and each of its sentences; and which of those are numbers.
 _LINE = {"id", "digest", "reward", "prompt_reward", "prompt_weight", "sentences"}
@@ -122,6 +122,16 @@ def write_scores(file: IO[str], scored: Iterable[tuple[ResponseRow, ScoredRespon
         file: open for writing.
         scored: each row with its scores.
     """
-    file.writelines(score_line(row, response) for row, response in scored)
+    append_lines(file, (score_line(row, response) for row, response in scored))
+
+
+def append_lines(file: IO[str], lines: Iterable[str]) -> None:
+    """Append lines, and put them on the disk.
+
+    Args:
+        file: open for writing.
+        lines: from `score_line`.
+    """
+    file.writelines(lines)
     file.flush()
     os.fsync(file.fileno())

@@ -16,4 +16,4 @@ def test_a_file_opens_with_its_command(path: Path) -> None:
     name = re.escape(path.relative_to(EXAMPLES.parent).as_posix())
     # As many lines as a reader sees at once.
     opening = path.read_text(encoding="utf-8").splitlines()[:12]
-    assert any(re.search(rf"(python|bash|jupyter lab|accelerate launch|srm-\w+) (.* )?{name}", line) for line in opening)
+    assert any(re.search(rf"(python|bash|jupyter lab|accelerate launch|serve run|srm-\w+) (.* )?{name}", line) for line in opening)

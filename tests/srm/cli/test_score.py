@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,35 @@ def test_what_cannot_be_shown_is_said_before_scoring(
     assert score.main(["--model", str(model_dir), "--input", str(source), "--output", str(tmp_path / "out.jsonl"), *flags]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "world", "message"),
+    [
+        (["--address", "auto"], "1", "--address is for --engine ray. Add that, or leave the flag out."),
+        (["--num_workers", "2"], "1", "--num_workers is for --engine ray. Add that, or leave the flag out."),
+        (["--engine", "ray"], "2", "--engine ray starts its workers itself. Start it without accelerate launch or torchrun."),
+        (["--engine", "ray", "--device", "cuda:1"], "1", "--device cuda:1: Ray gives each worker its GPU."),
+        (["--engine", "ray", "--num_workers", "0"], "1", "--num_workers must be at least 1"),
+        (["--engine", "ray"], "1", "--engine ray: ray is not installed. Run: pip install 'srm-kernels[ray]'"),
+    ],
+)
+def test_what_cannot_run_on_ray_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str], world: str, message: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", world)
+    # As where the extra is not installed.
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Hi", "response": "Yes."}\n')
+    command = ["--model", "unused", "--input", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "scores.jsonl")]
+    assert score.main([*command, *flags]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_parts_of_several_processes_are_not_gone_on_with_on_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Hi", "response": "Yes."}\n')
+    (tmp_path / "scores.jsonl.parts").mkdir()
+    command = ["--model", "unused", "--input", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "scores.jsonl")]
+    assert score.main([*command, "--engine", "ray"]) == 1
+    assert "scores.jsonl.parts: several processes have begun" in capsys.readouterr().err
