@@ -17,7 +17,20 @@ from torch.nn.functional import linear
 from srm_kernels import SentenceLayout
 from srm_kernels.ops.sentence_attention_pool.reference import sentence_attention_pool_reference
 
-__all__ = ["Padding", "RotaryPool", "full_sequence_head", "gae_step", "padded_gae", "padded_softmax", "pyg_pool", "reduced_softmax"]
+__all__ = [
+    "Padding",
+    "RotaryPool",
+    "Segments",
+    "full_sequence_head",
+    "gae_step",
+    "padded_gae",
+    "padded_mean",
+    "padded_softmax",
+    "pyg_mean",
+    "pyg_pool",
+    "reduced_mean",
+    "reduced_softmax",
+]
 
 Softmax = Callable[[Tensor], Tensor]
 
@@ -63,42 +76,79 @@ def reduced_softmax(score: Tensor, lengths: Tensor, segment: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class RotaryPool:
-    """The attention pool with the softmax left to choose; `cos` and `sin` [N, A / 2] of the angle between query and key, `segment` [N]."""
+class Segments:
+    """`segment` int64 [N], whose each boundary is, and `first` bool [N], whether it is the first of them."""
 
-    cos: Tensor
-    sin: Tensor
     segment: Tensor
     first: Tensor
     num_responses: int
 
     @classmethod
-    def of(cls, cu_boundaries: Tensor, width: int, theta: float) -> RotaryPool:
-        num = int(cu_boundaries[-1])
+    def of(cls, cu_boundaries: Tensor) -> Segments:
         segment_N = torch.repeat_interleave(cu_boundaries.diff().long())
-        index_N = torch.arange(num, device=cu_boundaries.device)
-        distance_N = cu_boundaries[1:].long()[segment_N] - 1 - index_N
-        pair_J = torch.arange(width // 2, device=cu_boundaries.device, dtype=torch.float64)
-        angle_NJ = distance_N[:, None] * theta ** (-2 * pair_J / width)
-        first_N = index_N == cu_boundaries[:-1].long()[segment_N]
-        return cls(angle_NJ.cos().float(), angle_NJ.sin().float(), segment_N, first_N, cu_boundaries.numel() - 1)
-
-    def scores(self, query: Tensor, key: Tensor) -> Tensor:
-        """[N] in fp32."""
-        query_NA = query.float()[self.segment]
-        even, odd = query_NA[:, 0::2], query_NA[:, 1::2]
-        turned = torch.stack((even * self.cos - odd * self.sin, even * self.sin + odd * self.cos), 2).flatten(1)
-        return (turned * key.float()).sum(1) / key.shape[1] ** 0.5
+        first_N = torch.arange(segment_N.numel(), device=cu_boundaries.device) == cu_boundaries[:-1].long()[segment_N]
+        return cls(segment_N, first_N, cu_boundaries.numel() - 1)
 
     def sentence_rewards(self, value: Tensor) -> Tensor:
         value_N = value.float()
         return value_N - value_N.roll(1).masked_fill(self.first, 0)
 
+
+def reduced_mean(value: Tensor, lengths: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+    """reward [B] by `torch.segment_reduce`, sentence_reward [N]."""
+    reward_N = segments.sentence_rewards(value)
+    return torch.segment_reduce(reward_N, "mean", lengths=lengths, unsafe=True), reward_N
+
+
+def padded_mean(value: Tensor, padding: Padding) -> tuple[Tensor, Tensor]:
+    """Pad, differences of columns, masked mean, unpad."""
+    value_BL = padding.pad(value.float(), 0.0)
+    reward_BL = torch.where(padding.mask, value_BL - torch.nn.functional.pad(value_BL[:, :-1], (1, 0)), 0.0)
+    return reward_BL.sum(1) / padding.mask.sum(1), padding.unpad(reward_BL)
+
+
+def pyg_mean(segments: Segments) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """PyTorch Geometric's MeanAggregation of the sentence rewards. ImportError without it."""
+    from torch_geometric.nn.aggr import MeanAggregation
+
+    aggregate = MeanAggregation()
+
+    def run(value: Tensor) -> tuple[Tensor, Tensor]:
+        reward_N = segments.sentence_rewards(value)
+        return aggregate(reward_N[:, None], index=segments.segment, dim_size=segments.num_responses).squeeze(1), reward_N
+
+    return run
+
+
+@dataclass(frozen=True, eq=False)
+class RotaryPool:
+    """The attention pool with the softmax left to choose; `cos` and `sin` [N, A / 2] of the angle between query and key."""
+
+    cos: Tensor
+    sin: Tensor
+    segments: Segments
+
+    @classmethod
+    def of(cls, cu_boundaries: Tensor, width: int, theta: float) -> RotaryPool:
+        segments = Segments.of(cu_boundaries)
+        index_N = torch.arange(int(cu_boundaries[-1]), device=cu_boundaries.device)
+        distance_N = cu_boundaries[1:].long()[segments.segment] - 1 - index_N
+        pair_J = torch.arange(width // 2, device=cu_boundaries.device, dtype=torch.float64)
+        angle_NJ = distance_N[:, None] * theta ** (-2 * pair_J / width)
+        return cls(angle_NJ.cos().float(), angle_NJ.sin().float(), segments)
+
+    def scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """[N] in fp32."""
+        query_NA = query.float()[self.segments.segment]
+        even, odd = query_NA[:, 0::2], query_NA[:, 1::2]
+        turned = torch.stack((even * self.cos - odd * self.sin, even * self.sin + odd * self.cos), 2).flatten(1)
+        return (turned * key.float()).sum(1) / key.shape[1] ** 0.5
+
     def pool(self, query: Tensor, key: Tensor, value: Tensor, softmax: Softmax) -> tuple[Tensor, Tensor]:
         """reward [B], sentence_reward [N]."""
-        reward_N = self.sentence_rewards(value)
+        reward_N = self.segments.sentence_rewards(value)
         weighted_N = softmax(self.scores(query, key)) * reward_N
-        return weighted_N.new_zeros(self.num_responses).index_add(0, self.segment, weighted_N), reward_N
+        return weighted_N.new_zeros(self.segments.num_responses).index_add(0, self.segments.segment, weighted_N), reward_N
 
 
 def pyg_pool(pool: RotaryPool) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -116,9 +166,10 @@ def pyg_pool(pool: RotaryPool) -> Callable[[Tensor, Tensor, Tensor], tuple[Tenso
     aggregate = AttentionalAggregation(Column(0), Column(1))
 
     def run(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        reward_N = pool.sentence_rewards(value)
+        segments = pool.segments
+        reward_N = segments.sentence_rewards(value)
         pair_N2 = torch.stack((pool.scores(query, key), reward_N), 1)
-        return aggregate(pair_N2, index=pool.segment, dim_size=pool.num_responses).squeeze(1), reward_N
+        return aggregate(pair_N2, index=segments.segment, dim_size=segments.num_responses).squeeze(1), reward_N
 
     return run
 

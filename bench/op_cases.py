@@ -204,7 +204,7 @@ def pool(setting: Setting) -> Case:
         ),
         EAGER: lambda query, key, value: sentence_attention_pool_reference(query, key, value, cu_boundaries, THETA, pooling=POOLING),
         COMPILED: lambda query, key, value: compiled(query, key, value, cu_boundaries, THETA, pooling=POOLING),
-        "torch.segment_reduce": lambda **x: rotary.pool(**x, softmax=lambda s: other.reduced_softmax(s, lengths, rotary.segment)),
+        "torch.segment_reduce": lambda **x: rotary.pool(**x, softmax=lambda s: other.reduced_softmax(s, lengths, rotary.segments.segment)),
         "padded, masked": lambda **x: rotary.pool(**x, softmax=lambda s: other.padded_softmax(s, padding)),
     }
     theirs, left_out = packages.installed({"PyG AttentionalAggregation": lambda: other.pyg_pool(rotary)})
@@ -215,6 +215,31 @@ def pool(setting: Setting) -> Case:
         definition=lambda query, key, value: sentence_attention_pool_reference(query, key, value, cu_boundaries, THETA, pooling=POOLING),
         providers={name: Provider(run=function) for name, function in (run | theirs).items()},
         bytes=(vectors + scalars, 2 * vectors + scalars + 8 * n),
+        grad_outputs=2,
+        left_out=left_out,
+    )
+
+
+def plain_pool(setting: Setting) -> Case:
+    cu_boundaries, (t, n, b, _) = _layout(setting).cu_boundaries, _counts(setting)
+    value = _draw(setting, n, dtype=torch.float32)
+    _dynamic(value, cu_boundaries)
+    compiled, rest = setting.compile("plain_pool", sentence_attention_pool_reference), (cu_boundaries, None, True, True, "mean")
+    lengths, padding, segments = cu_boundaries.diff().long(), other.Padding.of(cu_boundaries), other.Segments.of(cu_boundaries)
+    run: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
+        OURS: lambda value: ours.sentence_pool(value, cu_boundaries, "mean", backend=setting.backend),
+        EAGER: lambda value: sentence_attention_pool_reference(None, None, value, *rest),
+        COMPILED: lambda value: compiled(None, None, value, *rest),
+        "torch.segment_reduce": lambda value: other.reduced_mean(value, lengths, segments),
+        "padded, masked": lambda value: other.padded_mean(value, padding),
+    }
+    theirs, left_out = packages.installed({"PyG MeanAggregation": lambda: other.pyg_mean(segments)})
+    return Case(
+        sizes={"T": t, "N": n, "B": b},
+        floats={"value": value},
+        definition=run[EAGER],
+        providers={name: Provider(run=function) for name, function in (run | theirs).items()},
+        bytes=(12 * n + 8 * b, 8 * n + 8 * b),
         grad_outputs=2,
         left_out=left_out,
     )
@@ -347,6 +372,7 @@ OPS: dict[str, Callable[[Setting], Case]] = {
     "segment_softmax": softmax,
     "difference_rewards": difference,
     "sentence_attention_pool": pool,
+    "sentence_pool": plain_pool,
     "sentence_reward_head": head,
     "bradley_terry_loss": bradley_terry,
     "token_rewards": tokens,

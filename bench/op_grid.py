@@ -34,6 +34,7 @@ GOALS: dict[str, tuple[int, ...] | None] = {
     "token_rewards": (0,),
     "segment_softmax": (0, 16),
     "difference_rewards": (0,),
+    "sentence_pool": (0,),
 }
 _SMOKE = ((512, 16),)
 

@@ -11,7 +11,7 @@ python=$folder/bin/python
 green=tests/newest.txt
 mapfile -t names < <(grep -o '^[a-z-]*' $green)
 tests=(
-    tests/srm/modeling tests/srm/packing/test_{backends,equality,probing}.py tests/srm/scoring/test_{stream,text}.py
+    tests/srm/modeling tests/srm/packing/test_{backends,cascade,equality,probing}.py tests/srm/scoring/test_{stream,text}.py
     tests/srm/training/test_{trainer,lora,card}.py tests/srm/integrations/test_{trl,trl_reward_path}.py tests/srm/evaluation/test_classifier.py
 )
 

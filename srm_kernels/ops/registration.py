@@ -105,7 +105,10 @@ def check_offsets(op: str, name: str, offsets: Tensor, total: int, total_name: s
 
 
 def check_positions(op: str, name: str, positions: Tensor, limit: int) -> None:
-    """Where the values of `positions` can be read, they lie in [0, limit)."""
+    """They lie in [0, limit): by their shape alone where that is empty, elsewhere where their values can be read."""
+    # In a compiled graph `limit` may be known at run time only.
+    if not torch.compiler.is_compiling() and positions.numel() and limit == 0:
+        raise IndexError(f"{op}: `{name}` must lie in [0, 0), which is empty, but has shape {list(positions.shape)}.")
     if positions.numel() and values_readable(positions):
         low, high = (int(x) for x in positions.aminmax())
         if low < 0 or high >= limit:

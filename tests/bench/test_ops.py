@@ -45,7 +45,7 @@ def test_smoke_run(ops, tmp_path, monkeypatch):
     assert {"device", "packages", "commit", "copy_gb_per_s", "targets", "ours", "lengths"} <= result.keys()
     assert result["smoke"]
     by_op = {cell["op"]: cell["providers"] for cell in result["cells"]}
-    assert len(by_op) == 8
+    assert len(by_op) == 9
     for providers in by_op.values():
         ours = providers["srm_kernels"]
         assert set(ours["modes"]) == {"forward", "backward", "both"}
@@ -148,14 +148,14 @@ def test_a_stopped_run_goes_on_and_measures_nothing_twice(ops, tmp_path, monkeyp
     left = json.loads((tmp_path / "ops_smoke.json").read_text())
     assert len(left["cells"]) == 2, "what was measured is on the disk as soon as it is"
     assert ops.main() == 0
-    assert len(measured) == 3 + 6
+    assert len(measured) == 3 + 7
     result = json.loads((tmp_path / "ops_smoke.json").read_text())
-    assert len(result["cells"]) == 8
+    assert len(result["cells"]) == 9
     assert result["cells"][:2] == left["cells"]
     # Of other code nothing is kept.
     monkeypatch.setenv("SRM_COMMIT", "another")
     assert ops.main() == 0
-    assert len(measured) == 9 + 8
+    assert len(measured) == 10 + 9
 
 
 def test_a_size_that_does_not_fit_does_not_end_the_run(ops, tmp_path, monkeypatch):
@@ -294,9 +294,9 @@ def test_what_is_not_here_is_left_out_with_its_reason(ops):
     }
 
 
-@pytest.mark.parametrize("op", ["segment_softmax", "difference_rewards"])
+@pytest.mark.parametrize("op", ["segment_softmax", "difference_rewards", "sentence_pool"])
 def test_other_packages_are_right_where_they_are_installed(ops, case, op):
-    """FBGEMM and pyg-lib are no one's dependency here; both have passed this."""
+    """FBGEMM, pyg-lib and PyG are no one's dependency here; all have passed this."""
     made = case(op)
     expected = ops.define(made)
     theirs = [name for name in made.providers if name.startswith(("FBGEMM", "pyg-lib", "PyG"))]

@@ -78,8 +78,16 @@ def head(num_tokens: int, hidden_width: int, width: int) -> Run:
     return lambda: (ops.sentence_reward_head(hidden, layout, *weights, backend="triton").reward, [hidden, *weights])
 
 
-def bradley_terry(num_responses: int) -> Run:
-    reward, pairs = leaf(num_responses), torch.arange(num_responses).reshape(-1, 2)
+def plain_pool(num_tokens: int) -> Run:
+    layout = packed(num_tokens).layout
+    value = leaf(layout.num_boundaries)
+    return lambda: (ops.sentence_pool(value, layout.cu_boundaries, "mean", backend="triton")[0], [value])
+
+
+def bradley_terry(num_responses: int, shuffled: bool) -> Run:
+    """Each response in one pair: beside its partner in the batch, as trainers have them, or anywhere."""
+    order = torch.randperm(num_responses, generator=torch.Generator().manual_seed(0)) if shuffled else torch.arange(num_responses)
+    reward, pairs = leaf(num_responses), order.reshape(-1, 2)
     return lambda: (ops.bradley_terry_loss(reward, pairs, centering=0.01, backend="triton"), [reward])
 
 
@@ -108,11 +116,13 @@ def _cases() -> Iterator[CountCase]:
         yield CountCase(op="difference_rewards", size=plain, make=partial(difference, num_tokens))
         for pooling in ("attention", "value_attention"):
             yield CountCase(op=f"sentence_attention_pool {pooling}", size=narrow, make=partial(pool, num_tokens, ATTENTION, pooling))
+        yield CountCase(op="sentence_pool mean", size=plain, make=partial(plain_pool, num_tokens))
         yield CountCase(op="sentence_reward_head", size=f"{wide} A={ATTENTION}", make=partial(head, num_tokens, HIDDEN, ATTENTION))
         yield CountCase(op="token_rewards k3", size=plain, make=partial(token_rewards, num_tokens))
         yield CountCase(op="packed_gae", size=plain, make=partial(gae, num_tokens))
     for num_responses in RESPONSES:
-        yield CountCase(op="bradley_terry_loss", size=f"B={num_responses}", make=partial(bradley_terry, num_responses))
+        yield CountCase(op="bradley_terry_loss", size=f"B={num_responses}", make=partial(bradley_terry, num_responses, False))
+        yield CountCase(op="bradley_terry_loss shuffled", size=f"B={num_responses}", make=partial(bradley_terry, num_responses, True))
 
 
 CASES = sorted(_cases(), key=lambda case: case.op)

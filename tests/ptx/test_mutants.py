@@ -51,9 +51,9 @@ def difference() -> tuple[torch.Tensor, list[torch.Tensor]]:
 
 
 def pool() -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """So wide a key that no reduction between the passes brings a barrier of its own."""
+    """So wide a key that no reduction between the passes brings a barrier of its own, and no rotation, which would bring one too."""
     inputs = [torch.zeros(shape, requires_grad=True) for shape in ((3, 4096), (43, 4096), (43,))]
-    return ops.sentence_attention_pool(*inputs, ops.cu_from_lengths([40, 0, 3]), pooling="attention", backend="triton")[0], inputs
+    return ops.sentence_attention_pool(*inputs, ops.cu_from_lengths([40, 0, 3]), None, pooling="attention", backend="triton")[0], inputs
 
 
 def bradley_terry() -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -3,6 +3,7 @@
 Types, shapes and devices everywhere; the values of offsets where they can be read.
 """
 
+import contextlib
 import copy
 import re
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed
+from torch import Tensor, distributed
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -52,6 +54,65 @@ def test_shapes_of_offsets(name, device):
         op(x, torch.zeros(2, device=device))
     with pytest.raises(ValueError, match=rf"^{name}: `{argument}` must have one dimension"):
         op(x, torch.zeros(2, 1, dtype=torch.int64, device=device))
+
+
+def empty_head(x: Tensor, cu: Tensor) -> Any:
+    """The head takes offsets in a layout, which speaks for it."""
+    return k.sentence_reward_head(x[:, None], SentenceLayout(torch.zeros_like(x).long(), cu), x.new_ones(1), x.new_ones(1), pooling="mean")
+
+
+NO_SEGMENTS = {name: (op, name) for name, (op, *_) in OPS.items()} | {"sentence_reward_head": (empty_head, "SentenceLayout")}
+
+
+@pytest.mark.parametrize("name", NO_SEGMENTS)
+def test_no_segments_are_refused_by_shapes_alone(name):
+    """Of a tensor that is not empty: compiled, also after a batch that was right, and where values cannot be read."""
+    op, speaker = NO_SEGMENTS[name]
+    message = rf"{speaker}: `cu_\w+` must have B \+ 1 entries, got 1, so B = 0, but len\(\w+\)=3"
+
+    def run(x: Tensor, cu: Tensor) -> Any:
+        out = op(x, cu)
+        return out.boundaries if isinstance(out, SentenceLayout) else out
+
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled(torch.ones(3), torch.tensor([0, 1, 3]))
+    for function in (compiled, torch.compile(run, fullgraph=True, backend="aot_eager")):
+        with pytest.raises(Exception, match=message):  # Dynamo's own, with ours inside.
+            function(torch.ones(3), torch.zeros(1, dtype=torch.int64))
+    with FakeTensorMode(), pytest.raises(ValueError, match=message):
+        op(torch.ones(3), torch.zeros(1, dtype=torch.int64))
+
+
+# Op on indices into the rows of `x`, of which there are none, and what its error calls them.
+POINTERS = {
+    "gather_boundaries": (lambda x, index: k.gather_boundaries(x[:, None], index), "boundaries"),
+    "bradley_terry_loss": (lambda x, index: k.bradley_terry_loss(x, index[:, None].expand(-1, 2)), "pairs"),
+    "token_rewards": (lambda x, index: k.token_rewards(x.new_ones(2), index, index, x, x), "boundaries"),
+    "sentence_reward_head": (
+        lambda x, index: k.sentence_reward_head(x[:, None], SentenceLayout(index, index), x.new_ones(1), x.new_ones(1), pooling="mean"),
+        "boundaries",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["cpu", "meta", "fake"])
+@pytest.mark.parametrize("name", POINTERS)
+def test_nothing_to_point_at(name, kind):
+    op, argument = POINTERS[name]
+    message = rf"^{name}: `{argument}` must lie in \[0, 0\), which is empty, but has shape \[2"
+    device = "meta" if kind == "meta" else "cpu"
+    with FakeTensorMode() if kind == "fake" else contextlib.nullcontext(), pytest.raises(IndexError, match=message):
+        op(torch.ones(0, device=device), torch.tensor([0, 2], device=device))
+
+
+def test_rows_whose_number_is_known_at_run_time_only(monkeypatch):
+    """No check may ask for it while a graph is traced."""
+    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, mask, index: k.gather_boundaries(x[mask], index), fullgraph=True, backend="aot_eager")
+    x = torch.randn(9, 4)
+    assert torch.equal(compiled(x, torch.arange(9) > 2, torch.tensor([0, 3])), x[[3, 6]])
 
 
 @pytest.mark.parametrize("name", [name for name in OPS if name != "SentenceLayout"])  # Which has `validate`.

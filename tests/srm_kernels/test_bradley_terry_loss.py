@@ -44,6 +44,12 @@ def test_a_ranking_of_three_thousand_pairs(compare, random):
     compare(bradley_terry_loss, by_pair, {"reward": random(0, 90)}, torch.float32, pairs=pairs, centering=0.1)
 
 
+def test_pairs_of_neighbours(compare, random):
+    """Most programs meet their responses in one step over the pairs, and skip the others."""
+    pairs = torch.arange(1200).reshape(-1, 2)
+    compare(bradley_terry_loss, by_pair, {"reward": random(0, 1203)}, torch.float32, pairs=pairs, centering=0.1)
+
+
 def test_nothing_to_compare(lane):
     reward = torch.ones(3, device=lane.device, requires_grad=True)
     none = torch.zeros(0, 2, dtype=torch.int64, device=lane.device)

@@ -19,7 +19,8 @@ def cases() -> Iterator[CompileCase]:
             signature = {"reward_ptr": f"*{dtype}", "pair_ptr": f"*{INDEX[dtype]}", "loss_ptr": wider, "grad_ptr": wider}
             signature |= {"num_rewards": "i32", "num_pairs": "i32"}
             signature |= dict.fromkeys(("smoothing_high", "smoothing_low", "centering_high", "centering_low"), "fp32")
-            constants = {"ACC": ACC[dtype], "HAS_MARGIN": has_margin, "HAS_WEIGHT": has_weight, "BLOCK_B": k.BLOCK_B, "BLOCK_P": k.BLOCK_P}
+            constants = {"ACC": ACC[dtype], "HAS_MARGIN": has_margin, "HAS_WEIGHT": has_weight}
+            constants |= {"BLOCK_B": k.BLOCK_B, "BLOCK_P": k.BLOCK_P, "TILE_P": k.TILE_P}
             for name, kind, given in (("margin_ptr", wider, has_margin), ("weight_ptr", "*fp32", has_weight)):
                 if given:
                     signature[name] = kind

@@ -2,9 +2,9 @@
 
 Shape letters: `B` responses, `P` pairs.
 
-A program owns a block of responses and walks over all pairs twice: once for the weighted sums, once to pick up the gradient of the pairs
-its responses are in. A response may be in many pairs, so this is a gather over pairs instead of a scatter with atomics. The work is
-P · B / 64 comparisons; real batches have tens to thousands of pairs.
+The first program computes the loss. Each of the others owns a block of responses and picks up the gradient of the pairs that they are in.
+A response may be in many pairs, so this is a gather over pairs instead of a scatter with atomics. A trip looks at the indices of 512 pairs
+and goes into them only where one of its responses is met: the work is P · B / 64 looks, and as many comparisons where pairs lie at random.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -22,7 +22,8 @@ from ..segments import accumulate_dtype
 
 __all__ = ["bradley_terry_loss_with_grad"]
 
-BLOCK_B, BLOCK_P = 64, 64
+# Responses of a program, pairs that a trip looks at, and pairs that are compared with the responses at a time.
+BLOCK_B, BLOCK_P, TILE_P = 64, 512, 64
 
 
 @triton.jit
@@ -57,6 +58,36 @@ def load_pair(
     return chosen, rejected, tl.where(counts, d, 0.0), tl.where(counts, reward_chosen + reward_rejected, 0.0), weight
 
 
+@triton.jit
+def total_weight(weight_ptr, num_pairs, ACC: tl.constexpr, HAS_WEIGHT: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Sum of the weights; 1 where it is 0, so that the loss of no pairs, or of none that counts, is 0."""
+    total = tl.zeros((), ACC) + num_pairs
+    if HAS_WEIGHT:
+        sum_ = tl.zeros((BLOCK_P,), ACC)
+        start = tl.zeros((), tl.int64)
+        while start < num_pairs:
+            p = start + tl.arange(0, BLOCK_P)
+            sum_ += tl.load(weight_ptr + p, mask=p < num_pairs, other=0).to(ACC)
+            start += BLOCK_P
+        total = tl.sum(sum_, 0)
+    return tl.where(total == 0, 1.0, total)
+
+
+@triton.jit
+def place_in_block(index, begin, BLOCK_B: tl.constexpr):
+    """Where the responses `index` (int64) stand in the block from `begin` on, in 32 bits; -1 outside of it."""
+    place = index - begin
+    return tl.where((place >= 0) & (place < BLOCK_B), place, -1).to(tl.int32)
+
+
+@triton.jit
+def any_in_block(pair_ptr, p, num_pairs, begin, BLOCK_B: tl.constexpr):
+    """Whether a pair of p is of a response of the block."""
+    chosen = tl.load(pair_ptr + 2 * p, mask=p < num_pairs, other=-1).to(tl.int64)
+    rejected = tl.load(pair_ptr + (2 * p + 1), mask=p < num_pairs, other=-1).to(tl.int64)
+    return tl.max(tl.maximum(place_in_block(chosen, begin, BLOCK_B), place_in_block(rejected, begin, BLOCK_B)), 0) >= 0
+
+
 @triton.jit(do_not_specialize=["num_rewards", "num_pairs"])
 def bradley_terry_kernel(
     reward_ptr,
@@ -76,44 +107,47 @@ def bradley_terry_kernel(
     HAS_WEIGHT: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    TILE_P: tl.constexpr,
 ):
     """loss [] and its gradient grad [B]."""
     smoothing = joined(smoothing_high, smoothing_low, ACC)
     centering = joined(centering_high, centering_low, ACC)
+    total = total_weight(weight_ptr, num_pairs, ACC, HAS_WEIGHT, BLOCK_P)
     pid = tl.program_id(0).to(tl.int64)
-    b = pid * BLOCK_B + tl.arange(0, BLOCK_B)
-    loss_sum = tl.zeros((BLOCK_P,), ACC)
-    weight_sum = tl.zeros((BLOCK_P,), ACC)
     start = tl.zeros((), tl.int64)
-    while start < num_pairs:
-        p = start + tl.arange(0, BLOCK_P)
-        _, _, d, sum_, weight = load_pair(reward_ptr, pair_ptr, margin_ptr, weight_ptr, p, num_pairs, ACC, HAS_MARGIN, HAS_WEIGHT)
-        loss = (1.0 - smoothing) * softplus(-d) + tl.where(smoothing == 0, 0.0, smoothing * softplus(d))
-        loss_sum += weight * (loss + tl.where(centering == 0, 0.0, centering * sum_ * sum_))
-        weight_sum += weight
-        start += BLOCK_P
-    total = tl.sum(weight_sum, 0)
-    total = tl.where(total == 0, 1.0, total)  # No pairs, or none that counts: the loss is 0.
     if pid == 0:
+        loss_sum = tl.zeros((BLOCK_P,), ACC)
+        while start < num_pairs:
+            p = start + tl.arange(0, BLOCK_P)
+            _, _, d, sum_, weight = load_pair(reward_ptr, pair_ptr, margin_ptr, weight_ptr, p, num_pairs, ACC, HAS_MARGIN, HAS_WEIGHT)
+            loss = (1.0 - smoothing) * softplus(-d) + tl.where(smoothing == 0, 0.0, smoothing * softplus(d))
+            loss_sum += weight * (loss + tl.where(centering == 0, 0.0, centering * sum_ * sum_))
+            start += BLOCK_P
         tl.store(loss_ptr, tl.sum(loss_sum, 0) / total)
-    grad = tl.zeros((BLOCK_B, BLOCK_P), ACC)
-    start = tl.zeros((), tl.int64)
-    while start < num_pairs:
-        p = start + tl.arange(0, BLOCK_P)
-        chosen, rejected, d, sum_, weight = load_pair(
-            reward_ptr, pair_ptr, margin_ptr, weight_ptr, p, num_pairs, ACC, HAS_MARGIN, HAS_WEIGHT
-        )
-        share = weight / total
-        # 1 / (1 + exp(d)) with the exponent kept from overflowing.
-        u = tl.exp(-tl.abs(d))
-        sigmoid = tl.where(d > 0, u, 1.0) / (1.0 + u)
-        slope = (smoothing - sigmoid) * share
-        pull = tl.where(centering == 0, 0.0, 2.0 * centering * sum_ * share)
-        in_range = (p < num_pairs)[None, :]
-        grad += tl.where(in_range & (chosen[None, :] == b[:, None]), (pull + slope)[None, :], 0.0)
-        grad += tl.where(in_range & (rejected[None, :] == b[:, None]), (pull - slope)[None, :], 0.0)
-        start += BLOCK_P
-    tl.store(grad_ptr + b, tl.sum(grad, 1), mask=b < num_rewards)
+    else:
+        begin = (pid - 1) * BLOCK_B
+        b = tl.arange(0, BLOCK_B)
+        grad = tl.zeros((BLOCK_B, TILE_P), ACC)
+        while start < num_pairs:
+            tile = start
+            start += BLOCK_P
+            if any_in_block(pair_ptr, tile + tl.arange(0, BLOCK_P), num_pairs, begin, BLOCK_B):
+                while tile < tl.minimum(start, num_pairs):
+                    p = tile + tl.arange(0, TILE_P)
+                    chosen, rejected, d, sum_, weight = load_pair(
+                        reward_ptr, pair_ptr, margin_ptr, weight_ptr, p, num_pairs, ACC, HAS_MARGIN, HAS_WEIGHT
+                    )
+                    # Past the last pair the weight is 0, and with it all that is added.
+                    share = weight / total
+                    # 1 / (1 + exp(d)) with the exponent kept from overflowing.
+                    u = tl.exp(-tl.abs(d))
+                    sigmoid = tl.where(d > 0, u, 1.0) / (1.0 + u)
+                    slope = (smoothing - sigmoid) * share
+                    pull = tl.where(centering == 0, 0.0, 2.0 * centering * sum_ * share)
+                    grad += tl.where(place_in_block(chosen, begin, BLOCK_B)[None, :] == b[:, None], (pull + slope)[None, :], 0.0)
+                    grad += tl.where(place_in_block(rejected, begin, BLOCK_B)[None, :] == b[:, None], (pull - slope)[None, :], 0.0)
+                    tile += TILE_P
+        tl.store(grad_ptr + (begin + b), tl.sum(grad, 1), mask=begin + b < num_rewards)
 
 
 def bradley_terry_loss_with_grad(
@@ -124,8 +158,7 @@ def bradley_terry_loss_with_grad(
     loss = torch.empty((), dtype=dtype, device=reward.device)
     grad = torch.empty(reward.shape, dtype=dtype, device=reward.device)
     with device_of(reward):
-        # At least one program: the loss of no responses is 0, and somebody must write it.
-        bradley_terry_kernel[(max(1, triton.cdiv(reward.numel(), BLOCK_B)),)](
+        bradley_terry_kernel[(1 + triton.cdiv(reward.numel(), BLOCK_B),)](
             aligned(reward),
             aligned(pairs),
             None if margin is None else aligned(margin),
@@ -141,6 +174,7 @@ def bradley_terry_loss_with_grad(
             HAS_WEIGHT=weight is not None,
             BLOCK_B=BLOCK_B,
             BLOCK_P=BLOCK_P,
+            TILE_P=TILE_P,
             num_warps=num_warps(),
         )
     return loss, grad

@@ -3,8 +3,7 @@
 Shape letters: `N` boundaries, `B` responses, `A` attention width, `J` = rotary pairs.
 
 Rotating the query by its index n and a key by its index i gives the score that rotating the query alone by n - i gives, so the keys
-are never rotated; with complex pairs, score = Re(q · conj(k) · exp(iφ)), φ_j = (n - i) θ^(-2j/A). The angle is reduced in fp64:
-in fp32 the angle of sentence 3,000 would be off by 1e-4. Few fp64 operations a pair are free even where fp64 is slow.
+are never rotated; with complex pairs, score = Re(q · conj(k) · exp(iφ)), φ_j = (n - i) θ^(-2j/A).
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -24,13 +23,13 @@ from torch import Tensor
 from ...pooling import POOLINGS
 from ..device import NUM_THREADS, acc_type, aligned, device_of, num_warps
 from ..segments import accumulate_dtype
+from .rotation import rotation_before_first, rotation_of_next, turned
 
 __all__ = ["sentence_attention_pool_backward", "sentence_attention_pool_forward"]
 
 SUM: tl.constexpr = tl.constexpr(POOLINGS.index("sum"))
 LAST: tl.constexpr = tl.constexpr(POOLINGS.index("last"))
 VALUE_ATTENTION: tl.constexpr = tl.constexpr(POOLINGS.index("value_attention"))
-HALF_PI: tl.constexpr = tl.constexpr(math.pi / 2)
 
 
 @functools.cache  # `next_power_of_2` is slow, because it may be asked inside kernels.
@@ -46,44 +45,12 @@ def pool_config(width: int, itemsize: int) -> dict[str, Any]:
     tile = 2048 if itemsize < 8 else 1024 if block == 128 else 512  # What spills nothing: see compile_check.
     rows = max(1, min(64, tile // block))
     terms = 5 if itemsize < 8 else 9  # The first one left out is below the rounding of the result.
-    return {"A": width, "BLOCK_A": block, "BLOCK_N": rows, "TERMS": terms, "LANES": 128}
+    return {"A": width, "BLOCK_A": block, "BLOCK_N": rows, "TERMS": terms, "LANES": 128, "ANCHOR": 4 if rows > 1 else 1}
 
 
 def pool_threads(block: int) -> int:
     """At most 16 columns of a row a thread."""
     return max(NUM_THREADS, block // 16)
-
-
-@triton.jit
-def rotation(distance, ACC: tl.constexpr, A: tl.constexpr, BLOCK_J: tl.constexpr, LOG2_THETA: tl.constexpr, TERMS: tl.constexpr):
-    """cos and sin [n, J] of the angle distance [n] · θ^(-2j/A)."""
-    j = tl.arange(0, BLOCK_J).to(tl.float64)
-    quarters_J = tl.exp2(j * (-2.0 / A) * LOG2_THETA) / HALF_PI
-    quarters = distance.to(tl.float64)[:, None] * quarters_J[None, :]
-    nearest = tl.floor(quarters + 0.5)
-    x = ((quarters - nearest) * HALF_PI).to(ACC)
-    # Taylor series in [-π/4, π/4]. The library's sin and cos carry a slow path for huge arguments, which spills registers.
-    square = x * x
-    sin = tl.zeros_like(x) + 1.0
-    cos = tl.zeros_like(x) + 1.0
-    for i in tl.static_range(TERMS):
-        # Spelt out, not named: the interpreter makes a named number an fp32 tensor.
-        sin = 1.0 - square * (1.0 / (2 * (TERMS - i) * (2 * (TERMS - i) + 1))) * sin
-        cos = 1.0 - square * (1.0 / (2 * (TERMS - i) * (2 * (TERMS - i) - 1))) * cos
-    sin *= x
-    quadrant = nearest.to(tl.int64) & 3
-    odd = (quadrant & 1) == 1
-    rotated_cos = tl.where(odd, sin, cos)
-    rotated_sin = tl.where(odd, cos, sin)
-    rotated_cos = tl.where((quadrant == 1) | (quadrant == 2), -rotated_cos, rotated_cos)
-    return rotated_cos, tl.where(quadrant >= 2, -rotated_sin, rotated_sin)
-
-
-@triton.jit
-def turned(x, cos, sin, BLOCK_A: tl.constexpr):
-    """Rotates the pairs (2j, 2j + 1) of x [n, A]."""
-    even, odd = tl.split(tl.reshape(x, (x.shape[0], BLOCK_A // 2, 2)))
-    return tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (cos.shape[0], BLOCK_A))
 
 
 @triton.jit
@@ -106,6 +73,7 @@ def pool_kernel(
     BLOCK_A: tl.constexpr,
     BLOCK_N: tl.constexpr,
     LANES: tl.constexpr,
+    ANCHOR: tl.constexpr,
 ):
     """reward [B], sentence_reward [N], weight [N]. The weight buffer holds the scores between the passes."""
     response = tl.program_id(0).to(tl.int64)
@@ -114,23 +82,30 @@ def pool_kernel(
     first = begin + (0 if INCLUDE_PROMPT else 1)
     HAS_ATTENTION: tl.constexpr = query_ptr is not None
     if HAS_ATTENTION:
-        top = tl.full((), float("-inf"), ACC)
+        tops = tl.full((BLOCK_N,), float("-inf"), ACC)
         a = tl.arange(0, BLOCK_A)
         query = tl.load(query_ptr + (response * A + a), mask=a < A, other=0).to(ACC)[None, :]
+        if ROPE:
+            cos, sin, step_cos, step_sin = rotation_before_first(ACC, A, BLOCK_N, BLOCK_A // 2, LOG2_THETA, TERMS)
+            tile = begin * 0
         start = begin
         while start < end:
             n = start + tl.arange(0, BLOCK_N)
             mask = ((n >= first) & (n < end))[:, None] & (a < A)[None, :]
             key = tl.load(key_ptr + (n[:, None] * A + a[None, :]), mask=mask, other=0).to(ACC)
             if ROPE:
-                cos, sin = rotation(end - 1 - n, ACC, A, BLOCK_A // 2, LOG2_THETA, TERMS)
+                cos, sin = rotation_of_next(
+                    tile, end - 1 - n, cos, sin, step_cos, step_sin, ACC, A, BLOCK_A // 2, LOG2_THETA, TERMS, ANCHOR
+                )
+                tile += 1
                 # Turning the key backwards, not the query forwards: the key already has the shape of the angles.
                 key = turned(key, cos, -sin, BLOCK_A)
             score = tl.sum(key * query, 1) * (A**-0.5)
             tl.store(weight_ptr + n, score, mask=n < end)
-            top = tl.maximum(top, tl.max(tl.where((n >= first) & (n < end), score, float("-inf")), 0))
+            tops = tl.maximum(tops, tl.where((n >= first) & (n < end), score, float("-inf")))
             start += BLOCK_N
         tl.debug_barrier()  # From here on threads read scores that others wrote.
+        top = tl.max(tops, 0)
         top = tl.where(top == float("-inf"), 0.0, top)  # exp(-inf - -inf) would be NaN.
         sum_ = tl.zeros((LANES,), ACC)
         start = begin
@@ -199,6 +174,7 @@ def pool_backward_kernel(
     BLOCK_A: tl.constexpr,
     BLOCK_N: tl.constexpr,
     LANES: tl.constexpr,
+    ANCHOR: tl.constexpr,
 ):
     """grad_query [B, A], grad_key [N, A], grad_value [N]. Attention that was left out is 0, and so are its gradients.
 
@@ -249,15 +225,22 @@ def pool_backward_kernel(
     if HAS_ATTENTION:
         tl.debug_barrier()  # From here on threads read gradients that others wrote.
         grad_query = tl.zeros((BLOCK_N, BLOCK_A), ACC)
+        if ROPE:
+            cos, sin, step_cos, step_sin = rotation_before_first(ACC, A, BLOCK_N, BLOCK_A // 2, LOG2_THETA, TERMS)
+            tile = begin * 0
         start = begin
         while start < end:
             n = start + tl.arange(0, BLOCK_N)
+            if ROPE:
+                cos, sin = rotation_of_next(
+                    tile, end - 1 - n, cos, sin, step_cos, step_sin, ACC, A, BLOCK_A // 2, LOG2_THETA, TERMS, ANCHOR
+                )
+                tile += 1
             grad_score = tl.load(grad_score_ptr + n, mask=n < end, other=0)[:, None]
             mask = (n < end)[:, None] & (a < A)[None, :]
             key = tl.load(key_ptr + (n[:, None] * A + a[None, :]), mask=mask & (grad_score != 0), other=0).to(ACC)
             grad_key = tl.broadcast_to(query, (BLOCK_N, BLOCK_A))
             if ROPE:
-                cos, sin = rotation(end - 1 - n, ACC, A, BLOCK_A // 2, LOG2_THETA, TERMS)
                 key = turned(key, cos, -sin, BLOCK_A)
                 grad_key = turned(grad_key, cos, sin, BLOCK_A)
             tl.store(grad_key_ptr + (n[:, None] * A + a[None, :]), grad_key * grad_score, mask=mask)

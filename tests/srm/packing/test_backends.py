@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from srm.errors import UserError
 from srm.packing import backends
@@ -247,7 +248,15 @@ def test_amd_runs_what_is_tested_there(machine: Any, monkeypatch: pytest.MonkeyP
     assert choose(CUDA).backend is sdpa
 
 
-def test_this_torch_takes_what_we_pass() -> None:
-    signature = inspect.signature(varlen.varlen_attn)
-    signature.bind(*range(7), scale=0.125, window_size=(-1, 0))
-    assert list(signature.parameters)[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("window", [None, 4])
+def test_this_torch_takes_what_we_pass(window: int | None, groups: int) -> None:
+    """Torch's own function and operators, as installed, forward and backward on tensors without values: arguments and shapes must fit."""
+    assert list(inspect.signature(varlen.varlen_attn).parameters)[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
+    plan = AttentionPlan(lengths=PLAN.lengths, parents=PLAN.parents)
+    with FakeTensorMode():
+        shapes = [(1, heads, plan.num_tokens, 8) for heads in (4, groups, groups)]
+        tensors = [torch.empty(shape, dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+        out = varlen.attend(*tensors, plan, scaling=0.3, dropout=0.0, window=window, softcap=None)
+        assert out.shape == (1, plan.num_tokens, 4, 8)
+        assert [x.shape for x in torch.autograd.grad(out.sum(), tensors)] == [torch.Size(shape) for shape in shapes]
