@@ -183,7 +183,8 @@ def _vllm(folder: str, arguments: argparse.Namespace) -> AbstractContextManager[
     # With a route to forget prefixes.
     variables = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": path}
     if arguments.device == "cpu":
-        flags.append("--enforce-eager")
+        # Blocks of the prefix cache as small as on a GPU, nearly: with the 128 tokens that it takes on a CPU, a group shares less.
+        flags += ["--enforce-eager", "--block-size", "32"]
         # It would keep a core to its HTTP server alone, which srm-serve does not.
         variables["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
     return vllm_serve(Path(folder), scratch, *flags, python=arguments.vllm, **variables)
