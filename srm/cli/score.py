@@ -57,7 +57,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add_scoring_options(parser)
     engine = parser.add_argument_group("where it runs")
     engine.add_argument(
-        "--engine", choices=["local", "ray"], default="local", help="this process, or workers of a Ray cluster [%(default)s]: docs/scale.md"
+        "--engine", choices=["local", "ray"], default="local", help="this process, or workers of a Ray cluster: docs/scale.md"
     )
     engine.add_argument("--address", help="of the cluster: HOST:PORT of its head, auto, or local for its own [RAY_ADDRESS, auto, local]")
     engine.add_argument("--num_workers", type=int, help="workers, each with a model [one a GPU; on CPUs one a machine]")
