@@ -26,9 +26,9 @@ from typing import Any
 import environment
 import torch
 from providers import Models
+from workloads import random_text
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = ("the", "a", "cat", "dog", "house", "river", "stone", "walks", "sees", "finds", "quickly", "old", "new", "bright", "under", "today")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,14 +70,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _write_rows(path: Path, arguments: argparse.Namespace) -> None:
     draw = random.Random(0)
 
-    def text(count: int) -> str:
-        return " ".join(draw.choice(WORDS) + ("." if draw.random() < 0.08 else "") for _ in range(count))
-
     with path.open("w", encoding="utf-8") as file:
         for number in range(arguments.rows):
             if number % 2 == 0:
-                prompt = text(arguments.prompt)
-            file.write(json.dumps({"id": str(number), "prompt": prompt, "response": text(arguments.response)}) + "\n")
+                prompt = random_text(draw, arguments.prompt)
+            file.write(json.dumps({"id": str(number), "prompt": prompt, "response": random_text(draw, arguments.response)}) + "\n")
 
 
 def _round(number: int, folder: str, arguments: argparse.Namespace) -> dict[int, dict[str, Any]]:

@@ -33,6 +33,7 @@ import httpx
 import torch
 from providers import Models
 from vllm_server import vllm_serve
+from workloads import random_text
 
 from srm import AsyncClient, SentenceRewardModel
 
@@ -41,7 +42,6 @@ BATCHING, PLAIN, VLLM = "batching", "no batching", "vllm"
 # Largest difference of two rewards, as a share of their spread over the requests. The weights are float32, because the rounding of bfloat16
 # is as large as the differences between random texts.
 TOLERANCE = 1e-3
-WORDS = ("the", "a", "cat", "dog", "house", "river", "stone", "walks", "sees", "finds", "quickly", "old", "new", "bright", "under", "today")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +150,7 @@ def _load(name: str, arguments: argparse.Namespace, model: SentenceRewardModel) 
 
 def _text(draw: random.Random, tokenizer: Any, num_tokens: int) -> str:
     """Sentences of random words, cut to `num_tokens` tokens."""
-    words = [draw.choice(WORDS) + ("." if draw.random() < 0.08 else "") for _ in range(num_tokens)]
-    text = " ".join(words)
+    text = random_text(draw, num_tokens)
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return text[: offsets[num_tokens - 1][1]]
 

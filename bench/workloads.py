@@ -8,6 +8,7 @@ times the tokens of a row with shared prompts, sorted as pairs 1.4 times, sorted
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,9 @@ from srm.packing.batch import IntArray
 if TYPE_CHECKING:
     from srm.data import ResponseEncoder
 
-__all__ = ["generated_groups", "generated_pairs", "padded_tokens", "read_pairs", "real_tokens"]
+__all__ = ["generated_groups", "generated_pairs", "padded_tokens", "random_text", "read_pairs", "real_tokens"]
+
+WORDS = ("the", "a", "cat", "dog", "house", "river", "stone", "walks", "sees", "finds", "quickly", "old", "new", "bright", "under", "today")
 
 # Of the logarithms of the lengths of prompt, chosen and rejected response.
 _MEAN = np.array([4.296, 5.299, 5.027])
@@ -64,6 +67,11 @@ def read_pairs(source: str, encoder: ResponseEncoder, *, count: int, max_length:
     if len(pairs) < count:
         raise SystemExit(f"throughput: {source} has {len(pairs)} pairs of at most {max_length} tokens, and --pairs asks for {count}.")
     return pairs[:count]
+
+
+def random_text(draw: Random, num_words: int) -> str:
+    """Sentences of random words."""
+    return " ".join(draw.choice(WORDS) + ("." if draw.random() < 0.08 else "") for _ in range(num_words))
 
 
 def real_tokens(rows: Sequence[EncodedComparison]) -> int:

@@ -1,9 +1,4 @@
-"""Replicas of srm-serve behind one address, by Ray Serve:
-
-    serve run srm.cli.replicas:app model=outputs/reward num_replicas=4
-
-`examples/ray_serve.yaml` is the same as a file, for `serve deploy`.
-"""
+"""Replicas of srm-serve behind one address, by Ray Serve: `serve run examples/ray_serve.yaml`, and `serve deploy` on a cluster."""
 
 from __future__ import annotations
 
@@ -12,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from srm.cli.cluster import plan_workers
 from srm.cli.scoring import load_model
-from srm.cli.serve import _parse, server_settings
+from srm.cli.serve import parse, server_settings
 from srm.errors import UserError
 from srm.extras import name_the_extra
 
 with name_the_extra("srm.cli.replicas"):
+    import ray
     from ray import serve
 
 if TYPE_CHECKING:
@@ -33,12 +29,14 @@ def app(args: Mapping[str, Any]) -> Application:
     """Ray Serve's application builder.
 
     Args:
-        args: flags of srm-serve, as `model=outputs/reward max_queue=1000`, and `num_replicas`: one a GPU where left out, or one a machine
-            on CPUs. The token is SRM_TOKEN of the environment that this runs in.
+        args: `args` of the application in the file: flags of srm-serve, and `num_replicas`: one a GPU where left out, or one a machine on
+            CPUs. The token is SRM_TOKEN of the environment that this runs in.
 
     Raises:
-        UserError: a flag that there is not, or that Serve sets itself; no machine that can hold a replica.
+        UserError: a flag that there is not, or that Serve sets itself; no machine that can hold a replica; no connection to Ray yet.
     """
+    if not ray.is_initialized():
+        raise UserError("srm.cli.replicas: Serve connects to a cluster first only for a file. Run `serve run examples/ray_serve.yaml`.")
     told = {name: str(value) for name, value in args.items()}
     for name in _NOT_OURS:
         if name in told:
@@ -46,7 +44,7 @@ def app(args: Mapping[str, Any]) -> Application:
     count = told.pop("num_replicas", None)
     if count is not None and not (count.isdecimal() and int(count)):
         raise UserError(f"num_replicas must be at least 1, got {count}.")
-    arguments = _parse([f"--{name}={value}" for name, value in told.items()])
+    arguments = parse([f"--{name}={value}" for name, value in told.items()])
     workers = plan_workers(arguments.device, int(count) if count else None)
     arguments.device = "cuda" if workers.num_gpus else "cpu"
     deployment = serve.deployment(

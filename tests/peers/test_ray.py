@@ -326,6 +326,14 @@ def test_replicas_behind_one_address(model: SentenceRewardModel, folder: Path, t
             server.wait(60)
 
 
+def test_replicas_without_a_file_are_refused() -> None:
+    """Serve builds such an application before it connects."""
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", "srm.cli.replicas:app", "model=outputs/reward"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "Run `serve run examples/ray_serve.yaml`" in done.stderr
+
+
 @pytest.mark.parametrize("thing", [SentenceRewardScorer, plan_workers, Workers])
 def test_docstrings(thing: Any) -> None:
     assert problems(thing) == []
