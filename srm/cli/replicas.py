@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from srm.cli.cluster import plan_workers
 from srm.cli.scoring import load_model
-from srm.cli.serve import parse, server_settings
+from srm.cli.serve import _parse, server_settings
 from srm.errors import UserError
 from srm.extras import name_the_extra
 
@@ -44,7 +44,7 @@ def app(args: Mapping[str, Any]) -> Application:
     count = told.pop("num_replicas", None)
     if count is not None and not (count.isdecimal() and int(count)):
         raise UserError(f"num_replicas must be at least 1, got {count}.")
-    arguments = parse([f"--{name}={value}" for name, value in told.items()])
+    arguments = _parse([f"--{name}={value}" for name, value in told.items()])
     workers = plan_workers(arguments.device, int(count) if count else None)
     arguments.device = "cuda" if workers.num_gpus else "cpu"
     deployment = serve.deployment(

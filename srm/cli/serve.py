@@ -19,7 +19,7 @@ from srm.runs.parser import Parser
 if TYPE_CHECKING:
     from srm.serving import ServerSettings
 
-__all__ = ["main", "parse", "server_settings"]
+__all__ = ["main", "server_settings"]
 
 _TOKEN_VARIABLE = "SRM_TOKEN"
 # Connections that wait to be accepted; as many as uvicorn asks for.
@@ -31,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(_serve, argv, log_format=f"%(asctime)s {LOG_FORMAT}")
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of `srm-serve`."""
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="srm-serve",
         description="Serve a trained sentence reward model: POST /v1/rewards, OpenRLHF's POST /get_reward, GET /health, /metrics, /docs. "
@@ -62,7 +61,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _serve(argv: Sequence[str]) -> None:
-    arguments = parse(argv)
+    arguments = _parse(argv)
     from srm.serving import create_app, make_server
 
     device_of(arguments)
