@@ -10,9 +10,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHON
 if [ $# -eq 0 ]; then
     mapfile -t names < <(cd tests/peers/requirements && basename -s .txt -- *.txt)
     [ -n "${SLIME:-}" ] || mapfile -t names < <(printf '%s\n' "${names[@]}" | grep -vx slime)
+    exec 3>&1
     # Two at a time: much of it is waiting, for processes to start or for an answer.
-    printf '%s\n' "${names[@]}" |
-        xargs -P "${WORKERS:-2}" -I NAME bash -o pipefail -c "scripts/test_peers.sh NAME 2>&1 | sed -u 's/^/NAME: /'"
+    failed=$(printf '%s\n' "${names[@]}" |
+        xargs -P "${WORKERS:-2}" -I NAME bash -o pipefail -c "scripts/test_peers.sh NAME 2>&1 | sed -u 's/^/NAME: /' >&3 || echo NAME")
+    # Last, where it is seen: the output of a peer that failed is far up.
+    [ -z "$failed" ] || { echo "test_peers.sh: failed: ${failed//$'\n'/, }" >&2; exit 1; }
     exit
 fi
 
@@ -25,4 +28,7 @@ if ! cmp -s "$pins" "$folder/pins.txt" || ! "$folder/bin/python" -c 'import torc
     cp "$pins" "$folder/pins.txt"
     echo "installed after $SECONDS s"
 fi
+# Ray remembers here which cluster runs on this machine; two peers have it, and neither may join the other's.
+RAY_TMPDIR=$(mktemp -d)
+export RAY_TMPDIR
 exec "$folder/bin/python" -m pytest -q "tests/peers/test_$name.py"
