@@ -8,12 +8,20 @@ from typing import Any, Literal
 
 from srm.errors import UserError
 from srm.packing import PackingMode
+from srm.rl.rewards import Placement, ToGo, Whitening
 from srm.runs.limits import RL_LIMITS, check_limits
 from srm.runs.settings import Command, parse_settings
 
 __all__ = ["RLConfig", "parse_rl_config"]
 
 _PPO_ONLY = ("lam", "num_ppo_epochs", "num_mini_batches", "cliprange", "cliprange_value", "vf_coef", "head_learning_rate")
+# What --reward response takes of the settings for sentences.
+_SENTENCE_ONLY = {
+    "sentence_reward": ("weighted",),
+    "to_go": ("sum",),
+    "reward_placement": ("last",),
+    "whitening": ("none", "scale", "full"),
+}
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -50,12 +58,19 @@ class RLConfig:
 
     algorithm: Literal["reinforce", "ppo"] = _setting("reinforce", "reinforce: leave-one-out baseline; ppo: value head, clipped objective.")
     reward: Literal["sentence", "response"] = _setting(
-        "sentence", "sentence: each sentence's reward on its last token; response: the response's reward on its last token."
+        "sentence", "sentence: each sentence's reward on its tokens; response: the response's reward on its last token."
     )
     sentence_reward: Literal["weighted", "sentence"] = _setting(
         "weighted", "What a sentence earns with --reward sentence: its part w_i * r_i of the response's reward, or r_i."
     )
-    whiten_rewards: bool = _setting(False, "Scale the rewards of each step to variance 1, before the KL penalty.")
+    to_go: ToGo = _setting(
+        "sum", "A token answers for the sum or minimum of its sentence's reward and the later ones, or for its own alone."
+    )
+    reward_placement: Placement = _setting("last", "A sentence's reward is paid on its last token, or in even parts on all of its tokens.")
+    whitening: Whitening = _setting(
+        "none",
+        "Of each step's rewards, before the KL penalty. scale: variance 1; full: mean 0 too; position: both for the sentence's position.",
+    )
     normalize_advantages: bool = _setting(True, "Scale the advantages of each step to mean 0 and variance 1 over its tokens.")
     kl_coef: float = _setting(0.05, "Price in the reward of one nat of KL from the reference.")
     kl_estimator: Literal["k1", "k2", "k3"] = _setting("k1", "Estimator of the KL in the reward.")
@@ -98,8 +113,17 @@ class RLConfig:
                     f"--num_generations must be at least 2 with --algorithm reinforce, got {self.num_generations}: its baseline is the "
                     "other responses to the prompt."
                 )
-        if self.reward == "response" and self.sentence_reward != "weighted":
-            raise UserError("--sentence_reward is a setting of --reward sentence. Drop it, or add --reward sentence.")
+        if self.reward == "response":
+            for name, taken in _SENTENCE_ONLY.items():
+                if getattr(self, name) not in taken:
+                    raise UserError(f"--{name} {getattr(self, name)} is a setting of --reward sentence. Drop it, or add --reward sentence.")
+        if self.to_go != "sum" and self.gamma != 1:
+            raise UserError(f"--to_go {self.to_go} knows no discount, got --gamma {self.gamma}. Drop one of them.")
+        if self.to_go == "own" and self.reward_placement == "even":
+            raise UserError(
+                "--to_go own gives all tokens of a sentence its whole reward, so --reward_placement even has nothing to spread. "
+                "Drop one of them."
+            )
         if self.rollout_size % self.num_generations:
             raise UserError(
                 f"a step collects {self.rollout_size} responses (--per_device_train_batch_size {self.per_device_train_batch_size} x "
@@ -124,7 +148,8 @@ _SECTIONS = {
         *("dataset_config", "dataset_train_split", "skip_bad_rows", "max_prompt_length"),
     ),
     "rewards and algorithm": (
-        *("algorithm", "reward", "sentence_reward", "whiten_rewards", "normalize_advantages", "kl_coef", "kl_estimator", "gamma"),
+        *("algorithm", "reward", "sentence_reward", "to_go", "reward_placement", "whitening", "normalize_advantages"),
+        *("kl_coef", "kl_estimator", "gamma"),
         *("num_generations", "max_completion_length", "temperature"),
     ),
     "with --algorithm ppo": _PPO_ONLY,

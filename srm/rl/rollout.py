@@ -50,8 +50,8 @@ class Rollout:
 def reward_tokens(scored: ScoredTokens, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, config: RLConfig) -> Tensor:
     """fp32 [B, L], what each token earns, the price of KL subtracted.
 
-    `sentence`: each sentence's reward on its last token. `response`: the response's reward on its last token, which is the end token where
-    there is one, so that ending is paid for what it ends; a response without text has its reward too.
+    `sentence`: each sentence's reward on its tokens, as `token_level_rewards` places it. `response`: the response's reward on its last
+    token, which is the end token where there is one, so that ending is paid for what it ends; a response without text has its reward too.
     """
     is_dense = config.reward == "sentence"
     # Without sentence rewards the KL penalty alone is left.
@@ -59,7 +59,9 @@ def reward_tokens(scored: ScoredTokens, logprobs: Tensor, ref_logprobs: Tensor, 
     rewards = token_level_rewards(
         paid,
         kind=config.sentence_reward,
-        whitening="scale" if config.whiten_rewards and is_dense else "none",
+        whitening=config.whitening if is_dense else "none",
+        to_go=config.to_go,
+        placement=config.reward_placement,
         logprobs=logprobs,
         ref_logprobs=ref_logprobs,
         mask=mask,
@@ -69,8 +71,8 @@ def reward_tokens(scored: ScoredTokens, logprobs: Tensor, ref_logprobs: Tensor, 
     if is_dense:
         return rewards
     reward = scored.reward
-    if config.whiten_rewards:
-        reward = whiten(reward, torch.ones_like(reward, dtype=torch.bool), shift_mean=False)
+    if config.whitening != "none":
+        reward = whiten(reward, torch.ones_like(reward, dtype=torch.bool), shift_mean=config.whitening == "full")
     return rewards.scatter_add(1, mask.sum(1, keepdim=True) - 1, reward[:, None])
 
 

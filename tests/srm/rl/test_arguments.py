@@ -28,7 +28,12 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
     [
         ({"cliprange": 0.1}, "--cliprange is a setting of --algorithm ppo"),
         ({"num_mini_batches": 2}, "--num_mini_batches is a setting of --algorithm ppo"),
-        ({"reward": "response", "sentence_reward": "sentence"}, "--sentence_reward is a setting of --reward sentence"),
+        ({"reward": "response", "sentence_reward": "sentence"}, "--sentence_reward sentence is a setting of --reward sentence"),
+        ({"reward": "response", "to_go": "min"}, "--to_go min is a setting of --reward sentence"),
+        ({"reward": "response", "reward_placement": "even"}, "--reward_placement even is a setting of --reward sentence"),
+        ({"reward": "response", "whitening": "position"}, "--whitening position is a setting of --reward sentence"),
+        ({"to_go": "min", "gamma": 0.9}, "--to_go min knows no discount, got --gamma 0.9"),
+        ({"to_go": "own", "reward_placement": "even"}, "--reward_placement even has nothing to spread"),
         ({"num_generations": 1}, "--num_generations must be at least 2 with --algorithm reinforce, got 1"),
         ({"num_generations": 3}, "collects 16 responses .* --num_generations 3 does not divide"),
         ({"temperature": 0.0}, "--temperature must be above 0 and at most .*, got 0.0"),

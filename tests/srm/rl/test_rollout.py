@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from srm.rl import leave_one_out
+from srm.rl import leave_one_out, token_level_rewards
 from srm.rl.arguments import RLConfig
 from srm.rl.policy import Responses, TokenStats
 from srm.rl.rollout import make_rollout, reward_tokens
@@ -54,12 +55,31 @@ def test_both_pay_the_same_in_all_where_the_prompt_earns_nothing(scored: ScoredT
 
 
 def test_whitening_scales_either(scored: ScoredTokens, new_config: Callable[..., RLConfig]) -> None:
-    response = earned(scored, new_config(reward="response", whiten_rewards=True)).sum(1)
+    response = earned(scored, new_config(reward="response", whitening="scale")).sum(1)
     spread = scored.reward.std(correction=0)
     torch.testing.assert_close(response, (scored.reward - scored.reward.mean()) / spread + scored.reward.mean())
     dense = torch.tensor([0.5, 1.5, -1.0])
     want = (dense - dense.mean()) / dense.std(correction=0) + dense.mean()
-    torch.testing.assert_close(earned(scored, new_config(whiten_rewards=True))[[0, 0, 2], [1, 3, 4]], want)
+    torch.testing.assert_close(earned(scored, new_config(whitening="scale"))[[0, 0, 2], [1, 3, 4]], want)
+
+
+def test_full_whitening_takes_the_mean_away_from_either(scored: ScoredTokens, new_config: Callable[..., RLConfig]) -> None:
+    response = earned(scored, new_config(reward="response", whitening="full")).sum(1)
+    torch.testing.assert_close(response, (scored.reward - scored.reward.mean()) / scored.reward.std(correction=0))
+    dense = torch.tensor([0.5, 1.5, -1.0])
+    want = (dense - dense.mean()) / dense.std(correction=0)
+    torch.testing.assert_close(earned(scored, new_config(whitening="full"))[[0, 0, 2], [1, 3, 4]], want)
+
+
+def test_the_settings_of_sentences_reach_their_rewards(scored: ScoredTokens, new_config: Callable[..., RLConfig]) -> None:
+    settings: list[dict[str, Any]] = [{"to_go": "min"}, {"to_go": "own"}, {"reward_placement": "even"}]
+    found = [earned(scored, new_config(sentence_reward="sentence", **choice)) for choice in settings]
+    # Rewards 2 and 6: the minimum to go is 2, then 6, and so is what each sentence has alone.
+    assert found[0].tolist() == found[1].tolist() == [[0, -4, 0, 6, 0], [0] * 5, [0, 0, 0, 0, -2]]
+    torch.testing.assert_close(found[2], torch.tensor([[1.0, 1, 3, 3, 0], [0] * 5, [-0.4] * 5]))
+    white = earned(scored, new_config(whitening="position"))
+    assert torch.equal(white, token_level_rewards(scored, whitening="position"))
+    assert not torch.allclose(white, token_level_rewards(scored, whitening="full"), atol=0.1)
 
 
 @pytest.mark.parametrize("reward", ["sentence", "response"])
