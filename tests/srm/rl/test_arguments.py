@@ -26,8 +26,13 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cliprange": 0.1}, "--cliprange is a setting of --algorithm ppo"),
-        ({"num_mini_batches": 2}, "--num_mini_batches is a setting of --algorithm ppo"),
+        ({"cliprange": 0.1}, "--cliprange is a setting of --algorithm ppo or grpo, got reinforce"),
+        ({"num_mini_batches": 2}, "--num_mini_batches is a setting of --algorithm ppo or grpo, got reinforce"),
+        ({"lam": 0.5}, "--lam is a setting of --algorithm ppo, got reinforce"),
+        ({"algorithm": "grpo", "vf_coef": 0.5}, "--vf_coef is a setting of --algorithm ppo, got grpo"),
+        ({"algorithm": "grpo", "gamma": 0.5}, "--gamma is a setting of --algorithm reinforce or ppo, got grpo"),
+        ({"algorithm": "grpo", "whitening": "full"}, "--whitening is a setting of --algorithm reinforce or ppo, got grpo"),
+        ({"algorithm": "grpo", "num_generations": 1}, "--num_generations must be at least 2 with --algorithm grpo, got 1"),
         ({"reward": "response", "sentence_reward": "sentence"}, "--sentence_reward sentence is a setting of --reward sentence"),
         ({"reward": "response", "to_go": "min"}, "--to_go min is a setting of --reward sentence"),
         ({"reward": "response", "reward_placement": "even"}, "--reward_placement even is a setting of --reward sentence"),

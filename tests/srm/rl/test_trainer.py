@@ -25,7 +25,9 @@ def logs(folder: str | Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-@pytest.mark.parametrize(("algorithm", "reward"), [("reinforce", "sentence"), ("reinforce", "response"), ("ppo", "sentence")])
+@pytest.mark.parametrize(
+    ("algorithm", "reward"), [("reinforce", "sentence"), ("reinforce", "response"), ("ppo", "sentence"), ("grpo", "sentence")]
+)
 def test_the_reward_rises_at_bounded_kl(new_config: NewConfig, new_trainer: NewTrainer, algorithm: str, reward: str) -> None:
     config = new_config(algorithm=algorithm, reward=reward, max_steps=35, save_steps=1000, kl_coef=0.01, learning_rate=1e-2)
     new_trainer(config).train()
@@ -40,10 +42,11 @@ def test_the_reward_rises_at_bounded_kl(new_config: NewConfig, new_trainer: NewT
     assert 3 < steps[-1]["kl"] < 40
 
 
-def test_a_price_on_kl_keeps_the_policy_near(new_config: NewConfig, new_trainer: NewTrainer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", ["reinforce", "grpo"])
+def test_a_price_on_kl_keeps_the_policy_near(new_config: NewConfig, new_trainer: NewTrainer, algorithm: str, tmp_path: Path) -> None:
     found = []
     for kl_coef in (0.0, 2.0):
-        config = new_config(max_steps=15, save_steps=1000, kl_coef=kl_coef, output_dir=str(tmp_path / str(kl_coef)))
+        config = new_config(algorithm=algorithm, max_steps=15, save_steps=1000, kl_coef=kl_coef, output_dir=str(tmp_path / str(kl_coef)))
         new_trainer(config).train()
         found.append(sum(step["kl"] for step in logs(config.output_dir)[-3:]))
     assert found[1] < 0.5 * found[0]
@@ -63,7 +66,7 @@ def test_the_policy_has_a_card_whose_lines_run(
     assert capsys.readouterr().out.startswith("Where is Paris?")
 
 
-@pytest.mark.parametrize("algorithm", ["reinforce", "ppo"])
+@pytest.mark.parametrize("algorithm", ["reinforce", "ppo", "grpo"])
 def test_resumed_is_as_uninterrupted(new_config: NewConfig, new_trainer: NewTrainer, algorithm: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -106,7 +109,7 @@ def test_a_checkpoint_of_the_other_algorithm_is_refused(new_config: NewConfig, n
         new_trainer(other).train(str(Path(first.output_dir) / "checkpoint-1"))
 
 
-@pytest.mark.parametrize("algorithm", ["reinforce", "ppo"])
+@pytest.mark.parametrize("algorithm", ["reinforce", "ppo", "grpo"])
 def test_the_size_of_a_pass_does_not_matter(new_config: NewConfig, new_trainer: NewTrainer, tmp_path: Path, algorithm: str) -> None:
     found = []
     for size, passes in ((8, 1), (2, 4)):
