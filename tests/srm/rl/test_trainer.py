@@ -13,6 +13,7 @@ import torch
 from srm.errors import UserError
 from srm.packing.backbone import restore
 from srm.rl.arguments import RLConfig
+from srm.rl.card import policy_card
 from srm.rl.trainer import RLTrainer
 
 NewConfig = Callable[..., RLConfig]
@@ -59,11 +60,29 @@ def test_the_policy_has_a_card_whose_lines_run(
     new_trainer(config).train()
     card = (tmp_path / "policy" / "README.md").read_text()
     assert "| reward model | me/reward |" in card
+    assert "| credit | sum to go, on the last token |" in card
     assert str(tmp_path) not in card
     capsys.readouterr()
     monkeypatch.chdir(tmp_path)
     exec(card.split("```python\n")[1].split("```")[0])
     assert capsys.readouterr().out.startswith("Where is Paris?")
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        (
+            {"to_go": "min", "whitening": "position"},
+            ["| credit | min to go, on the last token, whitening position |", "| price of KL | 0.05, k1 |"],
+        ),
+        ({"algorithm": "grpo", "to_go": "own"}, ["| credit | own to go |", "| price of KL | 0.05, k3 in the loss |"]),
+        ({"reward": "response"}, ["| reward | response |"]),
+    ],
+)
+def test_the_card_says_how_credit_was_given(new_config: NewConfig, settings: dict[str, Any], rows: list[str]) -> None:
+    card = policy_card(new_config(**settings))
+    assert all(row in card for row in rows)
+    assert ("| credit |" in card) == ("reward" not in settings)
 
 
 @pytest.mark.parametrize("algorithm", ["reinforce", "ppo", "grpo"])
