@@ -52,7 +52,7 @@ _ROWS = 256
 class _Limits:
     """What `encode_groups` asks a configuration."""
 
-    granularity: Granularity = "token"
+    granularity: Granularity = "sentence"
     max_positions: int | None
 
 
