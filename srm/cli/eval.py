@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srm.cli.common import run
-from srm.cli.scoring import add_scoring_options, device_of, load_model, model_identity, progress_columns, row_check
+from srm.cli.eval_models import add_rival_options, check_of_rows, check_rival_options, identity_of, load, models_of, short_names
+from srm.cli.scoring import add_scoring_options, device_of, progress_columns
 from srm.errors import UserError
 from srm.extras import way_to_install
 from srm.runs.parser import Parser
@@ -25,10 +26,7 @@ from srm.runs.parser import Parser
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from srm import SentenceRewardModel
     from srm.data import Prompt, Response
-    from srm.data.boundary import RowCheck
-    from srm.evaluation.classifier import ClassifierModel
     from srm.evaluation.spans import SpanRow
     from srm.evaluation.suites import Suite, SuiteRow
     from srm.evaluation.tables import TextTable
@@ -52,7 +50,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     needed = parser.add_argument_group("what is evaluated")
     needed.add_argument(
-        "--model", required=True, nargs="+", help="folders or hub names: sentence reward models, or sequence classifiers with one output"
+        "--model",
+        required=True,
+        nargs="+",
+        help="folders or hub names: sentence reward models, or sequence classifiers with one output; and rivals: leave_one_out:MODEL and "
+        "shapley:MODEL reward the sentences of either by cutting them out, dpo:POLICY has DPO's implicit rewards",
     )
     needed.add_argument(
         "--suite",
@@ -61,6 +63,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "where there are any; or rows with prompt, response and errors [{type, start, end}].",
     )
     needed.add_argument("--output_dir", required=True, type=Path, help="results.json, .csv and .png, and the scores of each model")
+    add_rival_options(parser)
     results = parser.add_argument_group("results")
     results.add_argument("--max_pairs", type=int, help="evaluate at most so many rows, spread evenly over the suite [all]")
     results.add_argument("--draws", type=int, default=1000, help="of the bootstrap over prompts")
@@ -69,7 +72,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     results.add_argument("--html", action="store_true", help="write a page a model with every scored pair")
     results.add_argument("--overwrite", action="store_true", help="replace existing results instead of going on with them")
     add_scoring_options(parser)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    check_rival_options(arguments)
+    return arguments
 
 
 def _evaluate(argv: Sequence[str]) -> None:
@@ -81,7 +86,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     device_of(arguments)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("runs as one process. Score with several by srm-score, or start one srm-eval a model, each with its --output_dir.")
-    names = _short_names(arguments.model)
+    names = short_names(arguments.model)
     outputs = {name: arguments.output_dir / "scores" / f"{_file_name(name)}.jsonl" for name in names}
     files = _check_places(arguments, outputs)
     with hold(arguments.output_dir):
@@ -98,7 +103,7 @@ def _check_places(arguments: argparse.Namespace, outputs: Mapping[str, Path]) ->
     pages = [folder / f"{_file_name(name)}.html" for name in outputs] if arguments.html else []
     results = [folder / name for name in ("responses.jsonl", "results.json", "results.csv", "results.png")]
     files = [*results, *pages, *outputs.values(), *map(meta_path, outputs.values())]
-    read = {"data": {"--suite": arguments.suite}, "models": {f"--model {name}": name for name in arguments.model}}
+    read = {"data": {"--suite": arguments.suite}, "models": models_of(arguments)}
     check_folder("--output_dir", folder, **read, whole=False)
     check_files({f"--output_dir: {path.relative_to(folder)}": path for path in [*files, folder / _RECORD]}, **read)
     return files
@@ -116,7 +121,7 @@ def _claim(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
 
 
 def _file_name(name: str) -> str:
-    return name.replace("/", "--")
+    return name.replace("/", "--").replace(":", "--")
 
 
 def _evaluate_suite(names: Mapping[str, str], outputs: Mapping[str, Path], arguments: argparse.Namespace, console: Console) -> None:
@@ -124,7 +129,7 @@ def _evaluate_suite(names: Mapping[str, str], outputs: Mapping[str, Path], argum
     from srm.evaluation.spans import has_spans, read_spans
     from srm.evaluation.suites import HUB_SUITES, read_suite
 
-    checks = [_row_check(model) for model in arguments.model]
+    checks = [check_of_rows(model, arguments) for model in arguments.model]
 
     def check(prompt: Prompt, responses: Sequence[Response]) -> None:
         # All models score the same rows.
@@ -158,36 +163,6 @@ def _evaluate_suite(names: Mapping[str, str], outputs: Mapping[str, Path], argum
         _report_spans(spans, rows, outputs, arguments, console)
 
 
-def _short_names(models: Sequence[str]) -> dict[str, str]:
-    """The models by the shortest end of their path that tells them apart; a last folder `model` says nothing and is left out."""
-    from srm.evaluation.score_suite import BASELINES
-
-    parts = {model: Path(model).resolve().parts[1:] if Path(model).is_dir() else Path(model).parts for model in models}
-    if len(set(parts.values())) < len(models):
-        raise UserError(f"--model names the same model twice: {', '.join(models)}. Name each once.")
-    parts = {model: path[:-1] if len(path) > 1 and path[-1] == "model" else path for model, path in parts.items()}
-    longest = max(len(path) for path in parts.values())
-    for length in range(1, longest + 1):
-        names = ["/".join(path[-length:]) for path in parts.values()]
-        if len(set(names)) == len(names) and not set(names) & set(BASELINES):
-            return dict(zip(names, models, strict=True))
-    raise UserError(f"--model {', '.join(models)}: two have one name, or one is called {' or '.join(BASELINES)}. Rename a folder.")
-
-
-def _row_check(name: str) -> RowCheck:
-    from srm.evaluation.classifier import classifier_check, is_classifier
-
-    return classifier_check(name) if is_classifier(name) else row_check(name)
-
-
-def _load(name: str, arguments: argparse.Namespace) -> SentenceRewardModel | ClassifierModel:
-    from srm.evaluation.classifier import ClassifierModel, is_classifier
-
-    if is_classifier(name):
-        return ClassifierModel(name, dtype=arguments.dtype, device=device_of(arguments))
-    return load_model(name, arguments)
-
-
 def _score(model_name: str, name: str, responses: Path, output: Path, total: int, arguments: argparse.Namespace, console: Console) -> None:
     from rich.progress import Progress
 
@@ -195,7 +170,7 @@ def _score(model_name: str, name: str, responses: Path, output: Path, total: int
     from srm.scoring.file import RowSettings, check_output
 
     digest = hashlib.sha256(responses.read_bytes()).hexdigest()
-    identity = model_identity(model_name, f"sha256:{digest}", arguments)
+    identity = identity_of(model_name, f"sha256:{digest}", arguments)
     settings = RowSettings(
         overlong=arguments.overlong,
         max_length=arguments.max_length,
@@ -204,7 +179,7 @@ def _score(model_name: str, name: str, responses: Path, output: Path, total: int
     )
     if not arguments.overwrite:
         check_output(output, identity | settings.decisive())
-    model = _load(model_name, arguments)
+    model = load(model_name, arguments)
     with Progress(*progress_columns(f"Scoring {name}"), console=console) as progress:
         task = progress.add_task("", total=total)
         score_responses(

@@ -7,10 +7,9 @@ it holds the response as a single one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,13 +30,12 @@ from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whol
 from srm.packing import PromptGroup
 from srm.packing.backbone import num_embeddings
 from srm.scoring.batching import split_passes
-from srm.scoring.file import RowSettings, check_resumed
+from srm.scoring.file import RowSettings, ScoredRows
 from srm.scoring.guards import check_ids, not_finite
-from srm.scoring.lines import write_scores
 from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.scoring.token_ids import NO_TEXT
 
-__all__ = ["ClassifierModel", "append_classifier_scores", "as_one_sentence", "classifier_check", "is_classifier"]
+__all__ = ["ClassifierModel", "as_one_sentence", "classifier_check", "is_classifier"]
 
 # What transformers calls the output layer of a classifier.
 _OUTPUTS = ("score", "classifier")
@@ -107,7 +105,7 @@ class ClassifierModel:
 
         Args:
             prompts: one a response, text or chat messages.
-            responses: what to score, texts or messages.
+            responses: what to score, texts or messages. "" is an empty turn.
             tokens_per_batch: upper bound on the tokens of a batch, padding included.
             max_length: longest prompt + response in tokens, template included; the model's own limit where None.
             overlong: `error`, `truncate_prompt` (cut on the left, as RewardBench does) or `truncate_response` (cut on the right).
@@ -140,6 +138,31 @@ class ClassifierModel:
                 rewards[index] = reward
         return rewards
 
+    def score_rows(self, rows: Iterable[ResponseRow], settings: RowSettings) -> Iterator[ScoredRows]:
+        """`srm.scoring.file.score_rows` for a classifier: a response is one sentence.
+
+        Args:
+            rows: taken as they are needed.
+            settings: how they are scored.
+
+        Returns:
+            Rows with their scores, in order.
+
+        Raises:
+            UserError: a row that cannot be scored.
+        """
+        left = iter(rows)
+        while window := list(islice(left, _WINDOW)):
+            rewards = self.score(
+                [row.prompt for row in window],
+                [row.response for row in window],
+                tokens_per_batch=settings.tokens_per_batch,
+                max_length=settings.max_length,
+                overlong=settings.overlong,
+                where=[row.where for row in window],
+            )
+            yield [(row, as_one_sentence(row.response, reward)) for row, reward in zip(window, rewards, strict=True)]
+
     def _encode(self, prompt: Prompt, response: Response) -> list[int]:
         # The template writes the bos token itself.
         return self.tokenizer(_rendered(self.tokenizer, prompt, response), add_special_tokens=False, verbose=False)["input_ids"]
@@ -166,7 +189,7 @@ def classifier_check(name: str) -> RowCheck:
 
 
 def _rendered(tokenizer: Any, prompt: Prompt, response: Response) -> str:
-    own, answer = own_prompt(prompt, check_response(response, "response"))
+    own, answer = (prompt, response) if response == "" else own_prompt(prompt, check_response(response, "response"))
     messages = [{"role": "user", "content": own}] if isinstance(own, str) else list(own)
     settings = own.settings if isinstance(own, Conversation) else {}
     if isinstance(answer, str):
@@ -204,49 +227,6 @@ def _load(name: str, dtype: torch.dtype | str) -> Any:
             "none. No program can score with it. Train it again with --lora_task_type SEQ_CLS, which saves the layer."
         )
     return merge_adapter(model, folder)
-
-
-def append_classifier_scores(
-    model: ClassifierModel,
-    rows: Iterator[ResponseRow],
-    output: Path,
-    num_resumed: int,
-    settings: RowSettings,
-    on_scored: Callable[[int], None],
-) -> int:
-    """`srm.scoring.file.append_scores` for a classifier.
-
-    Args:
-        model: the classifier.
-        rows: all rows of the input, the first `num_resumed` included.
-        output: the JSONL file.
-        num_resumed: responses that `output` holds already.
-        settings: how rows are scored.
-        on_scored: called with the number of responses just written, the resumed ones first.
-
-    Returns:
-        How many responses were scored.
-
-    Raises:
-        UserError: the ids in `output` are not those of the rows; a row that cannot be scored.
-    """
-    check_resumed(output, rows, num_resumed)
-    on_scored(num_resumed)
-    num_scored = 0
-    with output.open("a", encoding="utf-8") as file:
-        while window := list(islice(rows, _WINDOW)):
-            rewards = model.score(
-                [row.prompt for row in window],
-                [row.response for row in window],
-                tokens_per_batch=settings.tokens_per_batch,
-                max_length=settings.max_length,
-                overlong=settings.overlong,
-                where=[row.where for row in window],
-            )
-            write_scores(file, ((row, as_one_sentence(row.response, reward)) for row, reward in zip(window, rewards, strict=True)))
-            num_scored += len(window)
-            on_scored(len(window))
-    return num_scored
 
 
 def as_one_sentence(response: Response, reward: float) -> ScoredResponse:

@@ -16,11 +16,11 @@ from srm.data import ResponseRow, read_responses
 from srm.data.responses import num_chars, own_prompt
 from srm.data.settings import columns_of
 from srm.errors import UserError
-from srm.evaluation.classifier import ClassifierModel, append_classifier_scores, as_one_sentence
+from srm.evaluation.models import RowScorer
 from srm.evaluation.suites import Suite, SuiteRow
 from srm.runs.folders import write_whole
 from srm.runs.lock import hold
-from srm.scoring.file import RowSettings, append_scores, prepare_output
+from srm.scoring.file import RowSettings, append_scored, append_scores, prepare_output
 from srm.scoring.lines import read_scores_of
 from srm.scoring.results import ScoredResponse
 
@@ -53,20 +53,20 @@ def baseline_rewards(suite: Suite, name: str) -> list[list[float]]:
     return [[sign * num_chars(response) for response in row.responses] for row in suite.rows]
 
 
-def score_suite(model: SentenceRewardModel | ClassifierModel, suite: Suite, **settings: Any) -> list[list[ScoredResponse]]:
+def score_suite(model: SentenceRewardModel | RowScorer, suite: Suite, **settings: Any) -> list[list[ScoredResponse]]:
     """Scores of each row's responses, in memory.
 
     Args:
-        model: a reward model of either kind.
+        model: a reward model, a classifier, or a rival.
         suite: from `read_suite`.
-        **settings: those of the model's `score`.
+        **settings: those of the model's `score`; of other scorers those of `RowSettings`.
     """
+    if isinstance(model, RowScorer):
+        whole = RowSettings(**{"overlong": "error", "max_length": None, "packing": None, "tokens_per_batch": 8192, **settings})
+        scored = (response for some in model.score_rows(response_rows(suite.rows), whole) for _, response in some)
+        return [list(islice(scored, len(row.responses))) for row in suite.rows]
     prompts, responses = suite.texts
-    if not isinstance(model, ClassifierModel):
-        return cast("list[list[ScoredResponse]]", model.score(prompts, responses, **settings))
-    flat = [(prompt, response) for prompt, answers in zip(prompts, responses, strict=True) for response in answers]
-    rewards = iter(model.score([prompt for prompt, _ in flat], [response for _, response in flat], **settings))
-    return [[as_one_sentence(response, next(rewards)) for response in answers] for answers in responses]
+    return cast("list[list[ScoredResponse]]", model.score(prompts, responses, **settings))
 
 
 def write_responses(rows: Iterable[SuiteRow], path: Path) -> int:
@@ -94,7 +94,7 @@ def write_responses(rows: Iterable[SuiteRow], path: Path) -> int:
 
 
 def score_responses(
-    model: SentenceRewardModel | ClassifierModel,
+    model: SentenceRewardModel | RowScorer,
     source: Path,
     output: Path,
     *,
@@ -106,7 +106,7 @@ def score_responses(
     """Score the file of `write_responses` into `output`, going on where an interrupted call stopped.
 
     Args:
-        model: a reward model of either kind.
+        model: a reward model, a classifier, or a rival.
         source: the file of `write_responses`.
         output: the JSONL file, in the format of `srm-score`.
         identity: as in `srm.scoring.file.score_file`.
@@ -120,8 +120,8 @@ def score_responses(
     with hold(output):
         num_resumed = prepare_output(output, identity | settings.decisive(), overwrite=overwrite)
         rows = read_responses(str(source))
-        if isinstance(model, ClassifierModel):
-            append_classifier_scores(model, rows, output, num_resumed, settings, on_scored)
+        if isinstance(model, RowScorer):
+            append_scored(lambda left: model.score_rows(left, settings), rows, output, num_resumed, on_scored)
         else:
             append_scores(model, rows, output, num_resumed, settings, on_scored)
 

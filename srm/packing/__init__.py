@@ -4,7 +4,7 @@
 `run_to_boundaries` runs the last layer on the rows alone that a head reads, where `prove_last_layer` has shown that it may.
 """
 
-from srm.packing.backbone import PackingReport, enable, report, run_backbone, run_to_boundaries
+from srm.packing.backbone import PackingReport, enable, report, run_backbone, run_to_boundaries, run_to_logits
 from srm.packing.batch import PackedBatch, PackingMode, PromptGroup, ResponseIds
 from srm.packing.errors import UnsupportedBackboneError
 from srm.packing.last_layer import LastLayer, LastLayerRows
@@ -29,4 +29,5 @@ __all__ = [
     "report",
     "run_backbone",
     "run_to_boundaries",
+    "run_to_logits",
 ]

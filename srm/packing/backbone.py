@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ __all__ = [
     "run_backbone",
     "run_rows",
     "run_to_boundaries",
+    "run_to_logits",
     "unwrap",
 ]
 
@@ -250,22 +252,53 @@ def run_backbone(backbone: torch.nn.Module, batch: PackedBatch) -> Tensor:
     return _run(backbone, batch, {})
 
 
+def run_to_logits(model: torch.nn.Module, batch: PackedBatch, rows: Tensor, **further: Any) -> tuple[Tensor, Any]:
+    """A language model's logits at `rows`. Its output layer runs on no others, or, padded, on their columns.
+
+    Args:
+        model: a transformers model with an output layer.
+        batch: what `pack` made, on the model's device.
+        rows: int64 [M], positions in the flattened `input_ids`.
+        **further: arguments of the model.
+
+    Returns:
+        Logits [M, V] in the model's output dtype, and its whole output.
+
+    Raises:
+        UnsupportedBackboneError: the batch is packed, and the model cannot run packed.
+        TypeError: no transformers model.
+    """
+    if batch.cu_seqlens is not None:
+        output, _ = _call(model, batch, {"logits_to_keep": rows, **further})
+        return output.logits[0], output
+    width = batch.input_ids.shape[1]
+    columns, column = (rows % width).unique(return_inverse=True)
+    output, _ = _call(model, batch, {"logits_to_keep": columns, **further})
+    return output.logits[rows // width, column], output
+
+
 def _run(backbone: torch.nn.Module, batch: PackedBatch, further: dict[str, Any]) -> Tensor:
-    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False, **further}
-    if batch.cu_seqlens is None:
-        assert batch.attention_mask is not None
-        switch = partial(restore, backbone)
-        arguments["attention_mask"] = batch.attention_mask.long()
-    else:
-        switch = partial(enable, backbone)
-        # Not a mask of ones: models derive masks and positions of their own from one.
-        arguments |= {"attention_mask": None, PLAN: AttentionPlan.from_batch(batch)}
-    switch()
-    hidden = backbone(**arguments).last_hidden_state
+    output, switch = _call(backbone, batch, further)
+    hidden = output.last_hidden_state
     if hidden.requires_grad:
         # Gradient checkpointing runs the layers again in the backward pass, possibly after a batch of the other mode.
         hidden.register_hook(lambda _: switch())
     return hidden.flatten(0, 1)
+
+
+def _call(model: torch.nn.Module, batch: PackedBatch, further: dict[str, Any]) -> tuple[Any, Callable[[], None]]:
+    """The model's output, and what switches its attention to that of the batch."""
+    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False, **further}
+    if batch.cu_seqlens is None:
+        assert batch.attention_mask is not None
+        switch = partial(restore, model)
+        arguments["attention_mask"] = batch.attention_mask.long()
+    else:
+        switch = partial(enable, model)
+        # Not a mask of ones: models derive masks and positions of their own from one.
+        arguments |= {"attention_mask": None, PLAN: AttentionPlan.from_batch(batch)}
+    switch()
+    return model(**arguments), switch
 
 
 def report(backbone: torch.nn.Module, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> PackingReport:

@@ -13,10 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from srm.packing import PackingMode, PromptGroup, ResponseIds, enable, pack, probe
-from srm.packing.attention import PLAN
+from srm.packing import PackingMode, PromptGroup, ResponseIds, pack, probe, run_to_logits
 from srm.packing.backbone import restore
-from srm.packing.plan import AttentionPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,17 +110,9 @@ class Policy(nn.Module):
         has_next = torch.ones_like(batch.boundaries, dtype=torch.bool)
         has_next[batch.cu_boundaries[1:].long() - 1] = False
         rows = batch.boundaries[has_next]
-        enable(self.model)
-        output: Any = self.model(
-            input_ids=batch.input_ids,
-            attention_mask=None,
-            position_ids=batch.position_ids,
-            logits_to_keep=rows,
-            output_hidden_states=self.value_head is not None,
-            use_cache=False,
-            **{PLAN: AttentionPlan.from_batch(batch)},
-        )
-        return output.logits[0], None if self.value_head is None else output.hidden_states[-1][0, rows]
+        wants_hidden = self.value_head is not None
+        logits, output = run_to_logits(self.model, batch, rows, output_hidden_states=wants_hidden)
+        return logits, output.hidden_states[-1][0, rows] if wants_hidden else None
 
     def _run_padded(self, responses: Responses) -> tuple[Tensor, Tensor | None]:
         """The same from rows that are padded on both sides."""

@@ -106,6 +106,7 @@ LIMITS: Mapping[str, Limit] = {
     "seed": _SEED,
     "data_seed": _SEED,
     "draws": Limit(1, 1_000_000),
+    "num_permutations": Limit(1, 1_000_000),
     # Machines.
     "dataloader_num_workers": Limit(0, 1024),
     "num_workers": Limit(1, 100_000),
@@ -122,6 +123,7 @@ LIMITS: Mapping[str, Limit] = {
     "receive_seconds": Limit(0, 86_400, above=True),
     # Policies.
     "num_generations": _COUNT,
+    "beta": _POSITIVE,
     "num_ppo_epochs": _COUNT,
     "num_mini_batches": _COUNT,
     "temperature": _POSITIVE,

@@ -11,6 +11,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from srm.scoring.text import encode_groups, read_off_group
 __all__ = [
     "RowSettings",
     "ScoreFileSummary",
+    "ScoredRows",
+    "append_scored",
     "append_scores",
     "by_prompt",
     "check_identity",
@@ -43,6 +46,9 @@ __all__ = [
     "score_file",
     "score_rows",
 ]
+
+# Rows with their scores, some at a time.
+ScoredRows = list[tuple[ResponseRow, ScoredResponse]]
 
 # A prompt group is run in one batch; more responses than this to one prompt are split.
 _LARGEST_GROUP = 64
@@ -145,20 +151,43 @@ def append_scores(
     Raises:
         UserError: `output` holds scores of other rows; a row that cannot be scored.
     """
+    return append_scored(partial(score_rows, model, settings=settings), rows, output, num_resumed, on_scored)
+
+
+def append_scored(
+    score: Callable[[Iterator[ResponseRow]], Iterable[ScoredRows]],
+    rows: Iterator[ResponseRow],
+    output: Path,
+    num_resumed: int,
+    on_scored: Callable[[int], None],
+) -> int:
+    """`append_scores` with whatever scores rows.
+
+    Args:
+        score: takes the rows that are left, in order, and gives them back with their scores.
+        rows: all rows of the input, the first `num_resumed` included.
+        output: the JSONL file.
+        num_resumed: responses that `output` holds already.
+        on_scored: called with the number of responses just written, the resumed ones first.
+
+    Returns:
+        How many responses were scored.
+
+    Raises:
+        UserError: as `append_scores`.
+    """
     check_resumed(output, rows, num_resumed)
     on_scored(num_resumed)
     num_scored = 0
     with output.open("a", encoding="utf-8") as file:
-        for scored in score_rows(model, rows, settings):
+        for scored in score(rows):
             write_scores(file, scored)
             num_scored += len(scored)
             on_scored(len(scored))
     return num_scored
 
 
-def score_rows(
-    model: RewardModel, rows: Iterable[ResponseRow], settings: RowSettings
-) -> Iterator[list[tuple[ResponseRow, ScoredResponse]]]:
+def score_rows(model: RewardModel, rows: Iterable[ResponseRow], settings: RowSettings) -> Iterator[ScoredRows]:
     """Score rows, in order.
 
     Args:

@@ -18,7 +18,7 @@ from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup
 from srm.packing.batch import IntArray
 from srm.scoring.guards import check_ids, require_finite
-from srm.scoring.protocol import RewardModel
+from srm.scoring.protocol import Reader, RewardModel
 from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.scoring.run import ResponseScore, score_all
 
@@ -67,7 +67,7 @@ def score(
 
 
 def encode_groups(
-    model: RewardModel,
+    model: Reader,
     prompt: Prompt,
     responses: Sequence[Response],
     *,
@@ -78,7 +78,7 @@ def encode_groups(
     """Ids and boundaries of a prompt and its responses: one group, or several where some answer more than the prompt or had it cut.
 
     Args:
-        model: the reward model.
+        model: the reward model, or the half of one that reads.
         prompt: text or chat messages, as `srm.data.messages.check_prompt` returns them; no message where each response brings its own.
         responses: what answers it, texts or messages.
         where: what a message calls each response.
@@ -121,7 +121,7 @@ def _checked(prompt: Prompt, responses: Sequence[Response]) -> Prompt:
     return check_prompt(prompt)
 
 
-def _read(model: RewardModel, prompt: Prompt, responses: Sequence[Response], where: Sequence[str]) -> Iterator[tuple[str, str | Turns]]:
+def _read(model: Reader, prompt: Prompt, responses: Sequence[Response], where: Sequence[str]) -> Iterator[tuple[str, str | Turns]]:
     reading = model.encoder.read_each(prompt, responses)
     for place in where:
         try:

@@ -11,6 +11,7 @@ import pytest
 
 from srm import SentenceRewardModel
 from srm.cli import eval as eval_command
+from srm.cli import eval_models
 from srm.cli import score as score_command
 from tests.fuzz import harness
 
@@ -33,7 +34,7 @@ def model(loaded: SentenceRewardModel, monkeypatch: pytest.MonkeyPatch) -> Sente
     from srm.data.boundary import check_row
 
     check = partial(check_row, loaded.encoder.format, loaded.encoder.answers)
-    for command in (score_command, eval_command):
+    for command in (score_command, eval_models):
         monkeypatch.setattr(command, "load_model", lambda name, arguments: loaded)
         monkeypatch.setattr(command, "row_check", lambda name: check)
     # A picture takes a second.

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, Gemma2Config, Gemma2ForCausalLM
 
-from srm.packing import UnsupportedBackboneError, enable, pack, report, run_backbone
+from srm.packing import UnsupportedBackboneError, enable, pack, report, run_backbone, run_to_logits
 from srm.packing.attention import check_arguments
 from srm.packing.backbone import restore
 from srm.packing.backends import VARIABLE
@@ -231,3 +231,33 @@ def test_report(make_model: Callable[..., Any]) -> None:
     found = report(model)
     assert (found.attention, found.own_attention, found.backend) == ("srm_packed", "eager", "sdpa")
     assert (found.device, found.dtype) == ("cpu", "float32")
+
+
+@pytest.mark.parametrize("mode", ["shared", "packed", "none"])
+def test_logits_of_named_rows(mode: str, make_groups: Callable[..., Any], token_rows: Callable[..., Any]) -> None:
+    """By the model's own output layer, which caps them, as each response alone has them."""
+    settings = {
+        "vocab_size": 100,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+    }
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        **settings, num_key_value_heads=1, initializer_range=0.5, final_logit_softcapping=2.0, attn_logit_softcapping=None
+    )
+    model, groups = Gemma2ForCausalLM(config).eval(), make_groups()
+    batch = pack(groups, mode=mode, pad_token_id=0)
+    # The last tokens come first, and one row is asked for twice.
+    wanted = [rows[-2:][::-1] + rows[:1] for rows in token_rows(groups, batch)]
+    with torch.no_grad():
+        logits, _ = run_to_logits(model, batch, torch.tensor([row for rows in wanted for row in rows]))
+        pairs = [(group, response) for group in groups for response in group.responses]
+        for (group, response), found in zip(pairs, logits.split([len(rows) for rows in wanted]), strict=True):
+            restore(model)
+            alone = model(torch.tensor([[*group.prompt_ids, *response.ids]])).logits[0]
+            assert alone.abs().max() <= 2.0
+            rows = list(range(len(alone)))
+            torch.testing.assert_close(found, alone[rows[-2:][::-1] + rows[:1]], atol=1e-5, rtol=1e-5)
