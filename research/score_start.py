@@ -32,9 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _train_classifier(folder, arguments)
     pairs = generate_pairs(arguments.num_eval_pairs, split="test", seed=0)
     classifier = ClassifierModel(str(folder), dtype="float32")
-    own = [
-        classifier.score([pair.prompt for pair in pairs], [getattr(pair, side) for pair in pairs]) for side in ("chosen", "rejected")
-    ]
+    own = [classifier.score([pair.prompt for pair in pairs], [getattr(pair, side) for pair in pairs]) for side in ("chosen", "rejected")]
     end = str(classifier.tokenizer.eos_token)
     result: dict[str, Any] = {
         **environment.describe(),

@@ -105,7 +105,9 @@ class ModelArguments:
         if self.init_value_from is None:
             return
         if self.head_init != "zero":
-            raise UserError(f"--head_init {self.head_init} starts the value at random, --init_value_from at a score. Leave one of them out.")
+            raise UserError(
+                f"--head_init {self.head_init} starts the value at random, --init_value_from at a score. Leave one of them out."
+            )
         if self.model_name_or_path not in (None, self.init_value_from):
             raise UserError(
                 f"--init_value_from {self.init_value_from}: its score means nothing on the states of another backbone, and "

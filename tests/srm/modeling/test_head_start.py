@@ -81,9 +81,7 @@ def test_at_step_0_every_value_is_the_classifier_s_score(build: Build, kind: str
         prompt_ids, encoded = model.encoder.encode_prompt(prompt), model.encoder.encode_response(prompt, response)
         ids = torch.tensor([[*prompt_ids, *encoded.ids.tolist()]])
         with torch.no_grad():
-            expected = [
-                classifier(ids[:, : len(prompt_ids) + end + 1]).logits.item() for end in (-1, *encoded.sentence_ends.tolist())
-            ]
+            expected = [classifier(ids[:, : len(prompt_ids) + end + 1]).logits.item() for end in (-1, *encoded.sentence_ends.tolist())]
         scored = model.score([prompt], [response])[0]
         values = list(accumulate((sentence.reward for sentence in scored.sentences), initial=scored.prompt_reward))
         assert values == pytest.approx(expected, abs=1e-5)
@@ -185,7 +183,9 @@ def test_the_start_of_linear_layers_is_torch_s(tiny_backbone_dir: Path) -> None:
     # Uniform, not normal: the spread is that of the bound.
     assert head.query.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
     torch.manual_seed(3)
-    assert torch.equal(SentenceRewardModel.from_backbone(tiny_backbone_dir, head_init="linear", attention_size=64).head.key.bias, head.key.bias)
+    assert torch.equal(
+        SentenceRewardModel.from_backbone(tiny_backbone_dir, head_init="linear", attention_size=64).head.key.bias, head.key.bias
+    )
     assert not SentenceRewardModel.from_backbone(tiny_backbone_dir).head.value.weight.any()
     with pytest.raises(ValueError, match="head_init must be one of zero, linear, score, got 'random'"):
         SentenceRewardModel.from_backbone(tiny_backbone_dir, head_init="random")  # type: ignore[arg-type]  # what a user may type

@@ -124,9 +124,9 @@ def test_a_reward_model_whose_score_is_left_out_is_named(classifier_dir, tiny_ba
 
 def test_a_trained_model_keeps_its_head(tiny_backbone_dir, tmp_path):
     build(tiny_backbone_dir).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="--head_init: .* is a trained sentence reward model, whose head is kept"):
+    with pytest.raises(UserError, match=r"--head_init: .* is a trained sentence reward model, whose head is kept"):
         build(tmp_path, head_init="linear")
-    with pytest.raises(UserError, match="--init_value_from: .* is a trained sentence reward model, whose head is kept"):
+    with pytest.raises(UserError, match=r"--init_value_from: .* is a trained sentence reward model, whose head is kept"):
         build_model(ModelArguments(init_value_from=str(tmp_path)), RewardConfig(output_dir="o"))
 
 
