@@ -80,7 +80,8 @@ def test_the_reward_model_is_the_authors(recipe: Path) -> None:
     bos = model.tokenizer.bos_token
     assert model.tokenizer.decode(ids) == f"{bos}\n\nHuman: Is it warm?\n\nAssistant: <END>"
     answer = model.encoder.encode_response("Is it warm?", "It was warm there. Bread needs salt.")
-    assert model.tokenizer.decode(answer.ids) == "It was warm there.<END> Bread needs salt.<END>"
+    # A blank that is a token of its own, as in this tiny tokenizer, ends its sentence.
+    assert model.tokenizer.decode(answer.ids) == "It was warm there. <END>Bread needs salt.<END>"
 
 
 def test_its_policy_is_trained_without_the_prompt_s_reward(recipe: Path, run: Callable[..., None]) -> None:

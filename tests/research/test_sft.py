@@ -54,3 +54,21 @@ def test_the_published_recipe_comes_with_its_first_step(
     for flags, variants in (([], VARIANTS.keys() - PUBLISHED.keys()), (["--sft"], VARIANTS.keys())):
         monkeypatch.setattr("sys.argv", [*words, *flags])
         assert set(compare._arguments().variants) == variants > GRANULARITIES.keys()
+
+
+def test_every_run_trains_what_the_step_has_made(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[str, str, int]] = []
+
+    def fine_tuned(model: str, pairs: Path, folder: Path, *, max_length: int, on_cpu: bool) -> Path:
+        given.append((model, pairs.name, max_length))
+        return folder / "sft" / "model"
+
+    monkeypatch.setattr(compare, "fine_tuned", fine_tuned)
+    words = ["compare.py", "--data", str(data), "--output_dir", str(tmp_path), "--budget", "dry", "--model_name_or_path", "base", "--sft"]
+    monkeypatch.setattr("sys.argv", words)
+    assert compare.Comparison(compare._arguments()).model == str(tmp_path / "sft" / "model")
+    assert given == [("base", "train.jsonl", 256)]
+    # Runs on the base itself are others.
+    monkeypatch.setattr("sys.argv", words[:-1])
+    with pytest.raises(SystemExit, match="Use another --output_dir"):
+        compare.Comparison(compare._arguments())
