@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _train_classifier(folder: Path, arguments: Any) -> None:
-    """TRL's trainer, at a learning rate that suits all weights."""
+    """TRL's trainer on all weights."""
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -65,7 +65,8 @@ def _train_classifier(folder: Path, arguments: Any) -> None:
         path,
         RewardConfig(
             output_dir=str(folder),
-            learning_rate=2e-5,
+            learning_rate=arguments.learning_rate,
+            num_train_epochs=arguments.num_train_epochs,
             per_device_train_batch_size=8,
             warmup_steps=6,
             bf16=True,
@@ -112,6 +113,8 @@ def _arguments(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--model_name_or_path", default="smollm2-135m", help="what the classifier is trained on (default: %(default)s)")
     parser.add_argument("--num_pairs", type=int, default=520, help="generated pairs to train the classifier on (default: %(default)s)")
     parser.add_argument("--num_eval_pairs", type=int, default=120, help="held-out pairs (default: %(default)s)")
+    parser.add_argument("--learning_rate", type=float, default=2e-5, help="of the classifier (default: %(default)s)")
+    parser.add_argument("--num_train_epochs", type=int, default=1, help="of the classifier (default: %(default)s)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/score_start"), help="where the classifier is kept")
     return parser.parse_args(argv)
 
