@@ -136,8 +136,8 @@ class SentenceRewardModel(PreTrainedModel):
             model_name_or_path: hub name, folder, or the alias `smollm2-135m`.
             tokenizer: the backbone's own where None.
             dtype: of the backbone's weights; the head stays in float32.
-            head_init: `zero`: every value is 0, and attention near uniform. `linear`: at random, as `torch.nn.Linear` starts; credit can settle
-                on the wrong sign (docs/method.md). `score`: the value is the score of the sequence classifier at `model_name_or_path`.
+            head_init: `zero`: every value is 0, and attention near uniform. `linear`: at random, as `torch.nn.Linear` starts; credit can
+                settle on the wrong sign (docs/method.md). `score`: the value is the score of the classifier at `model_name_or_path`.
             model_kwargs: further arguments of `AutoModel.from_pretrained`.
             **config: fields of `SentenceRewardConfig`.
 
