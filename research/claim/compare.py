@@ -5,6 +5,7 @@
 FOLDER holds pairs_train, pairs_test, suite_dev and error_spans (.jsonl.gz; README.md says what they are). Each granularity is
 tuned on its own, with the same learning rates, on a half of the held-out pairs that no result comes from. Stopped? The same command goes
 on where it was: a finished run is kept. Writes a table (.md) and a figure (.png) beside the JSON file.
+`--sft` first fine-tunes the model on the chosen answers with `trl sft`, for every run alike (sft.py).
 variants.py says how much each budget takes; `--seconds N --speed throughput.json` cuts one to the time there is, by the speed that
 bench/throughput.py has measured (sizing.py).
 """
@@ -19,12 +20,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench import environment
 from research.claim.data import draw
 from research.claim.runs import Run, finish, scores_of
+from research.claim.sft import fine_tuned
 from research.claim.sizing import Speed, fit
 from research.claim.summary import RANKED, accuracy, summarise, table, write
-from research.claim.variants import ABLATIONS, BUDGETS, GRANULARITIES, VARIANTS, Budget
+from research.claim.variants import ABLATIONS, BUDGETS, GRANULARITIES, OWN_RATES, PUBLISHED, VARIANTS, Budget
 from srm.errors import UserError
 from srm.evaluation.score_suite import read_rewards, write_responses
 from srm.evaluation.spans import SpanRow, read_spans
@@ -48,6 +52,9 @@ class Comparison:
         for name, of in rows.items():
             self.inputs[name] = arguments.output_dir / "data" / f"{name}.responses.jsonl"
             write_responses(of, self.inputs[name])
+        if arguments.sft:
+            home, on_cpu = arguments.output_dir, not torch.accelerator.is_available()
+            self.model = str(fine_tuned(self.model, files["train"], home, max_length=self.budget.max_length, on_cpu=on_cpu))
 
     def finish(self, run: Run) -> Run:
         finish(run, self.folder, self.inputs, model=self.model, budget=self.budget)
@@ -74,20 +81,23 @@ class Comparison:
 
 def main() -> None:
     arguments = _arguments()
-    comparison = Comparison(arguments)
+    try:
+        comparison = Comparison(arguments)
+    except UserError as error:
+        sys.exit(f"research.claim.compare: {error}")
     budget = comparison.budget
-    rates, tuning = {}, {}
+    rates, tuning = dict(OWN_RATES), {}
     for granularity in GRANULARITIES:
         rates[granularity], tuning[granularity] = comparison.tuned_learning_rate(granularity)
     plan = [(variant, seed) for seed in budget.seeds for variant in GRANULARITIES if variant in arguments.variants]
-    plan += [(variant, budget.seeds[0]) for variant in ABLATIONS if variant in arguments.variants]
+    plan += [(variant, budget.seeds[0]) for variant in (*ABLATIONS, *PUBLISHED) if variant in arguments.variants]
     runs = []
     for variant, seed in plan:
         rate = rates.get(variant, rates["sentence"])
         runs.append(comparison.finish(Run(variant=variant, learning_rate=rate, seed=seed, suites=(*RANKED, SPANS))))
         # After every run: the next one may be stopped.
         result = _result(arguments, comparison, runs, tuning)
-        write(arguments.json, result, f"{comparison.model}, budget {arguments.budget}: {result['device']}; bars: 95 % over prompts")
+        write(arguments.json, result, f"{result['model']}, budget {arguments.budget}: {result['device']}; bars: 95 % over prompts")
     print(table(result["rows"]))
 
 
@@ -95,6 +105,7 @@ def _budget(arguments: argparse.Namespace) -> Budget:
     """As it is named, or cut to the time. It is kept beside the runs: those that go on must draw the same data and train the same model."""
     whole = BUDGETS[arguments.budget]
     asked = {"model": arguments.model_name_or_path, "budget": arguments.budget, "cut": arguments.seconds is not None}
+    asked |= {"sft": True} if arguments.sft else {}
     kept: Path = arguments.output_dir / "comparison.json"
     if kept.exists():
         read = json.loads(kept.read_text(encoding="utf-8"))
@@ -117,11 +128,13 @@ def _budget(arguments: argparse.Namespace) -> Budget:
 
 def _result(arguments: argparse.Namespace, comparison: Comparison, runs: list[Run], tuning: dict[str, dict[str, float]]) -> dict[str, Any]:
     rows = summarise(runs, comparison.folder, {name: comparison.suites[name] for name in RANKED}, comparison.spans)
+    options = ["--budget", arguments.budget, *(["--sft"] if arguments.sft else []), "--variants", *arguments.variants]
     trained = {run.name: json.loads((comparison.folder / run.name / "train.json").read_text()) for run in runs}
     return {
         **environment.describe(),
-        "command": shlex.join(["python", "-m", "research.claim.compare", "--budget", arguments.budget, "--variants", *arguments.variants]),
-        "model": comparison.model,
+        "command": shlex.join(["python", "-m", "research.claim.compare", *options]),
+        "model": arguments.model_name_or_path,
+        **({"sft": json.loads((arguments.output_dir / "sft" / "done.json").read_text())} if arguments.sft else {}),
         "budget": dataclasses.asdict(comparison.budget),
         "variants": VARIANTS,
         "tuning_accuracy": tuning,
@@ -141,8 +154,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/claim"), help="data, logs and scores of the runs")
     parser.add_argument("--seconds", type=float, help="cut the budget to about so many; needs --speed")
     parser.add_argument("--speed", type=Path, help="JSON of bench/throughput.py --modes train,score with the same model on this machine")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument(
+        "--sft", action="store_true", help="first fine-tune the model on the chosen answers, which --seconds does not count"
+    )
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="default: all; 'paper as published' needs --sft")
     arguments = parser.parse_args()
+    arguments.variants = arguments.variants or [name for name in VARIANTS if arguments.sft or name not in PUBLISHED]
+    if not arguments.sft and (needing := PUBLISHED.keys() & set(arguments.variants)):
+        parser.error(f"{', '.join(needing)!r} begins with a fine-tuned backbone: add --sft")
     if (arguments.seconds is None) != (arguments.speed is None):
         parser.error("--seconds and --speed go together")
     return arguments

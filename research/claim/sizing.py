@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from research.claim.variants import ABLATIONS, GRANULARITIES, Budget
+from research.claim.variants import ABLATIONS, GRANULARITIES, PUBLISHED, Budget
 from srm.errors import UserError
 
 __all__ = ["Speed", "fit", "num_runs"]
@@ -47,7 +47,9 @@ class Speed:
 
 def num_runs(budget: Budget, variants: list[str]) -> int:
     """Trainings of whole runs, without those of tuning."""
-    return len(budget.seeds) * sum(name in GRANULARITIES for name in variants) + sum(name in ABLATIONS for name in variants)
+    return len(budget.seeds) * sum(name in GRANULARITIES for name in variants) + sum(
+        name in ABLATIONS or name in PUBLISHED for name in variants
+    )
 
 
 def fit(budget: Budget, variants: list[str], seconds: float, speed: Speed) -> Budget:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["ABLATIONS", "BUDGETS", "GRANULARITIES", "VARIANTS", "Budget"]
+__all__ = ["ABLATIONS", "BUDGETS", "GRANULARITIES", "OWN_RATES", "PUBLISHED", "VARIANTS", "Budget"]
 
 # Each is trained and evaluated; the differences are against `response`.
 GRANULARITIES = {
@@ -23,7 +23,11 @@ ABLATIONS = {
     "<END> token": "--boundary_token <END>",
     "newline sentences": "--segmenter newline",
 }
-VARIANTS = {**GRANULARITIES, **ABLATIONS}
+# The authors' recipe with all of its settings, but for data, batch and lengths, which are the budget's. It needs `--sft`.
+PUBLISHED = {"paper as published": "--config examples/configs/paper.yaml --gradient_accumulation_steps 1"}
+# Not the sentence level's.
+OWN_RATES = {"paper as published": 3e-6}
+VARIANTS = {**GRANULARITIES, **ABLATIONS, **PUBLISHED}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,8 @@ from srm.data.template import ChatFormat
 from srm.data.turns import read_turns
 from srm.errors import UserError
 from srm.modeling.adapter import find_adapter, is_of_classifier, merge_adapter, read_adapter
-from srm.modeling.config import SentenceRewardConfig, positions_of
+from srm.modeling.config import positions_of
+from srm.modeling.head_start import holds_classifier
 from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole, read_config
 from srm.packing import PromptGroup
 from srm.packing.backbone import num_embeddings
@@ -52,10 +53,7 @@ def is_classifier(name: str) -> bool:
     folder = find_adapter(name)
     if folder is not None:
         return is_of_classifier(read_adapter(folder))
-    config = read_config(name, "Check the name and the path.")
-    # A reward model of ours has sentences, whichever of its classes saved it.
-    is_ours = config.model_type == SentenceRewardConfig.model_type
-    return not is_ours and any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+    return holds_classifier(read_config(name, "Check the name and the path."))
 
 
 class ClassifierModel:

@@ -15,7 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from srm.errors import UserError
 from srm.hub import optional_file
 
-__all__ = ["check_head", "in_float32"]
+__all__ = ["check_head", "in_float32", "saved_weights"]
 
 _HEAD = "head."
 
@@ -41,7 +41,7 @@ def check_head(head: nn.Module, path: str, **hub_arguments: Any) -> None:
     if is_fsdp_enabled() and int(os.environ.get("LOCAL_RANK", 0)):
         # This process waits for the first one to send the weights.
         return
-    for name, saved in _saved_head(path, hub_arguments).items():
+    for name, saved in saved_weights(path, _HEAD, **hub_arguments).items():
         weight = head.get_parameter(name).detach().cpu()
         if not bool(weight.isfinite().all()):
             raise UserError(f"{path}: {_HEAD}{name} holds NaN or infinity, so no reward would be a number. Load another checkpoint.")
@@ -52,27 +52,33 @@ def check_head(head: nn.Module, path: str, **hub_arguments: Any) -> None:
             )
 
 
-def _saved_head(path: str, hub_arguments: dict[str, Any]) -> dict[str, Tensor]:
-    """The head's weights by their names in the head, from whichever files transformers reads."""
+def saved_weights(path: str, prefix: str, **hub_arguments: Any) -> dict[str, Tensor]:
+    """The weights under `prefix`, from whichever files transformers reads; none where there are no files.
+
+    Args:
+        path: a folder, or a hub name.
+        prefix: what their names begin with, which is left out of the names here: `head.`.
+        **hub_arguments: where on the hub.
+    """
 
     def find(name: str) -> str | None:
         return optional_file(path, name, **hub_arguments)
 
     for whole, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
         if file := find(whole):
-            return _read(file)
+            return _read(file, prefix)
         if file := find(index):
             with open(file, encoding="utf-8") as opened:
-                shards = {shard for key, shard in json.load(opened)["weight_map"].items() if key.startswith(_HEAD)}
-            return {name: weight for shard in sorted(shards) for name, weight in _read(str(find(shard))).items()}
+                shards = {shard for key, shard in json.load(opened)["weight_map"].items() if key.startswith(prefix)}
+            return {name: weight for shard in sorted(shards) for name, weight in _read(str(find(shard)), prefix).items()}
     return {}
 
 
-def _read(file: str) -> dict[str, Tensor]:
+def _read(file: str, prefix: str) -> dict[str, Tensor]:
     if file.endswith(".safetensors"):
         from safetensors import safe_open
 
         with safe_open(file, framework="pt") as opened:
-            return {key.removeprefix(_HEAD): opened.get_tensor(key) for key in opened.keys() if key.startswith(_HEAD)}  # noqa: SIM118
+            return {key.removeprefix(prefix): opened.get_tensor(key) for key in opened.keys() if key.startswith(prefix)}  # noqa: SIM118
     weights = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    return {key.removeprefix(_HEAD): weight for key, weight in weights.items() if key.startswith(_HEAD)}
+    return {key.removeprefix(prefix): weight for key, weight in weights.items() if key.startswith(prefix)}

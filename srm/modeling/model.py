@@ -26,6 +26,7 @@ from srm.modeling.alias import resolve_model_name
 from srm.modeling.card import replace_draft, write_card
 from srm.modeling.config import SentenceRewardConfig
 from srm.modeling.head_file import check_head, in_float32
+from srm.modeling.head_start import HeadInit, head_start
 from srm.modeling.loading import (
     add_boundary_token,
     check_is_reward_model,
@@ -125,17 +126,18 @@ class SentenceRewardModel(PreTrainedModel):
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         dtype: torch.dtype | str = torch.float32,
+        head_init: HeadInit = "zero",
         model_kwargs: dict[str, Any] | None = None,
         **config: Any,
     ) -> SentenceRewardModel:
         """A new reward model on a pretrained decoder.
 
-        The head starts at zero (every reward 0, attention uniform): a random one can settle on inverted credit, see docs/method.md.
-
         Args:
             model_name_or_path: hub name, folder, or the alias `smollm2-135m`.
             tokenizer: the backbone's own where None.
             dtype: of the backbone's weights; the head stays in float32.
+            head_init: `zero`: every value is 0, and attention near uniform. `linear`: at random, as `torch.nn.Linear` starts; credit can
+                settle on the wrong sign (docs/method.md). `score`: the value is the score of the classifier at `model_name_or_path`.
             model_kwargs: further arguments of `AutoModel.from_pretrained`.
             **config: fields of `SentenceRewardConfig`.
 
@@ -147,6 +149,7 @@ class SentenceRewardModel(PreTrainedModel):
         """
         path = resolve_model_name(str(model_name_or_path))
         tokenizer = tokenizer or load_tokenizer(path, **hub_arguments(model_kwargs))
+        start = head_start(head_init, path, **hub_arguments(model_kwargs))
         backbone = load_backbone(path, dtype=dtype, **(model_kwargs or {}))
         check_tokenizer_fits(path, tokenizer, backbone)
         list_end_tokens(backbone.config, path, **hub_arguments(model_kwargs))
@@ -154,6 +157,7 @@ class SentenceRewardModel(PreTrainedModel):
         if boundary_token is not None:
             add_boundary_token(boundary_token, tokenizer, backbone)
         model = cls(SentenceRewardConfig(backbone_config=backbone.config, **config), backbone=backbone)
+        start(model.head)
         model.tokenizer = tokenizer
         # The name as given, alias included: a LoRA adapter records it as the model it belongs to.
         model.name_or_path = str(model_name_or_path)

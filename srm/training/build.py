@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srm.errors import UserError
 from srm.modeling import SentenceRewardConfig, SentenceRewardModel
 from srm.modeling.alias import resolve_model_name
+from srm.modeling.head_start import holds_classifier
 from srm.modeling.loading import check_tokenizer_fits, hub_arguments, load_tokenizer, read_config
 from srm.training.lora import add_adapters
 from srm.training.quantization import keep_gradients, quantization_of
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from srm.training.arguments import ModelArguments, RewardConfig
 
 __all__ = ["build_model"]
+
+logger = logging.getLogger(__name__)
 
 # Arguments of from_pretrained that are saved with an adapter, or change no weight and nothing that the weights compute.
 _KEPT_WITH_ADAPTERS = {
@@ -83,6 +87,7 @@ def _fresh(path: str, arguments: ModelArguments, config: RewardConfig, *, dtype:
             arguments.model_name_or_path,
             tokenizer=tokenizer,
             dtype=dtype,
+            head_init="score" if arguments.init_value_from else arguments.head_init,
             model_kwargs=kwargs,
             packing=config.packing,
             **arguments.variant(),
@@ -93,6 +98,12 @@ def _fresh(path: str, arguments: ModelArguments, config: RewardConfig, *, dtype:
         raise UserError(f"{arguments.model_name_or_path}: {error}") from error
     if getattr(model.backbone, "is_quantized", False) and not arguments.use_peft:
         raise UserError(f"{path}: these weights are quantised, so that only adapters can be trained. Add --use_peft.")
+    if holds_classifier(model.backbone.config) and not arguments.init_value_from:
+        logger.warning(
+            "%s is a classifier, and its output layer is left out. Where it is a reward model, --init_value_from in place of "
+            "--model_name_or_path starts from its score.",
+            path,
+        )
     keep_gradients(model.backbone)
     return model
 
@@ -103,6 +114,8 @@ def _trained(path: str, arguments: ModelArguments, config: RewardConfig, **kwarg
             f"{path} is a trained reward model, and only a plain backbone is loaded in 4 or 8 bits. Leave --load_in_4bit and "
             "--load_in_8bit out, or start from the backbone."
         )
+    if flag := "init_value_from" if arguments.init_value_from else "head_init" if arguments.head_init != "zero" else None:
+        raise UserError(f"--{flag}: {path} is a trained sentence reward model, whose head is kept. Leave the flag out.")
     model = SentenceRewardModel.from_pretrained(path, **kwargs)
     for name, wanted in arguments.changed_variant().items():
         has = getattr(model.config, name)

@@ -6,12 +6,12 @@ __all__ = ["BRIEFS", "SECTIONS"]
 
 SECTIONS = {
     "what is trained, and on what": (
-        *("model_name_or_path", "dataset_name", "output_dir", "config"),
+        *("model_name_or_path", "init_value_from", "dataset_name", "output_dir", "config"),
         *("eval_dataset_name", "datasets", "test_split_size", "dataset_train_split", "dataset_test_split", "dataset_config"),
         *("dataset_streaming", "max_pairs", "max_eval_pairs", "max_length", "overlong", "skip_bad_rows"),
     ),
     "method": (
-        *("granularity", "pooling", "rope_theta", "include_prompt", "difference", "boundary_token", "attention_size"),
+        *("granularity", "pooling", "rope_theta", "include_prompt", "difference", "boundary_token", "attention_size", "head_init"),
         *("segmenter", "segmenter_config", "mean_value_coefficient", "sentence_reward_l2", "center_rewards_coefficient"),
         "label_smoothing_factor",
     ),

@@ -27,6 +27,8 @@ class ModelArguments:
     """Which model is trained, and as which variant of the method (docs/method.md)."""
 
     model_name_or_path: str | None = setting(None, "Decoder, or reward model: hub name or folder.")
+    init_value_from: str | None = setting(None, "Reward model to start from, its score too: hub name or folder.")
+    head_init: Literal["zero", "linear"] = setting("zero", "Start of the head: zero, or torch's random linear layers.")
     model_revision: str = setting("main", "Branch, tag or commit on the hub.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("float32", "Dtype of the backbone's weights.")
     attn_implementation: str | None = setting(None, "Of the backbone with --packing none.")
@@ -91,11 +93,27 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         check_limits(vars(self))
+        self._settle_start()
         for name, example in (("segmenter_config", '{"max_chars": 600}'), ("model_init_kwargs", '{"dtype": "bfloat16"}')):
             value = getattr(self, name)
             if isinstance(value, str):
                 setattr(self, name, json_value(name, value, dict, example))
         self._check_quantization()
+
+    def _settle_start(self) -> None:
+        """A score says something about the states of its own backbone alone, so one name is both."""
+        if self.init_value_from is None:
+            return
+        if self.head_init != "zero":
+            raise UserError(
+                f"--head_init {self.head_init} starts the value at random, --init_value_from at a score. Leave one of them out."
+            )
+        if self.model_name_or_path not in (None, self.init_value_from):
+            raise UserError(
+                f"--init_value_from {self.init_value_from}: its score means nothing on the states of another backbone, and "
+                f"--model_name_or_path is {self.model_name_or_path}. Leave --model_name_or_path out: the backbone is the reward model's."
+            )
+        self.model_name_or_path = self.init_value_from
 
     def _check_quantization(self) -> None:
         if "quantization_config" in self.init_kwargs():

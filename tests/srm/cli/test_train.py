@@ -299,3 +299,24 @@ def test_edited_records_are_one_line(flags, tmp_path, capsys):
 def test_services_that_are_not_there_are_one_line(flags, capsys):
     assert main(flags(report_to="wandb", max_steps=1)) == 1
     assert "WandbCallback requires wandb" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_from_a_reward_model_s_score(flags, tiny_backbone_dir, tmp_path, capsys):
+    """One name gives backbone and score, and the settings that are written repeat it."""
+    from transformers import AutoConfig, AutoTokenizer, LlamaForSequenceClassification
+
+    source = tmp_path / "classifier"
+    LlamaForSequenceClassification(AutoConfig.from_pretrained(tiny_backbone_dir, num_labels=1)).save_pretrained(source)
+    AutoTokenizer.from_pretrained(tiny_backbone_dir).save_pretrained(source)
+    named = flags(init_value_from=source, max_steps=1, learning_rate=1e-5)
+    at = named.index("--model_name_or_path")
+    assert main(named[:at] + named[at + 2 :]) == 0
+    trained, score = (load_file(path / "model.safetensors") for path in (tmp_path / "out", source))
+    # One small step away from where it started, and not at zero.
+    assert (trained["head.value.weight"] - score["score.weight"]).abs().max() < 1e-3 < score["score.weight"].abs().max()
+    assert losses(tmp_path / "out")[0] != pytest.approx(math.log(2), abs=1e-5)
+    settings = yaml.safe_load((tmp_path / "out" / "srm_train.yaml").read_text())
+    assert settings["init_value_from"] == settings["model_name_or_path"] == str(source)
+    capsys.readouterr()
+    assert main(flags(init_value_from=tiny_backbone_dir, output_dir=tmp_path / "other")) == 1
+    assert "is no sequence classifier (LlamaModel), so it has no score to start from" in capsys.readouterr().err

@@ -212,12 +212,13 @@ def test_the_variant_is_what_the_config_takes():
     assert ModelArguments(pooling="mean").changed_variant() == {"pooling": "mean"}
 
 
-@pytest.mark.parametrize("name", ["train_full", "train_lora", "train_paper"])
+@pytest.mark.parametrize("name", ["train_full", "train_lora", "paper"])
 def test_the_examples_are_understood(name):
     config = Path(__file__).parents[3] / "examples" / "configs" / f"{name}.yaml"
     model, _, training = parse_arguments(["--config", str(config), "--dataset_name", "d", "--output_dir", "o"])
     assert model.model_name_or_path
-    assert training.head_learning_rate is None or training.head_learning_rate == 10 * training.learning_rate
+    # The paper's has one rate for all weights.
+    assert training.head_learning_rate == (3e-6 if name == "paper" else 10 * training.learning_rate)
 
 
 def test_head_learning_rate_can_be_set():

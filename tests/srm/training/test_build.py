@@ -80,3 +80,64 @@ def test_another_chat_template_is_used_and_saved(tiny_backbone_dir, tmp_path):
 def test_no_model_there():
     with pytest.raises(UserError, match="/nowhere/model"):
         build("/nowhere/model")
+
+
+@pytest.fixture
+def classifier_dir(tiny_backbone_dir, tmp_path):
+    """A random reward model on a backbone as the tiny one."""
+    from transformers import AutoConfig, AutoTokenizer, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(tiny_backbone_dir, num_labels=1)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
+    AutoTokenizer.from_pretrained(tiny_backbone_dir).save_pretrained(tmp_path / "classifier")
+    return tmp_path / "classifier"
+
+
+def test_one_name_gives_backbone_and_score(classifier_dir):
+    from safetensors.torch import load_file
+
+    arguments = ModelArguments(init_value_from=str(classifier_dir), attention_size=8)
+    assert arguments.model_name_or_path == str(classifier_dir)
+    model = build_model(arguments, RewardConfig(output_dir="o"))
+    assert torch.equal(model.head.value.weight, load_file(classifier_dir / "model.safetensors")["score.weight"])
+    # As the settings of a run are written and read again.
+    assert ModelArguments(init_value_from=str(classifier_dir), model_name_or_path=str(classifier_dir)) == ModelArguments(
+        init_value_from=str(classifier_dir)
+    )
+
+
+def test_a_score_of_another_backbone_is_refused(classifier_dir, tiny_backbone_dir):
+    with pytest.raises(UserError, match="its score means nothing on the states of another backbone"):
+        ModelArguments(init_value_from=str(classifier_dir), model_name_or_path=str(tiny_backbone_dir))
+    with pytest.raises(UserError, match="--head_init linear starts the value at random"):
+        ModelArguments(init_value_from=str(classifier_dir), head_init="linear")
+
+
+def test_a_reward_model_whose_score_is_left_out_is_named(classifier_dir, tiny_backbone_dir, caplog):
+    assert not build(classifier_dir).head.value.weight.any()
+    assert "is a classifier, and its output layer is left out. Where it is a reward model, --init_value_from" in caplog.text
+    caplog.clear()
+    build(tiny_backbone_dir)
+    assert "classifier" not in caplog.text
+
+
+def test_a_trained_model_keeps_its_head(tiny_backbone_dir, tmp_path):
+    build(tiny_backbone_dir).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"--head_init: .* is a trained sentence reward model, whose head is kept"):
+        build(tmp_path, head_init="linear")
+    with pytest.raises(UserError, match=r"--init_value_from: .* is a trained sentence reward model, whose head is kept"):
+        build_model(ModelArguments(init_value_from=str(tmp_path)), RewardConfig(output_dir="o"))
+
+
+def test_adapters_on_a_reward_model_keep_its_score(classifier_dir, tmp_path):
+    from srm.modeling import SentenceRewardModel
+
+    arguments = ModelArguments(init_value_from=str(classifier_dir), attention_size=8, use_peft=True)
+    adapted = build_model(arguments, RewardConfig(output_dir="o"))
+    before = adapted.score(["Is it warm?"], ["It was warm there. Bread needs salt."])[0]
+    assert before.reward != 0
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    after = SentenceRewardModel.from_pretrained(tmp_path / "adapter").score(["Is it warm?"], ["It was warm there. Bread needs salt."])[0]
+    assert after.reward == pytest.approx(before.reward, abs=1e-5)
+    assert [s.reward for s in after.sentences] == pytest.approx([s.reward for s in before.sentences], abs=1e-5)
