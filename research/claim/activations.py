@@ -30,6 +30,7 @@ from srm.scoring.batching import split_passes
 __all__ = ["Activations", "cached_activations", "lower_layers", "upper_model", "upper_weights", "whole_model", "with_table"]
 
 TOKENS_PER_BATCH = 4096
+DTYPE = torch.bfloat16
 _LAYER = re.compile(r"layers\.(\d+)\.")
 Group = TypeVar("Group", bound=PromptGroup)
 
@@ -55,12 +56,12 @@ def _rows(start: int, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def lower_layers(backbone: PreTrainedModel, num_trained: int) -> PreTrainedModel:
-    """A copy of `backbone` without its last `num_trained` layers and its final norm, in bf16 as a scorer runs."""
+    """A copy of `backbone` without its last `num_trained` layers and its final norm, in bf16."""
     number = len(backbone.layers) - num_trained
     lower = _like(backbone, num_hidden_layers=number)
     lower.load_state_dict({name: weight for name, weight in backbone.state_dict().items() if _layer(name) < number})
     lower.norm = nn.Identity()
-    return lower.to(device=backbone.device, dtype=torch.bfloat16).eval()
+    return lower.to(device=backbone.device, dtype=DTYPE).eval()
 
 
 def _like(backbone: PreTrainedModel, **changes: Any) -> PreTrainedModel:
@@ -93,7 +94,7 @@ def cached_activations(folder: Path, groups: Sequence[PromptGroup], make_lower: 
 @torch.inference_mode()
 def _compute(lower: PreTrainedModel, groups: Sequence[PromptGroup]) -> tuple[Tensor, list[list[int]]]:
     total = sum(len(group.prompt_ids) + sum(len(response.ids) for response in group.responses) for group in groups)
-    table = torch.empty(total, lower.config.hidden_size, dtype=torch.bfloat16)
+    table = torch.empty(total, lower.config.hidden_size, dtype=DTYPE)
     starts: list[list[int]] = []
     done = 0
     for parts in split_passes(groups, tokens_per_batch=TOKENS_PER_BATCH, packing="shared"):

@@ -20,9 +20,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from bench import environment
+from research.claim import dpo
 from research.claim.activations import (
     Activations,
     cached_activations,
@@ -72,6 +74,9 @@ DRY = dataclasses.replace(
     seeds=(0, 1),
 )
 NUM_TRAINED = 3
+# The levels, and a policy, whose runs take three times as long: one seed.
+DPO = "DPO's implicit reward"
+TRAINED = (*GRANULARITIES, DPO)
 FILES = ("train", "tune", *RANKED, "spans")
 WAIT_SECONDS = 5.0
 
@@ -114,7 +119,9 @@ class Study:
         ]
 
     def activations(self, name: str) -> Activations:
-        return cached_activations(self.output / "activations" / name, self.groups[name], lambda: lower_layers(self.whole.backbone, NUM_TRAINED))
+        return cached_activations(
+            self.output / "activations" / name, self.groups[name], lambda: lower_layers(self.whole.backbone, NUM_TRAINED)
+        )
 
     def tuning_run(self, variant: str, rate: float) -> Run:
         return Run(variant=variant, learning_rate=rate, seed=self.size.seeds[0], suites=("tune",), max_pairs=self.size.tune_pairs)
@@ -134,34 +141,45 @@ class Study:
 
     def missing(self) -> list[Run]:
         """What is left to do, in order: a level's runs come once its learning rate is known."""
-        runs = [self.tuning_run(variant, rate) for variant in GRANULARITIES for rate in self.size.learning_rates]
+        runs = [self.tuning_run(variant, rate) for variant in TRAINED for rate in self.size.learning_rates]
         return [run for run in [*runs, *self.runs()] if not self.is_done(run)]
 
     def runs(self) -> list[Run]:
         """Those that results come from, as far as their learning rates are known."""
-        rates = {variant: found[0] for variant in GRANULARITIES if (found := self.tuned(variant))}
+        rates = {variant: found[0] for variant in TRAINED if (found := self.tuned(variant))}
         return [
             Run(variant=variant, learning_rate=rate, seed=seed, suites=(*RANKED, "spans"))
             for seed in self.size.seeds
             for variant, rate in rates.items()
+            if variant != DPO or seed == self.size.seeds[0]
         ]
 
     def finish(self, run: Run) -> None:
         """Train, write the weights and the scores of every suite, as srm-score would; last what says that all is there."""
         home, started = self.folder / run.name, time.monotonic()
-        model, command = self._train(run, home)
+        model, command = (self._train_policy if run.variant == DPO else self._train)(run)
         seconds = time.monotonic() - started
         save_file({name: weight.contiguous() for name, weight in upper_weights(model).items()}, home / "upper.safetensors")
         for suite in run.suites:
-            scores_of(run, self.folder, suite).write_text("".join(self._lines(model, suite)), encoding="utf-8")
+            scores_of(run, self.folder, suite).write_text("".join(self._lines(run, model, suite)), encoding="utf-8")
         record = {"command": command, "seconds": round(seconds, 1), "all_seconds": round(time.monotonic() - started, 1)}
         write_whole(home / "train.json", json.dumps(record | environment.describe(), indent=2) + "\n")
         environment.say(f"{run.name}: {record['all_seconds']:.0f} s, training {seconds:.0f}")
 
-    def _train(self, run: Run, home: Path) -> tuple[SentenceRewardModel, str]:
+    def _train(self, run: Run) -> tuple[SentenceRewardModel, str]:
         flags = ["--seed", str(run.seed), "--learning_rate", f"{run.learning_rate:g}", *shlex.split(VARIANTS[run.variant])]
-        flags += [*shlex.split(self.size.flags), *shlex.split("--save_strategy no --report_to none --disable_tqdm true --overwrite_output_dir")]
-        needed = ["--model_name_or_path", self.name, "--dataset_name", str(self.files["train"]), "--output_dir", str(home / "trainer")]
+        flags += [
+            *shlex.split(self.size.flags),
+            *shlex.split("--save_strategy no --report_to none --disable_tqdm true --overwrite_output_dir"),
+        ]
+        needed = [
+            "--model_name_or_path",
+            self.name,
+            "--dataset_name",
+            str(self.files["train"]),
+            "--output_dir",
+            str(self.folder / run.name / "trainer"),
+        ]
         variant, _, config = parse_arguments([*needed, *flags])
         activations = self.activations("train")
         model = upper_model(self.whole, NUM_TRAINED, activations.table, **variant.variant())
@@ -169,11 +187,31 @@ class Study:
         SentenceRewardTrainer(model, config, train_dataset=rows[: run.max_pairs]).train()
         return model, shlex.join(flags)
 
-    def _lines(self, model: SentenceRewardModel, suite: str) -> list[str]:
+    def _train_policy(self, run: Run) -> tuple[SentenceRewardModel, str]:
+        texts, batch = self._texts("train"), 8
+        model = dpo.policy(self.whole, NUM_TRAINED, texts.activations.table)
+        dpo.train_policy(model, self._output_weight, texts.first(run.max_pairs), rate=run.learning_rate, seed=run.seed, batch=batch)
+        return model, f"dpo beta {dpo.BETA} batch {batch} learning rate {run.learning_rate:g} seed {run.seed}"
+
+    @property
+    def _output_weight(self) -> torch.Tensor:
+        if not self.whole.backbone.config.tie_word_embeddings:
+            raise ValueError(f"{self.name}: its output has weights of its own, which a backbone comes without.")
+        return self.whole.backbone.embed_tokens.weight.detach()
+
+    def _texts(self, name: str) -> dpo.Texts:
+        activations, groups, path = self.activations(name), self.groups[name], self.output / "reference" / f"{name}.pt"
+        start = dpo.policy(self.whole, NUM_TRAINED, activations.table)
+        return dpo.Texts(groups, activations, dpo.reference_logprobs(path, start, self._output_weight, groups, activations))
+
+    def _lines(self, run: Run, model: SentenceRewardModel, suite: str) -> list[str]:
         activations, groups = self.activations(suite), self.groups[suite]
         with_table(model, activations.table)
-        scored = score_all(model, activations.rows_of(groups), tokens_per_batch=8192, packing="shared")
-        responses = [one for group, scores in zip(groups, scored, strict=True) for one in read_off_group(group, scores)]
+        if run.variant == DPO:
+            responses = dpo.scored(groups, dpo.implicit_rewards(model, self._output_weight, self._texts(suite)))
+        else:
+            scored = score_all(model, activations.rows_of(groups), tokens_per_batch=8192, packing="shared")
+            responses = [one for group, scores in zip(groups, scored, strict=True) for one in read_off_group(group, scores)]
         return [score_line(row, response) for row, response in zip(response_rows(self.rows[suite]), responses, strict=True)]
 
     def trained(self, run: Run) -> SentenceRewardModel:
@@ -192,7 +230,7 @@ def main() -> None:
             # Others hold what is left; a run may follow from theirs.
             time.sleep(WAIT_SECONDS)
     if arguments.save_models is not None:
-        for run in study.runs():
+        for run in [run for run in study.runs() if run.variant != DPO]:
             study.trained(run).save_pretrained(arguments.save_models / run.name)
     result = _result(study)
     title = f"last {NUM_TRAINED} layers of {study.name}: {result['device']}; bars: 95 % over prompts and seeds"
@@ -227,7 +265,7 @@ def _result(study: Study) -> dict[str, Any]:
         "size": dataclasses.asdict(study.size),
         "rows_used": {name: len(groups) for name, groups in study.groups.items()},
         "tokens": {name: len(study.activations(name).table) for name in FILES},
-        "tuning_accuracy": {variant: found[1] for variant in GRANULARITIES if (found := study.tuned(variant))},
+        "tuning_accuracy": {variant: found[1] for variant in TRAINED if (found := study.tuned(variant))},
         "runs": [{**dataclasses.asdict(run), **records[run.name]} for run in runs],
         "rows": summarise(runs, study.folder, {name: study.suites[name] for name in RANKED}, study.spans),
     }
