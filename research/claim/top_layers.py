@@ -140,9 +140,10 @@ class Study:
         return (self.folder / run.name / "train.json").exists()
 
     def missing(self) -> list[Run]:
-        """What is left to do, in order: a level's runs come once its learning rate is known."""
-        runs = [self.tuning_run(variant, rate) for variant in TRAINED for rate in self.size.learning_rates]
-        return [run for run in [*runs, *self.runs()] if not self.is_done(run)]
+        """What is left to do, in order: runs come once their learning rate is known, and the policy's after all levels'."""
+        tuning = [self.tuning_run(variant, rate) for variant in TRAINED for rate in self.size.learning_rates]
+        left = [run for run in [*tuning, *self.runs()] if not self.is_done(run)]
+        return sorted(left, key=lambda run: (run.variant == DPO, run.max_pairs is None))
 
     def runs(self) -> list[Run]:
         """Those that results come from, as far as their learning rates are known."""
