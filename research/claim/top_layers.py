@@ -77,6 +77,7 @@ NUM_TRAINED = 3
 # The levels, and a policy, whose runs take three times as long: one seed.
 DPO = "DPO's implicit reward"
 TRAINED = (*GRANULARITIES, DPO)
+_LATER = {"token": 1, DPO: 2}
 FILES = ("train", "tune", *RANKED, "spans")
 WAIT_SECONDS = 5.0
 
@@ -140,10 +141,10 @@ class Study:
         return (self.folder / run.name / "train.json").exists()
 
     def missing(self) -> list[Run]:
-        """What is left to do, in order: runs come once their learning rate is known, and the policy's after all levels'."""
+        """What is left to do: first the primary figure. Runs come once their learning rate is known."""
         tuning = [self.tuning_run(variant, rate) for variant in TRAINED for rate in self.size.learning_rates]
         left = [run for run in [*tuning, *self.runs()] if not self.is_done(run)]
-        return sorted(left, key=lambda run: (run.variant == DPO, run.max_pairs is None))
+        return sorted(left, key=lambda run: (_LATER.get(run.variant, 0), run.max_pairs is None))
 
     def runs(self) -> list[Run]:
         """Those that results come from, as far as their learning rates are known."""
