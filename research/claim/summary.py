@@ -1,7 +1,7 @@
 """What the runs say together: one row a variant, with paired intervals over prompts, as JSON, a table and a figure.
 
-A variant's numbers are means over its seeds. Intervals resample prompts, the same ones for every variant; they do not cover the luck of the
-seed, which `seeds` shows.
+A variant's numbers are means over its seeds. Intervals resample prompts and, where there are several, seeds: in every draw the same ones
+for all variants, so that differences are paired. `seeds` shows each seed by itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from srm.evaluation.sections import Rewards, rows_won, suite_scores
 from srm.evaluation.spans import SpanRow, evaluate_spans
 from srm.evaluation.suites import Suite
 
-__all__ = ["MEASURES", "RANKED", "accuracy", "summarise", "table", "write"]
+__all__ = ["MEASURES", "RANKED", "accuracy", "over_seeds", "summarise", "table", "write"]
 
 # name: title of a column.
 MEASURES = {"test": "held-out pairs", "suite": "suite, mean of sections", "credit": "credit AUC on marked errors"}
@@ -74,7 +74,19 @@ def _row(seeds: Sequence[Traces], reference: Sequence[Traces] | None) -> dict[st
 
 
 def _mean(seeds: Sequence[Traces]) -> Traces:
-    return {name: np.mean([traces[name] for traces in seeds], axis=0) for name in seeds[0]}
+    return {name: over_seeds([traces[name] for traces in seeds]) for name in seeds[0]}
+
+
+def over_seeds(traces: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean over seeds: of the data over all of them, in each draw over as many drawn with replacement.
+
+    Args:
+        traces: [1 + S] a seed; the same seeds are drawn for any traces of as many seeds and draws.
+    """
+    trace_KS = np.stack(traces)
+    number, draws = len(traces), trace_KS.shape[1] - 1
+    drawn_KS = np.random.default_rng(0).integers(number, size=(number, draws))
+    return np.concatenate([trace_KS[:, :1].mean(axis=0), np.take_along_axis(trace_KS[:, 1:], drawn_KS, axis=0).mean(axis=0)])
 
 
 def write(path: Path | None, result: Mapping[str, Any], title: str) -> None:
