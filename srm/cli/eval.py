@@ -76,7 +76,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     results.add_argument(
         "--threshold",
         type=float,
-        help="reward below which a step is taken for wrong [processbench: the best on its rows of gsm8k; prmbench: for each half of the "
+        help="reward above which a step is taken for right [processbench: the best on its rows of gsm8k; prmbench: for each half of the "
         "problems, the best on the other]",
     )
     results.add_argument("--html", action="store_true", help="write a page a model with every scored pair")

@@ -1,8 +1,9 @@
 """What ProcessBench and PRMBench say of a model's step rewards, with intervals over problems, beside position and length.
 
-Both ask whether each step is wrong, and a reward has no natural zero: a step is taken for wrong where its reward is below a threshold. It
-is chosen as ProcessBench chooses it for models with scores, as the best on the rows of GSM8K, and then holds for all rows. PRMBench has no
-part to choose it on, so each half of the problems is judged by the best threshold of the other half. Draws of the bootstrap keep it.
+Both ask whether each step is wrong, and a reward has no natural zero: a step is taken for right where its reward is above a threshold, else
+for wrong. The threshold is chosen as ProcessBench chooses it for models with scores, as the best on the rows of GSM8K, and then holds for
+all rows. PRMBench has no part to choose it on, so each half of the problems is judged by the best threshold of the other half. Draws of the
+bootstrap keep it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from srm.scoring.results import ScoredResponse
 
 __all__ = ["OVERALL", "PRM_CLASSES", "TUNING_GROUP", "WITHIN", "StepResult", "check_threshold", "evaluate_steps", "prm_score"]
 
-# The split on which ProcessBench chooses thresholds (section 4.1 of its paper).
+# The split on which ProcessBench chooses thresholds, says its paper.
 TUNING_GROUP = "gsm8k"
 # PRMBench's dimensions and their classes, as in its table (`mr_visualize/eval_res_view/draw_tabs/form_latex_strs.ipynb`).
 PRM_CLASSES = {
@@ -47,7 +48,7 @@ class StepResult:
         scores: by name, traces [1 + S]: `OVERALL[rule]` first; ProcessBench's `<split>: wrong`, `<split>: right`, `<split>: F1`, or
             PRMBench's classes and dimensions.
         at_place: AUC among steps at the same place of other solutions.
-        thresholds: below which a step is taken for wrong: one, or one for each half of the problems.
+        thresholds: above which a step is taken for right: one, or one for each half of the problems.
         num_open: steps in which no sentence of the model ends, so that they have no reward of their own; None for baselines.
     """
 
@@ -106,7 +107,7 @@ def evaluate_steps(
         scored: by name of the model, its scores of the rows.
         token_level: names of the models that are token-level.
         measure: judge `r_i` or `w_i * r_i`.
-        threshold: below which a step of a model is wrong; chosen as this module says where None. Baselines always choose theirs.
+        threshold: above which a step of a model is right; chosen as this module says where None. Baselines always choose theirs.
         draws: of the bootstrap over problems.
         seed: of the draws.
 
@@ -168,7 +169,7 @@ def _first_error_scores(
         tuning_R = group_R == TUNING_GROUP
         chosen_R = tuning_R if tuning_R.any() else np.ones_like(tuning_R)
         threshold = _best_for_first_error(low_R[chosen_R], high_R[chosen_R], is_wrong_R[chosen_R])
-    won_R = ((low_R < threshold) & (threshold <= high_R)).astype(np.float64)
+    won_R = ((low_R <= threshold) & (threshold < high_R)).astype(np.float64)
     scores: dict[str, np.ndarray] = {}
     for group in dict.fromkeys(group_R.tolist()):
         wrong, right = (bootstrap.mean(np.where((group_R == group) & side, won_R, np.nan)) for side in (is_wrong_R, ~is_wrong_R))
@@ -178,7 +179,7 @@ def _first_error_scores(
 
 
 def _won_between(row: StepRow, values: Sequence[float]) -> tuple[float, float]:
-    """The thresholds at which the first step below is the first wrong one, or none is where none is wrong: low < threshold <= high."""
+    """The thresholds at which the first step taken for wrong is the first wrong one, or none where none is: low <= threshold < high."""
     first = row.first_wrong
     if first < 0:
         return -np.inf, min(values, default=np.inf)
@@ -191,7 +192,7 @@ def _won_between(row: StepRow, values: Sequence[float]) -> tuple[float, float]:
 def _best_for_first_error(low_R: np.ndarray, high_R: np.ndarray, is_wrong_R: np.ndarray) -> float:
     """The threshold of the highest F1, the lowest of several."""
     threshold_C = _between(np.concatenate([low_R, high_R]))
-    won_CR = (low_R < threshold_C[:, None]) & (threshold_C[:, None] <= high_R)
+    won_CR = (low_R <= threshold_C[:, None]) & (threshold_C[:, None] < high_R)
     sides = [won_CR[:, side].mean(axis=1) for side in (is_wrong_R, ~is_wrong_R) if side.any()]
     return float(threshold_C[np.argmax(harmonic_mean(sides[0], sides[-1]))])
 
@@ -213,7 +214,7 @@ def _every_step_scores(
         thresholds = tuple(_best_for_every_step(reward_T[half_T == other], is_wrong_T[half_T == other]) for other in (1, 0))
     else:
         thresholds = (_best_for_every_step(reward_T, is_wrong_T),)
-    called_T = reward_T < np.array(thresholds)[half_T if len(thresholds) == 2 else np.zeros_like(half_T)]
+    called_T = reward_T <= np.array(thresholds)[half_T if len(thresholds) == 2 else np.zeros_like(half_T)]
     outcomes = [(is_wrong_T == wrong) & (called_T == called) for wrong, called in ((0, False), (1, False), (1, True), (0, True))]
     counts = [np.bincount(row_T, weights=outcome, minlength=len(rows)) for outcome in outcomes]
     group_R = np.array([row.group for row in rows])
@@ -236,7 +237,7 @@ def _best_for_every_step(reward_T: np.ndarray, is_wrong_T: np.ndarray) -> float:
     """The threshold of the highest PRMScore, the lowest of several."""
     threshold_C = _between(reward_T)
     order_T = np.argsort(reward_T)
-    below_C = np.searchsorted(reward_T[order_T], threshold_C)
+    below_C = np.searchsorted(reward_T[order_T], threshold_C, side="right")
     wrong_below_C = np.concatenate([[0], np.cumsum(is_wrong_T[order_T])])[below_C]
     num_wrong = is_wrong_T.sum()
     counts = (len(reward_T) - num_wrong - (below_C - wrong_below_C), num_wrong - wrong_below_C, wrong_below_C, below_C - wrong_below_C)

@@ -88,7 +88,7 @@ def found_by_hand(
         sentences = model.score([row["problem"]], ["\n\n".join(row["steps"])])[0].sentences
         assert len(sentences) == 2 * len(row["steps"])
         rewards = [reward_of(sentences[2 * step : 2 * step + 2]) for step in range(len(row["steps"]))]
-        first = next((step for step, reward in enumerate(rewards) if reward < threshold), -1)
+        first = next((step for step, reward in enumerate(rewards) if reward <= threshold), -1)
         right[row["label"] >= 0].append(first == row["label"])
     return sum(right[True]) / len(right[True]), sum(right[False]) / len(right[False])
 

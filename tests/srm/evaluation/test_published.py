@@ -170,5 +170,7 @@ def test_bad_rows_are_named(tmp_path: Path, row: dict[str, Any], message: str) -
 
 def test_suites_that_are_not_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="rmb: is not on the hub. Clone https://github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark and give"):
+    with pytest.raises(
+        UserError, match=r"rmb: is not on the hub\. Clone https://github\.com/Zhou-Zoey/RMB-Reward-Model-Benchmark and"
+    ):
         read_suite("rmb")

@@ -60,5 +60,5 @@ def test_bad_rows_are_named(tmp_path: Path, row: dict[str, Any], message: str) -
 
 
 def test_nothing_of_the_test_split(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="response.jsonl has no row with split 'test' and quality 'good'"):
+    with pytest.raises(UserError, match=r"response\.jsonl has no row with split 'test' and quality 'good'"):
         read_spans(put(tmp_path, response(0, split="train")))

@@ -48,7 +48,7 @@ def process_bench(*scored_rows: tuple[StepRow, tuple[float, ...]]) -> tuple[Step
     return suite, [scored(row, *rewards) for row, rewards in scored_rows]
 
 
-# Thresholds that find each: above -1 and up to 1; up to 0.5; above -2; and for math above -0.2 and up to 0.3; up to -0.4.
+# Thresholds that find each: from -1, and below 1; below 0.5; from -2; and for math from -0.2, and below 0.3; below -0.4.
 ROWS = (
     (solution("gsm8k-0", 3, 1), (1.0, -1.0, -5.0)),
     (solution("gsm8k-1", 2, -1), (0.5, 2.0)),
@@ -59,9 +59,9 @@ ROWS = (
 
 
 def test_process_bench_by_hand() -> None:
-    """On gsm8k all three are right for a threshold above -1 and up to 0.5: -0.25 is the middle of the two, and lies below math's -0.2.
+    """On gsm8k all three are found from -1, and below 0.5: -0.25 is the middle of the two, and lies below math's -0.2.
 
-    So math finds nothing: its wrong step is not below the threshold, and in its right solution -0.4 is.
+    So math finds nothing: its wrong step is above the threshold, and in its right solution -0.4 is not.
     """
     suite, model = process_bench(*ROWS)
     result = evaluate_steps(suite, {"m": model}, draws=20)["m"]
@@ -87,10 +87,10 @@ def test_a_given_threshold() -> None:
     assert (found["math: wrong"], found["math: right"], found["math: F1"], found["average F1"]) == (1.0, 0.0, 0.0, 0.5)
 
 
-def test_the_first_step_below_must_be_the_wrong_one() -> None:
-    """Step 0 is below 0 as well, so that step 1 is not the first; and a wrong step behind a cut is never found."""
+def test_the_first_step_taken_for_wrong_must_be_the_wrong_one() -> None:
+    """Step 0 is at 0, and so taken for wrong as well, so that step 1 is not the first; and a wrong step behind a cut is never found."""
     rows = (
-        (solution("gsm8k-0", 2, 1), (-1.0, -2.0)),
+        (solution("gsm8k-0", 2, 1), (0.0, -2.0)),
         (solution("gsm8k-1", 3, 2), (1.0, 1.0)),
         (solution("gsm8k-2", 2, 0), (-1.0, 3.0)),
         (solution("gsm8k-3", 1, -1), (1.0,)),

@@ -76,7 +76,7 @@ def test_prm_bench(tmp_path: Path) -> None:
 def test_other_rows_have_no_steps(tmp_path: Path) -> None:
     source = write(tmp_path / "pairs.jsonl", {"prompt": "Hi", "chosen": "a", "rejected": "b"})
     assert not has_steps(source)
-    with pytest.raises(UserError, match="its first row has no steps. ProcessBench and PRMBench have `problem`, `steps`, `label` or"):
+    with pytest.raises(UserError, match=r"its first row has no steps\. ProcessBench and PRMBench have `problem`, `steps`, `label` or"):
         read_steps(source)
 
 
