@@ -70,11 +70,13 @@ def check_published(source: str) -> None:
 
 
 def form_of(fields: Mapping[str, Any]) -> str | None:
-    """The published form that a row's columns state, or None.
+    """The published form that a row's columns state, or None; a row with `chosen` and `rejected` is a pair, whatever else it has.
 
     Args:
         fields: the row's columns.
     """
+    if "chosen" in fields and "rejected" in fields:
+        return None
     return next((form for form, (columns, _) in _FORMS.items() if all(name in fields for name in columns)), None)
 
 

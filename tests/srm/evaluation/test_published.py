@@ -168,9 +168,12 @@ def test_bad_rows_are_named(tmp_path: Path, row: dict[str, Any], message: str) -
     assert "rows.jsonl line 1" in str(error.value)
 
 
+def test_a_pair_is_a_pair_whatever_else_its_row_has(tmp_path: Path) -> None:
+    row = {**judge_row(0, "mmlu-pro-law", "A>B"), "prompt": "Who?", "chosen": "Me.", "rejected": "You."}
+    assert read_suite(write(tmp_path / "pairs.jsonl", row)).rows[0].responses == ("Me.", "You.")
+
+
 def test_suites_that_are_not_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        UserError, match=r"rmb: is not on the hub\. Clone https://github\.com/Zhou-Zoey/RMB-Reward-Model-Benchmark and"
-    ):
+    with pytest.raises(UserError, match=r"rmb: is not on the hub\. Clone https://github\.com/Zhou-Zoey/RMB-Reward-Model-Benchmark and"):
         read_suite("rmb")
