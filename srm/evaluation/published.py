@@ -1,8 +1,8 @@
 """Ranking suites in the form that their authors publish: JudgeBench, PPE and RMB. A row gives any number of comparisons.
 
 JudgeBench (arXiv 2410.12784): github.com/ScalerLab/JudgeBench, README.md, `run_judge.py` and `utils/metrics.py`. PPE (arXiv 2410.14872):
-the cards of its data sets on the hub, and github.com/lmarena/PPE, whose `sampled_conflict_pairs` count responses from 0. RMB (arXiv
-2410.09893): github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark, `RMB_dataset/` and `eval/scripts/`.
+the cards of its data sets on the hub, and `BaseBenchmark.get_conflict_pair_iter` of its code, where pairs count responses from 0. RMB
+(arXiv 2410.09893): github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark, `RMB_dataset/` and `eval/scripts/`.
 """
 
 from __future__ import annotations

@@ -106,8 +106,8 @@ LIMITS: Mapping[str, Limit] = {
     "seed": _SEED,
     "data_seed": _SEED,
     "draws": Limit(1, 1_000_000),
-    # A reward, which has no range of its own.
-    "threshold": Limit(),
+    # A reward, which has no range of its own; no head comes near these.
+    "threshold": Limit(-100_000, 100_000),
     # Machines.
     "dataloader_num_workers": Limit(0, 1024),
     "num_workers": Limit(1, 100_000),
