@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import json
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from srm.cli.common import run
 from srm.cli.eval_models import add_rival_options, check_of_rows, check_rival_options, identity_of, load, models_of, short_names
+from srm.cli.eval_report import file_name
 from srm.cli.scoring import add_scoring_options, device_of, progress_columns
 from srm.errors import UserError
-from srm.extras import way_to_install
 from srm.runs.parser import Parser
 
 if TYPE_CHECKING:
@@ -28,8 +26,8 @@ if TYPE_CHECKING:
 
     from srm.data import Prompt, Response
     from srm.evaluation.spans import SpanRow
+    from srm.evaluation.steps import StepSuite
     from srm.evaluation.suites import Suite, SuiteRow
-    from srm.evaluation.tables import TextTable
 
 __all__ = ["main"]
 
@@ -59,8 +57,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     needed.add_argument(
         "--suite",
         required=True,
-        help="rewardbench, rewardbench2 or rmbench from the hub; or pairs in any form that srm-train reads, with `section` and `subset` "
-        "where there are any; or rows with prompt, response and errors [{type, start, end}].",
+        help="rewardbench, rewardbench2, rmbench, judgebench, judgebench-claude, ppe-human, ppe-correctness, processbench or prmbench from "
+        "the hub; a file or folder with rows in the form of one of them, or of RMB or RAGTruth; pairs in any form that srm-train reads, "
+        "with `section` and `subset` where there are any; or rows with prompt, response and errors [{type, start, end}].",
     )
     needed.add_argument("--output_dir", required=True, type=Path, help="results.json, .csv and .png, and the scores of each model")
     add_rival_options(parser)
@@ -68,7 +67,21 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     results.add_argument("--max_pairs", type=int, help="evaluate at most so many rows, spread evenly over the suite [all]")
     results.add_argument("--draws", type=int, default=1000, help="of the bootstrap over prompts")
     results.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    results.add_argument("--measure", choices=["reward", "weighted_reward"], default="reward", help="what is judged on marked errors")
+    results.add_argument(
+        "--section_mean",
+        choices=["official", "rows"],
+        default="official",
+        help="rows: also print each section as the mean over its rows, and their average beside the official one",
+    )
+    results.add_argument(
+        "--measure", choices=["reward", "weighted_reward"], default="reward", help="what is judged on marked errors and steps"
+    )
+    results.add_argument(
+        "--threshold",
+        type=float,
+        help="reward above which a step is taken for right [processbench: the best on its rows of gsm8k; prmbench: for each half of the "
+        "problems, the best on the other]",
+    )
     results.add_argument("--html", action="store_true", help="write a page a model with every scored pair")
     results.add_argument("--overwrite", action="store_true", help="replace existing results instead of going on with them")
     add_scoring_options(parser)
@@ -87,7 +100,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("runs as one process. Score with several by srm-score, or start one srm-eval a model, each with its --output_dir.")
     names = short_names(arguments.model)
-    outputs = {name: arguments.output_dir / "scores" / f"{_file_name(name)}.jsonl" for name in names}
+    outputs = {name: arguments.output_dir / "scores" / f"{file_name(name)}.jsonl" for name in names}
     files = _check_places(arguments, outputs)
     with hold(arguments.output_dir):
         _claim(arguments, files)
@@ -100,7 +113,7 @@ def _check_places(arguments: argparse.Namespace, outputs: Mapping[str, Path]) ->
     from srm.scoring.file import meta_path
 
     folder = arguments.output_dir
-    pages = [folder / f"{_file_name(name)}.html" for name in outputs] if arguments.html else []
+    pages = [folder / f"{file_name(name)}.html" for name in outputs] if arguments.html else []
     results = [folder / name for name in ("responses.jsonl", "results.json", "results.csv", "results.png")]
     files = [*results, *pages, *outputs.values(), *map(meta_path, outputs.values())]
     read = {"data": {"--suite": arguments.suite}, "models": models_of(arguments)}
@@ -120,15 +133,16 @@ def _claim(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
     write_whole(record, json.dumps({"suite": arguments.suite, "models": arguments.model}, indent=2) + "\n")
 
 
-def _file_name(name: str) -> str:
-    return name.replace("/", "--").replace(":", "--")
-
-
 def _evaluate_suite(names: Mapping[str, str], outputs: Mapping[str, Path], arguments: argparse.Namespace, console: Console) -> None:
+    from srm.cli.eval_report import report_spans, report_steps, report_suite
+    from srm.evaluation.published import check_published
     from srm.evaluation.score_suite import write_responses
     from srm.evaluation.spans import has_spans, read_spans
-    from srm.evaluation.suites import HUB_SUITES, read_suite
+    from srm.evaluation.step_scores import check_threshold
+    from srm.evaluation.steps import has_steps, read_steps
+    from srm.evaluation.suites import SUITES, read_suite
 
+    check_published(arguments.suite)
     checks = [check_of_rows(model, arguments) for model in arguments.model]
 
     def check(prompt: Prompt, responses: Sequence[Response]) -> None:
@@ -143,27 +157,44 @@ def _evaluate_suite(names: Mapping[str, str], outputs: Mapping[str, Path], argum
         "check": check,
     }
     suite: Suite | None = None
+    solutions: StepSuite | None = None
     spans: list[SpanRow] = []
-    if arguments.suite not in HUB_SUITES and has_spans(arguments.suite, split=arguments.split):
+    rows: Sequence[SuiteRow]
+    if arguments.suite not in SUITES and has_steps(arguments.suite, split=arguments.split):
+        solutions = read_steps(arguments.suite, **reading)
+        check_threshold(solutions, arguments.threshold)
+        rows = [row.to_suite_row() for row in solutions.rows]
+    elif arguments.suite not in SUITES and has_spans(arguments.suite, split=arguments.split):
         spans = read_spans(arguments.suite, **reading)
-        rows: Sequence[SuiteRow] = [row.to_suite_row() for row in spans]
+        rows = [row.to_suite_row() for row in spans]
     else:
         suite = read_suite(arguments.suite, **reading)
         rows = suite.rows
+    _check_options(arguments, ranks=suite is not None, steps=solutions is not None)
     responses = arguments.output_dir / "responses.jsonl"
     responses.parent.mkdir(parents=True, exist_ok=True)
     if arguments.overwrite:
         responses.unlink(missing_ok=True)
     total = write_responses(rows, responses)
-    for name, model in names.items():
-        _score(model, name, responses, outputs[name], total, arguments, console)
+    token_level = {name for name, model in names.items() if _score(model, name, responses, outputs[name], total, arguments, console)}
     if suite is not None:
-        _report_suite(suite, outputs, arguments, console)
+        report_suite(suite, outputs, arguments, console)
+    elif solutions is not None:
+        report_steps(solutions, rows, outputs, token_level, arguments, console)
     else:
-        _report_spans(spans, rows, outputs, arguments, console)
+        report_spans(spans, rows, outputs, arguments, console)
 
 
-def _score(model_name: str, name: str, responses: Path, output: Path, total: int, arguments: argparse.Namespace, console: Console) -> None:
+def _check_options(arguments: argparse.Namespace, *, ranks: bool, steps: bool) -> None:
+    """Refuse an option that means nothing for the suite, rather than leave it out without a word."""
+    if arguments.section_mean == "rows" and not ranks:
+        raise UserError("--section_mean: this suite judges sentences and has no sections to average. Leave the flag out.")
+    if arguments.threshold is not None and not steps:
+        raise UserError("--threshold: only suites with steps (ProcessBench, PRMBench) have one. Leave the flag out.")
+
+
+def _score(model_name: str, name: str, responses: Path, output: Path, total: int, arguments: argparse.Namespace, console: Console) -> bool:
+    """Write the scores of a model, and say whether it is token-level, so that a sentence's reward is a mean."""
     from rich.progress import Progress
 
     from srm.evaluation.score_suite import score_responses
@@ -191,118 +222,7 @@ def _score(model_name: str, name: str, responses: Path, output: Path, total: int
             overwrite=arguments.overwrite,
             on_scored=lambda count: progress.advance(task, count),
         )
-
-
-def _report_suite(suite: Suite, outputs: Mapping[str, Path], arguments: argparse.Namespace, console: Console) -> None:
-    from srm.evaluation.compare import evaluate_suite
-    from srm.evaluation.figure import suite_figure
-    from srm.evaluation.score_suite import read_rewards, read_scored
-    from srm.evaluation.tables import suite_csv, suite_tables
-
-    rewards = {name: read_rewards(suite.rows, output) for name, output in outputs.items()}
-    report = evaluate_suite(suite, rewards, draws=arguments.draws, seed=arguments.seed)
-    tables = suite_tables(report)
-    figure = suite_figure(report) if _has_matplotlib(console) else None
-    _write(arguments, report.to_dict(), suite_csv(report), tables, figure, console)
-    if arguments.html:
-        for name, output in outputs.items():
-            scored = read_scored(suite.rows, output)
-            _write_page(name, suite.rows, scored, [()] * len(scored), tables, figure, arguments)
-
-
-def _report_spans(
-    spans: Sequence[SpanRow], rows: Sequence[SuiteRow], outputs: Mapping[str, Path], arguments: argparse.Namespace, console: Console
-) -> None:
-    from srm.evaluation.figure import span_figure
-    from srm.evaluation.score_suite import read_scored
-    from srm.evaluation.spans import credit_differences, evaluate_spans
-    from srm.evaluation.tables import span_csv, span_tables
-
-    nested = {name: read_scored(rows, output) for name, output in outputs.items()}
-    scored = {name: [responses[0] for responses in model] for name, model in nested.items()}
-    results = evaluate_spans(spans, scored, measure=arguments.measure, draws=arguments.draws, seed=arguments.seed)
-    tables = span_tables(results)
-    figure = span_figure(results) if _has_matplotlib(console) else None
-    numbers = {
-        "suite": arguments.suite,
-        "rule": "spans",
-        "measure": arguments.measure,
-        "rows": len(rows),
-        "interval": {"level": 0.95, "unit": "prompt", "draws": arguments.draws, "seed": arguments.seed},
-        "models": {name: result.to_dict() for name, result in results.items()},
-        "comparisons": [{"first": a, "second": b, "auc": found.to_dict()} for a, b, found in credit_differences(results)],
-    }
-    _write(arguments, numbers, span_csv(results), tables, figure, console)
-    if arguments.html:
-        for name, responses in nested.items():
-            _write_page(name, rows, responses, [row.errors for row in spans], tables, figure, arguments)
-
-
-def _write(
-    arguments: argparse.Namespace,
-    numbers: dict[str, Any],
-    table: str,
-    tables: Sequence[TextTable],
-    figure: bytes | None,
-    console: Console,
-) -> None:
-    from srm.cli.terminal import Terminal
-    from srm.evaluation.tables import rich_table
-    from srm.runs.folders import write_whole
-
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-    folder = arguments.output_dir
-    write_whole(
-        folder / "results.json",
-        json.dumps(_without_nan({**numbers, "settings": settings}), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-    )
-    write_whole(folder / "results.csv", table)
-    if figure is not None:
-        (folder / "results.png").write_bytes(figure)
-    screen = Terminal()
-    for each in tables:
-        screen.print(rich_table(each))
-    console.print(f"results in {folder}")
-
-
-def _write_page(
-    name: str,
-    rows: Sequence[SuiteRow],
-    scored: Sequence[Sequence[Any]],
-    marked: Sequence[Sequence[Mapping[str, Any]]],
-    tables: Sequence[TextTable],
-    figure: bytes | None,
-    arguments: argparse.Namespace,
-) -> None:
-    """One page a model. Of several wrong responses the one with the highest reward is shown, of several right ones the lowest."""
-    from srm.views.page import ReportPair, write_html
-
-    pairs = []
-    for row, responses, spans in zip(rows, scored, marked, strict=True):
-        right = min(responses[: row.num_correct], key=lambda response: response.reward)
-        wrong = max(responses[row.num_correct :], key=lambda response: response.reward, default=None)
-        pairs.append(
-            ReportPair(id=row.id, section=row.section, subset=row.subset, prompt=row.prompt, chosen=right, rejected=wrong, marked=spans)
-        )
-    plots = [] if figure is None else [("Results", "The tables on this page hold the same numbers.", figure, "image/png")]
-    title = f"{name} on {Path(arguments.suite).name}"
-    write_html(arguments.output_dir / f"{_file_name(name)}.html", pairs, title=title, tables=tables, plots=plots)
-
-
-def _has_matplotlib(console: Console) -> bool:
-    there = importlib.util.find_spec("matplotlib") is not None
-    if not there:
-        console.print(f"no figure: {way_to_install('matplotlib')}")
-    return there
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: what has no rows is null."""
-    if isinstance(value, dict):
-        return {str(key): _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return getattr(getattr(model, "config", None), "granularity", None) == "token"
 
 
 if __name__ == "__main__":

@@ -98,6 +98,8 @@ class SuiteReport:
             "rows": len(self.suite.rows),
             "prompts": len({row.unit for row in self.suite.rows}),
             "weights": self.suite.weights,
+            "average": "mean of the sections" if self.suite.overall == "sections" else "mean over the rows",
+            "ties_left_out": self.suite.num_ties,
             "interval": {"level": 0.95, "unit": "prompt", "draws": self.draws, "seed": self.seed},
             "models": {name: result.to_dict() for name, result in self.results.items()},
             "comparisons": [comparison.to_dict() for comparison in self.comparisons],

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from srm.evaluation.compare import SuiteReport
 from srm.evaluation.intervals import Interval
 from srm.evaluation.score_suite import BASELINES
 from srm.evaluation.spans import SpanResult
+from srm.evaluation.step_scores import OVERALL, StepResult
+from srm.evaluation.steps import StepSuite
 from srm.extras import name_the_extra
 from srm.views.visible import visible
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["span_figure", "suite_figure"]
+__all__ = ["span_figure", "step_figure", "suite_figure"]
 
 # Okabe and Ito's colours, which stay apart in every common colour blindness; the marker says the same.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -53,22 +55,47 @@ def suite_figure(report: SuiteReport) -> bytes:
 
 
 def span_figure(results: Mapping[str, SpanResult]) -> bytes:
-    """PNG: AUC, average precision and hit rate of each model and baseline.
+    """PNG: AUC, average precision, hit rate and AUC given position of each model and baseline.
 
     Raises:
         UserError: matplotlib is not installed.
     """
-    figure = _figure(12.0, 1.4 + 0.3 * len(results))
-    titles = {"auc": "AUC within responses", "average_precision": "average precision", "hit_rate": "the lowest sentence is bad"}
-    for axes, (metric, title) in zip(figure.subplots(1, 3, sharey=True), titles.items(), strict=True):
-        for index, (name, result) in enumerate(results.items()):
-            colour = _GREYS[0] if result.by_kind is None else _COLOURS[index % len(_COLOURS)]
-            _interval(axes, getattr(result, metric), index, colour=colour, marker="o", label=_label(name), scale=1.0)
-        if metric == "auc":
+    measures: dict[str, dict[str, Interval]] = {
+        "AUC within responses": {name: result.auc for name, result in results.items()},
+        "average precision": {name: result.average_precision for name, result in results.items()},
+        "the lowest sentence is bad": {name: result.hit_rate for name, result in results.items()},
+        "AUC given position": {name: result.at_place.auc for name, result in results.items()},
+    }
+    return _measures(measures, [name for name, result in results.items() if result.by_kind is not None], "prompts")
+
+
+def step_figure(suite: StepSuite, results: Mapping[str, StepResult]) -> bytes:
+    """PNG: the published score and AUC given position of each model and baseline.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    overall = OVERALL[suite.rule]
+    measures = {
+        overall: {name: result.intervals[overall] for name, result in results.items()},
+        "AUC given position": {name: result.at_place.auc for name, result in results.items()},
+    }
+    return _measures(measures, [name for name, result in results.items() if result.num_open is not None], "problems")
+
+
+def _measures(measures: Mapping[str, Mapping[str, Interval]], models: Sequence[str], unit: str) -> bytes:
+    """A panel a measure, in it a point with its interval for each model, and in grey for each baseline."""
+    names = list(next(iter(measures.values())))
+    figure = _figure(3.9 * len(measures), 1.4 + 0.3 * len(names))
+    for axes, (title, found) in zip(figure.subplots(1, len(measures), sharey=True), measures.items(), strict=True):
+        for index, name in enumerate(names):
+            colour = _COLOURS[index % len(_COLOURS)] if name in models else _GREYS[0]
+            _interval(axes, found[name], index, colour=colour, marker="o", label=_label(name), scale=1.0)
+        if title.startswith("AUC"):
             axes.axvline(0.5, color="#bbbbbb", linewidth=1, zorder=0)
-            axes.set_yticks(range(len(results)), [_label(name) for name in results])
-            axes.invert_yaxis()
-        axes.set(title=title, xlabel="95 % interval over prompts", xlim=(-0.03, 1.03))
+        axes.set(title=title, xlabel=f"95 % interval over {unit}", xlim=(-0.03, 1.03))
+        axes.set_yticks(range(len(names)), [_label(name) for name in names])
+    axes.invert_yaxis()
     return _png(figure)
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-__all__ = ["Bootstrap", "Interval", "interval", "mcnemar_exact", "mean_of_traces"]
+__all__ = ["Bootstrap", "Interval", "harmonic_mean", "interval", "mcnemar_exact", "mean_of_traces"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,7 @@ class Bootstrap:
         number: dict[Hashable, int] = {}
         self._unit_R = np.array([number.setdefault(unit, len(number)) for unit in units])
         self.num_units = len(number)
+        self.num_draws = draws
         generator = np.random.default_rng(seed)
         drawn = generator.multinomial(self.num_units, np.full(self.num_units, 1 / self.num_units), size=draws)
         self._count_SG = np.concatenate([np.ones((1, self.num_units)), drawn])
@@ -79,6 +80,34 @@ class Bootstrap:
         weight_G = np.bincount(self._unit_R, weights=weight_R, minlength=self.num_units)
         with np.errstate(invalid="ignore"):
             return (self._count_SG @ total_G) / (self._count_SG @ weight_G)
+
+    def total(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
+        """The sum of a number a row.
+
+        Args:
+            values: [R].
+
+        Returns:
+            Its trace [1 + S].
+        """
+        return self._count_SG @ np.bincount(self._unit_R, weights=np.asarray(values, dtype=np.float64), minlength=self.num_units)
+
+    def counts(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """How often each of some rows is drawn.
+
+        Args:
+            rows: [K], numbers of rows, each as often as one likes.
+
+        Returns:
+            [1 + S, K]; the first line, of the data themselves, is 1.
+        """
+        return self._count_SG[:, self._unit_R[np.asarray(rows, dtype=np.int64)]]
+
+
+def harmonic_mean(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of two traces, draw by draw; 0 where both are 0."""
+    total = first + second
+    return 2 * first * second / np.where(total == 0, 1.0, total)
 
 
 def mean_of_traces(traces: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The scores of a suite: subsets, sections, and their mean, with intervals over prompts.
 
-`section_scores` adds up given accuracies of subsets as RewardBench does. `suite_scores` starts from rewards.
+`section_scores` adds up given accuracies of subsets as RewardBench does. `suite_scores` starts from rewards, and also has each section as
+the plain mean over its rows.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from srm.errors import UserError
 from srm.evaluation.intervals import Bootstrap, Interval, interval, mean_of_traces
 from srm.evaluation.rewardbench import best_of_result, style_cells, ties_parts
-from srm.evaluation.suites import Suite, SuiteRow
+from srm.evaluation.suites import TIES, Suite, SuiteRow
 
 __all__ = ["SuiteScores", "rows_won", "section_scores", "suite_scores"]
 
@@ -27,8 +28,9 @@ class SuiteScores:
     """The scores of one model on a suite, as traces [1 + S] over `S` draws (see `srm.evaluation.intervals`).
 
     Attributes:
-        average: the plain mean of the sections.
+        average: the suite's score: the plain mean of the sections, or the mean over all rows (`Suite.overall`).
         sections: by name.
+        row_sections: the same as plain means over their rows, whatever weights the suite has.
         subsets: by section and name.
         styles: RM-Bench's easy, normal, hard, each the mean of the domains.
         matrix: RM-Bench's 3 x 3 accuracies over all rows, chosen style by rejected style; None for other suites.
@@ -36,9 +38,15 @@ class SuiteScores:
 
     average: np.ndarray
     sections: dict[str, np.ndarray]
+    row_sections: dict[str, np.ndarray]
     subsets: dict[tuple[str, str], np.ndarray]
     styles: dict[str, np.ndarray]
     matrix: np.ndarray | None
+
+    @property
+    def row_average(self) -> np.ndarray:
+        """The plain mean of `row_sections`."""
+        return mean_of_traces(list(self.row_sections.values()))
 
     @property
     def intervals(self) -> dict[str, Interval]:
@@ -48,6 +56,7 @@ class SuiteScores:
     def to_dict(self) -> dict[str, Any]:
         """Intervals, without the draws."""
         result: dict[str, Any] = {"average": interval(self.average).to_dict(), "sections": _intervals(self.sections), "subsets": {}}
+        result["means_over_rows"] = {"average": interval(self.row_average).to_dict(), "sections": _intervals(self.row_sections)}
         for (section, subset), trace in self.subsets.items():
             result["subsets"].setdefault(section, {})[subset] = interval(trace).to_dict()
         return result if self.matrix is None else {**result, "styles": _intervals(self.styles), "matrix": self.matrix.tolist()}
@@ -90,13 +99,17 @@ def suite_scores(suite: Suite, rewards: Rewards, bootstrap: Bootstrap) -> SuiteS
     sections: dict[str, np.ndarray] = {}
     for section, weights in suite.weights.items():
         for subset in weights:
-            is_ties = suite.rule == "best_of" and subset == "Ties"
+            is_ties = suite.rule == "best_of" and subset == TIES
             inside_R = np.array([place == (section, subset) for place in place_R])
             subsets[section, subset] = _ties(suite, rewards, bootstrap) if is_ties else bootstrap.mean(np.where(inside_R, value_R, np.nan))
         sections |= section_scores({subset: subsets[section, subset] for subset in weights}, {section: weights})
+    # A form of a question of the Ties subset is won or not; elsewhere a row earns what its rule says.
+    earned_R = np.where([row.subset == TIES and suite.rule == "best_of" for row in suite.rows], rows_won(suite, rewards), value_R)
+    section_R = np.array([row.section for row in suite.rows])
     return SuiteScores(
-        average=mean_of_traces(list(sections.values())),
+        average=bootstrap.mean(earned_R) if suite.overall == "rows" else mean_of_traces(list(sections.values())),
         sections=sections,
+        row_sections={name: bootstrap.mean(np.where(section_R == name, earned_R, np.nan)) for name in sections},
         subsets=subsets,
         styles={} if matrices is None else _styles(suite, matrices, bootstrap),
         matrix=None if matrices is None else matrices.mean(axis=0),
@@ -140,7 +153,7 @@ def _ties(suite: Suite, rewards: Rewards, bootstrap: Bootstrap) -> np.ndarray:
     """The published mixture of five means. The parts that compare a question's two forms stand at the row of its tied form."""
     forms: dict[str, dict[str, tuple[int, SuiteRow]]] = {"tied": {}, "ref": {}}
     for index, row in enumerate(suite.rows):
-        if row.subset == "Ties":
+        if row.subset == TIES:
             form, number = row.id.split(":")
             forms[form][number] = (index, row)
     won_R = rows_won(suite, rewards)

@@ -3,7 +3,8 @@
 `read_spans` reads rows `{"prompt", "response", "errors": [{"type", "start", "end"}]}`, `evaluate_spans` compares models with each other and
 with `span_baselines`. A sentence is bad where it shares a printing character with an error. Numbers are means over responses that have
 good and bad sentences, with intervals over prompts; a response-level model takes part with its values differenced at sentence ends, a
-token-level one with its mean over each sentence, which is what their `score` returns.
+token-level one with its mean over each sentence, which is what their `score` returns. Credit given position (`srm.evaluation.position`) is
+over the sentences of all responses.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from srm.data.sources import raw_rows
 from srm.errors import UserError
 from srm.evaluation.credit import CreditSummary, JudgedResponse, auc, credit_report, judge, lowest_is_bad
 from srm.evaluation.intervals import Bootstrap, Interval, interval
-from srm.evaluation.suites import SuiteRow, spread_over
+from srm.evaluation.position import PlaceCredit, credit_given_position
+from srm.evaluation.ragtruth import is_ragtruth, ragtruth_rows
+from srm.evaluation.suites import SuiteRow, first_fields, spread_over
 from srm.scoring.results import ScoredResponse
 
 __all__ = [
@@ -79,6 +82,7 @@ class SpanResult:
         auc: chance that a bad sentence has a lower reward than a good one of the same response.
         average_precision: of bad sentences, lowest reward first, within responses.
         hit_rate: how often the lowest sentence is bad.
+        at_place: AUC among sentences at the same place of other responses.
         num_responses: those with good and bad sentences.
         traces: of the three, for paired differences.
         pooled_auc: see `srm.evaluation.credit`; None for baselines.
@@ -88,6 +92,7 @@ class SpanResult:
     auc: Interval
     average_precision: Interval
     hit_rate: Interval
+    at_place: PlaceCredit
     num_responses: int
     traces: dict[str, np.ndarray]
     pooled_auc: float | None = None
@@ -96,14 +101,14 @@ class SpanResult:
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         result: dict[str, Any] = {name: getattr(self, name).to_dict() for name in _METRICS}
-        result |= {"num_responses": self.num_responses}
+        result |= {"given_position": self.at_place.to_dict(), "num_responses": self.num_responses}
         if self.by_kind is not None:
             result |= {"pooled_auc": self.pooled_auc, "by_kind": {kind: asdict(summary) for kind, summary in self.by_kind.items()}}
         return result
 
 
 def has_spans(source: str, *, split: str = "train") -> bool:
-    """Whether the first row of `source` has `response` and `errors`.
+    """Whether the first row of `source` has `response` and `errors`, or it is RAGTruth's folder.
 
     Args:
         source: a file, a folder, or a name on the hub.
@@ -112,8 +117,7 @@ def has_spans(source: str, *, split: str = "train") -> bool:
     Raises:
         UserError: there is no such source, or it is empty.
     """
-    first = next(iter(raw_rows(source, split=split)))
-    return isinstance(first, RawRow) and {"response", "errors"} <= first.fields.keys()
+    return is_ragtruth(source) or {"response", "errors"} <= first_fields(source, split=split).keys()
 
 
 def read_spans(
@@ -143,7 +147,8 @@ def read_spans(
             check(row.prompt, [row.response])
         return row
 
-    return spread_over(list(usable_rows(source, raw_rows(source, split=split), parse, skip_bad_rows)), max_rows)
+    raw = ragtruth_rows(source) if is_ragtruth(source) else raw_rows(source, split=split)
+    return spread_over(list(usable_rows(source, raw, parse, skip_bad_rows)), max_rows)
 
 
 def _parse(row: RawRow) -> SpanRow:
@@ -214,7 +219,7 @@ def evaluate_spans(
         if not any(response.good and response.bad for response in judged):
             raise UserError(f"{name}: no response has both good and bad sentences, so there is nothing to compare.")
         report = credit_report(judged)
-        found = _result([_measures(response) for response in judged], bootstrap)
+        found = _result(judged, bootstrap)
         results[name] = SpanResult(**{**found, "pooled_auc": report.overall.pooled_auc, "by_kind": report.by_kind})
     first = next(iter(scored.values()))
     return results | span_baselines(rows, first, bootstrap)
@@ -235,12 +240,12 @@ def span_baselines(rows: Sequence[SpanRow], scored: Sequence[ScoredResponse], bo
         bootstrap: over the rows' prompts.
     """
     judged = [judge(response, row.errors) for row, response in zip(rows, scored, strict=True)]
-    results = {"random": SpanResult(**_result([_at_random(response) for response in judged], bootstrap))}
+    results = {"random": SpanResult(**_result(judged, bootstrap, at_random=True))}
     for name, rewards_of in SPAN_BASELINES.items():
         replaced = [
             JudgedResponse(rewards=tuple(rewards_of(whole)), kinds=response.kinds) for response, whole in zip(judged, scored, strict=True)
         ]
-        results[name] = SpanResult(**_result([_measures(response) for response in replaced], bootstrap))
+        results[name] = SpanResult(**_result(replaced, bootstrap))
     return results
 
 
@@ -261,8 +266,11 @@ def _measures(response: JudgedResponse) -> np.ndarray:
     return np.array([auc(response.good, response.bad), average_precision(response), lowest_is_bad(response)])
 
 
-def _result(measures: Sequence[np.ndarray], bootstrap: Bootstrap) -> dict[str, Any]:
-    values_RM = np.stack(measures)
+def _result(judged: Sequence[JudgedResponse], bootstrap: Bootstrap, *, at_random: bool = False) -> dict[str, Any]:
+    values_RM = np.stack([_at_random(response) if at_random else _measures(response) for response in judged])
     traces = {name: bootstrap.mean(values_RM[:, index]) for index, name in enumerate(_METRICS)}
+    rewards = [response.rewards for response in judged]
+    bad = [[kind is not None for kind in response.kinds] for response in judged]
+    at_place = credit_given_position(rewards, bad, bootstrap, at_random=at_random)
     usable = int((~np.isnan(values_RM[:, 0])).sum())
-    return {**{name: interval(trace) for name, trace in traces.items()}, "num_responses": usable, "traces": traces}
+    return {**{name: interval(trace) for name, trace in traces.items()}, "at_place": at_place, "num_responses": usable, "traces": traces}

@@ -6,15 +6,19 @@ them. The form of the rows decides the rule of scoring:
 - `pairs`: `chosen` and `rejected`, in any form of docs/data.md. A pair is won if chosen > rejected, strictly.
 - `best_of`: RewardBench 2, lists of strings in `chosen` and `rejected`, with `num_correct`.
 - `styles`: RM-Bench, three strings in `chosen` and three in `rejected`, the same three styles.
+
+JudgeBench, PPE and RMB are pairs, or one right response and several wrong ones, in forms of their own (`srm.evaluation.published`).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,12 +33,18 @@ from srm.data.schema import BadRow, Prompt, RawRow, Response, RowProblem
 from srm.data.settings import with_settings
 from srm.data.sources import raw_rows
 from srm.errors import UserError
+from srm.evaluation.published import PUBLISHED, Ranked, check_published, form_of, ranked
 from srm.evaluation.rewardbench import HUB_SUITES, REWARD_BENCH_SECTIONS
 
-__all__ = ["Rule", "Suite", "SuiteRow", "read_suite", "spread_over"]
+logger = logging.getLogger(__name__)
 
+__all__ = ["SUITES", "TIES", "Rule", "Suite", "SuiteRow", "first_fields", "read_suite", "spread_over"]
+
+# Name of the suite: its data sets on the hub, each with its split.
+SUITES: dict[str, tuple[tuple[str, str], ...]] = {**{name: (place,) for name, place in HUB_SUITES.items()}, **PUBLISHED}
 Rule = Literal["pairs", "best_of", "styles"]
-_TIES = "Ties"
+# The subset of RewardBench 2 whose questions have several right answers.
+TIES = "Ties"
 # What a suite without sections calls its only one.
 WHOLE = "all"
 
@@ -73,19 +83,23 @@ class SuiteRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Rows and how they add up. The suite's score is the plain mean of its sections.
+    """Rows and how they add up.
 
     Attributes:
         name: for tables.
         rule: when a row is won.
         rows: in the order of the source.
         weights: section, its subsets, and the weight of each in the section's mean.
+        overall: what the suite's score is, the plain mean of its sections, or the mean over its rows.
+        num_ties: rows of the source that have no right response and are left out.
     """
 
     name: str
     rule: Rule
     rows: tuple[SuiteRow, ...]
     weights: dict[str, dict[str, float]]
+    overall: Literal["sections", "rows"] = "sections"
+    num_ties: int = 0
 
     @property
     def texts(self) -> tuple[list[Prompt], list[list[Response]]]:
@@ -104,7 +118,7 @@ def read_suite(
     """The suite that `source` names.
 
     Args:
-        source: `rewardbench`, `rewardbench2` or `rmbench`, from the hub; or what `srm.data.read_comparisons` reads.
+        source: one of `SUITES`, from the hub; or what `srm.data.read_comparisons` reads, or rows in the form of one of them.
         split: of a folder or another hub data set.
         max_rows: at most so many rows, spread evenly over the suite, so that no section is missed.
         skip_bad_rows: drop and list rows that cannot be used.
@@ -113,23 +127,48 @@ def read_suite(
     Raises:
         UserError: nothing there, a row that cannot be used, or rows of several forms.
     """
-    name, split = HUB_SUITES.get(source, (source, split))
+    check_published(source)
 
-    def parse(raw: RawRow) -> tuple[Rule, SuiteRow]:
-        rule, row = _parse(raw)
+    def parse(raw: RawRow) -> list[_Parsed]:
+        parsed = _parse(raw)
         if check is not None:
-            check(row.prompt, row.responses)
-        return rule, row
+            for one in parsed:
+                check(one.row.prompt, one.row.responses)
+        return parsed
 
-    rows = usable_rows(name, raw_rows(name, split=split), parse, skip_bad_rows)
+    places = SUITES.get(source, ((source, split),))
+    raw = chain.from_iterable(raw_rows(name, split=part) for name, part in places)
+    found = list(usable_rows(source, raw, parse, skip_bad_rows))
+    num_ties = sum(not comparisons for comparisons in found)
+    if num_ties:
+        logger.warning("%s: %d of %d rows are ties, which have no right response, and are left out.", source, num_ties, len(found))
     # The text is needed to score, but of a long file not all of it.
-    parsed = spread_over(list(rows), max_rows)
-    rules = sorted({rule for rule, _ in parsed})
+    parsed = spread_over(list(chain.from_iterable(found)), max_rows)
+    if not parsed:
+        raise UserError(f"{source}: all {num_ties} rows are ties, so there is nothing to rank. Give other rows.")
+    rules = sorted({one.rule for one in parsed})
     if len(rules) > 1:
         raise UserError(f"{source}: has rows of several forms ({', '.join(rules)}), which are scored differently. Split the file.")
-    _check_forms([row for rule, row in parsed if rule == "best_of"], source)
-    suite = Suite(name=_title(source), rule=rules[0], rows=tuple(row for _, row in parsed), weights={})
+    _check_forms([one.row for one in parsed if one.rule == "best_of"], source)
+    # JudgeBench's overall number counts each pair once.
+    overall: Literal["sections", "rows"] = "rows" if all(one.form == "judgebench" for one in parsed) else "sections"
+    rows = tuple(one.row for one in parsed)
+    suite = Suite(name=_title(source), rule=rules[0], rows=rows, weights={}, overall=overall, num_ties=num_ties)
     return _in_published_sections(suite) if source == "rewardbench" else replace(suite, weights=_counted(suite.rows))
+
+
+def first_fields(source: str, *, split: str = "train") -> Mapping[str, Any]:
+    """The columns of the first row of `source`, which say what form its rows have; none where that row cannot be read.
+
+    Args:
+        source: a file, a folder, or a name on the hub.
+        split: which split of a folder or a hub data set.
+
+    Raises:
+        UserError: there is no such source, or it is empty.
+    """
+    first = next(iter(raw_rows(source, split=split)))
+    return first.fields if isinstance(first, RawRow) else {}
 
 
 def spread_over(rows: Sequence[Any], count: int | None) -> list[Any]:
@@ -148,28 +187,43 @@ def spread_over(rows: Sequence[Any], count: int | None) -> list[Any]:
 
 def _check_forms(rows: Sequence[SuiteRow], source: str) -> None:
     """The Ties subset looks the forms of a question up by id: of two of one id, one would not be counted."""
-    seen = Counter(row.id for row in rows if row.subset == _TIES)
+    seen = Counter(row.id for row in rows if row.subset == TIES)
     twice = [id for id, count in seen.items() if count > 1]
     if twice:
         raise UserError(f"{source}: two rows of the Ties subset have the id {twice[0]!r}, which must be unique. Delete one of them.")
 
 
 def _title(source: str) -> str:
-    return source if source in HUB_SUITES else Path(source).name.split(".")[0]
+    return source if source in SUITES else Path(source).name.split(".")[0]
 
 
-def _parse(row: RawRow) -> tuple[Rule, SuiteRow]:
+@dataclass(frozen=True, kw_only=True)
+class _Parsed:
+    """A comparison, how it is scored, and the published form it was in, where it has one of its own."""
+
+    rule: Rule
+    row: SuiteRow
+    form: str | None = None
+
+
+def _parse(row: RawRow) -> list[_Parsed]:
     fields = row.fields
     try:
+        if (form := form_of(fields)) is not None:
+            return [_Parsed(rule="pairs", row=_ranked_row(one), form=form) for one in ranked(form, row)]
         if _is_texts(fields.get("chosen")) and _is_texts(fields.get("rejected")):
-            return ("best_of" if "num_correct" in fields else "styles"), _parse_lists(row)
+            return [_Parsed(rule="best_of" if "num_correct" in fields else "styles", row=_parse_lists(row))]
     except RowProblem as problem:
         raise BadRow(row.where, problem) from None
     # Not `parse_row`, which is for training: a pair of identical responses cannot be won, but it counts.
     own_id, labels, prompt, responses, _ = parse_parts(row)
     if list(labels) != ["chosen", "rejected"]:
         raise BadRow(row.where, RowProblem("a suite needs `chosen` and `rejected`", "Turn rankings into pairs"))
-    return "pairs", _row(own_id, prompt, responses, 1, fields)
+    return [_Parsed(rule="pairs", row=_row(own_id, prompt, responses, 1, fields))]
+
+
+def _ranked_row(one: Ranked) -> SuiteRow:
+    return _row(one.id, one.prompt, (one.right, *one.wrong), 1, {"section": one.section, "subset": one.subset})
 
 
 def _is_texts(value: Any) -> bool:
@@ -184,7 +238,7 @@ def _parse_lists(row: RawRow) -> SuiteRow:
     if "num_correct" in fields:
         if fields["num_correct"] != len(chosen):
             raise RowProblem(f"`num_correct` is {fields['num_correct']!r}, and `chosen` has {len(chosen)}")
-        if fields.get("subset") == _TIES and not re.fullmatch("(ref|tied):[^:]+", name):
+        if fields.get("subset") == TIES and not re.fullmatch("(ref|tied):[^:]+", name):
             raise RowProblem(f"a row of the Ties subset must have an id `ref:N` or `tied:N`, got {name!r}")
         return _row(name, prompt, responses, len(chosen), fields)
     if (len(chosen), len(rejected)) != (3, 3):
@@ -205,8 +259,8 @@ def _row(id: str, prompt: Prompt, responses: tuple[Response, ...], num_correct: 
     # RewardBench 2 has no sections: its six subsets stand for themselves.
     section = str(fields.get("section") or (subset if "num_correct" in fields else WHOLE))
     unit = (
-        f"{_TIES} {id.split(':')[1]}"
-        if subset == _TIES and "num_correct" in fields
+        f"{TIES} {id.split(':')[1]}"
+        if subset == TIES and "num_correct" in fields
         else json.dumps(_asked(prompt, responses), sort_keys=True)
     )
     return SuiteRow(id=id, prompt=prompt, responses=responses, num_correct=num_correct, section=section, subset=subset, unit=unit)

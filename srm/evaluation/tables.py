@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from srm.evaluation.compare import SuiteReport
 from srm.evaluation.intervals import Interval, interval
+from srm.evaluation.position import PlaceCredit
 from srm.evaluation.spans import SpanResult, credit_differences
+from srm.evaluation.step_scores import WITHIN, StepResult
+from srm.evaluation.steps import StepSuite
 from srm.views.visible import visible
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-__all__ = ["TextTable", "rich_table", "span_csv", "span_tables", "suite_csv", "suite_tables"]
+__all__ = ["TextTable", "rich_table", "span_csv", "span_tables", "step_csv", "step_tables", "suite_csv", "suite_tables"]
 
 TextTable = tuple[str, list[str], list[list[str]]]
 # What spreadsheets take for a formula, behind white space too; the last four are the same signs in full width.
@@ -24,9 +28,14 @@ _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 _CSV_COLUMNS = ("model", "level", "name", "score", "low", "high")
 
 
-def suite_tables(report: SuiteReport) -> list[TextTable]:
-    """Sections, subsets where they say more, RM-Bench's styles, length, calibration, and the comparisons."""
-    tables = [_sections(report)]
+def suite_tables(report: SuiteReport, *, over_rows: bool = False) -> list[TextTable]:
+    """Sections, subsets where they say more, RM-Bench's styles, length, calibration, and the comparisons.
+
+    Args:
+        report: of the suite.
+        over_rows: also the sections as plain means over rows, beside the official average.
+    """
+    tables = [_sections(report), *([_row_sections(report)] if over_rows else [])]
     if any(set(subsets) != {section} for section, subsets in report.suite.weights.items()):
         tables.append(_subsets(report))
     if report.suite.rule == "styles":
@@ -35,11 +44,12 @@ def suite_tables(report: SuiteReport) -> list[TextTable]:
 
 
 def span_tables(results: Mapping[str, SpanResult]) -> list[TextTable]:
-    """The three measures of credit, and each model's AUC by type of error."""
-    columns = ["", "AUC", "average precision", "lowest is bad"]
+    """The measures of credit, whether each is above 0.5 given position, and each model's AUC by type of error."""
+    columns = ["", "AUC", "average precision", "lowest is bad", "AUC given position", "above 0.5"]
     rows = [[name, *(_number(getattr(r, metric), 3) for metric in ("auc", "average_precision"))] for name, r in results.items()]
-    rows = [[*row, _percent(results[row[0]].hit_rate)] for row in rows]
-    title = f"Sentence credit, {next(iter(results.values())).num_responses} responses"
+    rows = [[*row, _percent(results[row[0]].hit_rate), *_given_position(results[row[0]].at_place)] for row in rows]
+    first = next(iter(results.values()))
+    title = f"Sentence credit, {first.num_responses} responses; given position, {_compared(first.at_place)}"
     models = {name: result.by_kind for name, result in results.items() if result.by_kind is not None}
     kinds = sorted({kind for by_kind in models.values() for kind in by_kind})
     by_kind = [
@@ -51,14 +61,52 @@ def span_tables(results: Mapping[str, SpanResult]) -> list[TextTable]:
 
 
 def suite_csv(report: SuiteReport) -> str:
-    """A line a score: model, level (suite, section, subset, style), name, score and its interval, as fractions."""
+    """A line a score: model, level, name, score and its interval, as fractions.
+
+    Levels are suite, section, subset and style, and `suite over rows` and `section over rows`, which are plain means over rows.
+    """
     return _csv(_suite_lines(report))
 
 
 def span_csv(results: Mapping[str, SpanResult]) -> str:
     """A line a measure, as `suite_csv`."""
     names = ("auc", "average_precision", "hit_rate")
-    return _csv((model, "spans", name, getattr(result, name)) for model, result in results.items() for name in names)
+    measures = {
+        model: [*((name, getattr(r, name)) for name in names), ("auc_given_position", r.at_place.auc)] for model, r in results.items()
+    }
+    return _csv((model, "spans", name, found) for model, pairs in measures.items() for name, found in pairs)
+
+
+def step_tables(suite: StepSuite, results: Mapping[str, StepResult]) -> list[TextTable]:
+    """The published scores, and credit given position with the thresholds."""
+    first = next(iter(results.values()))
+    counts = Counter(row.group for row in suite.rows)
+    size = f"{suite.name}: {len(suite.rows):,} solutions"
+    if suite.rule == "first_error":
+        title = f"{size}, per cent whose first wrong step is found, or that none is; F1 of the two"
+    else:
+        title = f"{size}, PRMScore in per cent: mean of the F1 of right steps and of wrong ones"
+    names = [name for name in first.scores if name != WITHIN]
+    lines = [[name, str(counts.get(name, "")), *(_percent(r.intervals[name]) for r in results.values())] for name in names]
+    scores: TextTable = (title, ["", "solutions", *results], lines)
+    within = [WITHIN] if WITHIN in first.scores else []
+    rows = [
+        [
+            name,
+            *(_number(r.intervals[each], 3) for each in within),
+            *_given_position(r.at_place),
+            ", ".join(f"{t:.4g}" for t in r.thresholds),
+        ]
+        for name, r in results.items()
+    ]
+    title = f"Credit of steps; given position, {_compared(first.at_place)}"
+    return [scores, (title, ["", *within, "AUC given position", "above 0.5", "threshold"], rows)]
+
+
+def step_csv(results: Mapping[str, StepResult]) -> str:
+    """A line a score, as `suite_csv`."""
+    lines = [(model, "steps", name, found) for model, result in results.items() for name, found in result.intervals.items()]
+    return _csv([*lines, *((model, "steps", "auc_given_position", result.at_place.auc) for model, result in results.items())])
 
 
 def rich_table(table: TextTable) -> RichTable:
@@ -83,8 +131,19 @@ def _sections(report: SuiteReport) -> TextTable:
     for name, result in report.results.items():
         scores = result.scores.intervals
         rows.append([name, *(_percent(scores[section]) for section in sections), *([_percent(scores["average"])] if several else [])])
-    titled = f"{report.suite.name}: {len(report.suite.rows):,} rows, per cent right with 95 % intervals over prompts"
-    return titled, ["", *sections, *(["average"] if several else [])], rows
+    ties = f" ({report.suite.num_ties:,} ties left out)" if report.suite.num_ties else ""
+    titled = f"{report.suite.name}: {len(report.suite.rows):,} rows{ties}, per cent right with 95 % intervals over prompts"
+    average = "average" if report.suite.overall == "sections" else "all rows"
+    return titled, ["", *sections, *([average] if several else [])], rows
+
+
+def _row_sections(report: SuiteReport) -> TextTable:
+    sections = list(report.suite.weights)
+    rows = []
+    for name, result in report.results.items():
+        means = [*(result.scores.row_sections[section] for section in sections), result.scores.row_average, result.scores.average]
+        rows.append([name, *(_percent(interval(trace)) for trace in means)])
+    return "Sections as means over rows, each row alike; their average, and the official one", ["", *sections, "average", "official"], rows
 
 
 def _subsets(report: SuiteReport) -> TextTable:
@@ -148,6 +207,8 @@ def _comparisons(report: SuiteReport) -> TextTable:
 def _suite_lines(report: SuiteReport) -> Iterator[tuple[str, str, str, Interval]]:
     for model, result in report.results.items():
         yield model, "suite", report.suite.name, interval(result.scores.average)
+        yield model, "suite over rows", report.suite.name, interval(result.scores.row_average)
+        yield from ((model, "section over rows", name, interval(trace)) for name, trace in result.scores.row_sections.items())
         subsets = {f"{section}/{subset}": trace for (section, subset), trace in result.scores.subsets.items()}
         for level, traces in (("section", result.scores.sections), ("subset", subsets), ("style", result.scores.styles)):
             yield from ((model, level, name, interval(trace)) for name, trace in traces.items())
@@ -184,7 +245,17 @@ def _points(found: Interval) -> str:
     return f"{100 * found.estimate:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
+def _compared(found: PlaceCredit) -> str:
+    return f"{found.num_compared:,} of {found.num_bad:,} bad ones"
+
+
+def _given_position(found: PlaceCredit) -> list[str]:
+    return [_number(found.auc, 3), {"above": "yes", "below": "below", "open": "no"}[found.verdict]]
+
+
 def _number(found: Interval, digits: int) -> str:
+    if math.isnan(found.estimate):
+        return "-"
     return f"{found.estimate:.{digits}f}\n[{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 

@@ -107,6 +107,8 @@ LIMITS: Mapping[str, Limit] = {
     "data_seed": _SEED,
     "draws": Limit(1, 1_000_000),
     "num_permutations": Limit(1, 1_000_000),
+    # A reward, which has no range of its own; no head comes near these.
+    "threshold": Limit(-100_000, 100_000),
     # Machines.
     "dataloader_num_workers": Limit(0, 1024),
     "num_workers": Limit(1, 100_000),

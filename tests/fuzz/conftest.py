@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from srm import SentenceRewardModel
-from srm.cli import eval as eval_command
-from srm.cli import eval_models
+from srm.cli import eval_models, eval_report
 from srm.cli import score as score_command
 from tests.fuzz import harness
 
@@ -38,7 +37,7 @@ def model(loaded: SentenceRewardModel, monkeypatch: pytest.MonkeyPatch) -> Sente
         monkeypatch.setattr(command, "load_model", lambda name, arguments: loaded)
         monkeypatch.setattr(command, "row_check", lambda name: check)
     # A picture takes a second.
-    monkeypatch.setattr(eval_command, "_has_matplotlib", lambda console: False)
+    monkeypatch.setattr(eval_report, "_has_matplotlib", lambda console: False)
     return loaded
 
 

@@ -78,7 +78,7 @@ def classifier(tiny_backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture
 def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes a second, and most tests do not look at it."""
-    monkeypatch.setattr("srm.cli.eval._has_matplotlib", lambda console: False)
+    monkeypatch.setattr("srm.cli.eval_report._has_matplotlib", lambda console: False)
 
 
 def results(folder: Path) -> dict[str, Any]:

@@ -74,6 +74,45 @@ def test_a_tie_is_not_won() -> None:
     assert found.to_dict()["average"]["estimate"] == pytest.approx(0.5625)
 
 
+def test_sections_as_means_over_rows() -> None:
+    """Section S wins 1 of 2 rows of weight 2 and none of one row of weight 6: 1/8 by weight, 1/3 by row."""
+    rows = [row("a"), row("b"), row("c", subset="t"), row("d", subset="u", section="T")]
+    found = scores("pairs", rows, [(2, 1), (1, 1), (1, 2), (3, 2)], {"S": {"s": 2, "t": 6}, "T": {"u": 1}})
+    assert {name: trace[0] for name, trace in found.row_sections.items()} == {"S": pytest.approx(1 / 3), "T": 1.0}
+    assert found.row_average[0] == pytest.approx((1 / 3 + 1) / 2)
+    assert found.average[0] == pytest.approx((1 / 8 + 1) / 2)
+    assert found.to_dict()["means_over_rows"]["sections"]["S"]["estimate"] == pytest.approx(1 / 3)
+
+
+def test_rewardbench_over_rows_has_math_prm_at_its_own_size() -> None:
+    """Of Reasoning's rows two are of math-prm, both won, and one of hep-go is lost: 984 to 164 by the published weights, 2 to 1 by row."""
+    rows = [row(f"m{i}", subset="math-prm", section="Reasoning") for i in range(2)] + [row("g", subset="hep-go", section="Reasoning")]
+    found = scores("pairs", rows, [(2, 1), (2, 1), (1, 2)], {"Reasoning": {"math-prm": 984, "hep-go": 164}})
+    assert found.sections["Reasoning"][0] == pytest.approx(984 / (984 + 164))
+    assert found.row_sections["Reasoning"][0] == pytest.approx(2 / 3)
+
+
+def test_rows_of_the_other_rules() -> None:
+    """A row of RM-Bench is the share of its nine cells, one of RewardBench 2 what it earns; a form of the Ties subset is won or not."""
+    styles = scores("styles", [row("a", num_correct=3, count=6)], [(2, 2, 0, 1, 1, 1)], {"S": {"s": 1}})
+    assert styles.row_sections["S"][0] == pytest.approx(6 / 9)
+    rows = [
+        row("x", subset="Math", section="Math", count=4),
+        row("tied:1", subset="Ties", section="Ties", num_correct=2, count=3, unit="q"),
+        row("ref:1", subset="Ties", section="Ties", count=2, unit="q"),
+    ]
+    # Two share the highest reward; the tied form's second right answer is below the wrong one; the reference form is won.
+    found = scores("best_of", rows, [(1, 1, 0, 0), (3, 1, 2), (1, 0)], {"Math": {"Math": 1}, "Ties": {"Ties": 2}})
+    assert {name: trace[0] for name, trace in found.row_sections.items()} == {"Math": 0.5, "Ties": 0.5}
+
+
+def test_a_suite_may_count_each_row_once() -> None:
+    rows = [row("a"), row("b"), row("c", subset="u", section="T")]
+    suite = Suite(name="s", rule="pairs", rows=tuple(rows), weights={"S": {"s": 2}, "T": {"u": 1}}, overall="rows")
+    found = suite_scores(suite, [(2, 1), (1, 2), (2, 1)], Bootstrap([r.unit for r in rows], draws=20))
+    assert found.average[0] == pytest.approx(2 / 3)
+
+
 def test_a_subset_of_two_sections_is_two() -> None:
     rows = [row("a", section="S"), row("b", section="T")]
     found = scores("pairs", rows, [(2, 1), (1, 2)], {"S": {"s": 1}, "T": {"s": 1}})

@@ -67,6 +67,15 @@ def test_models_and_baselines() -> None:
     assert numbers["last is bad"] == (pytest.approx((1 / 2 + 1) / 2), pytest.approx((1 / 2 + 1) / 2), 0.5)
     assert numbers["shortest is bad"] == (pytest.approx((1 + 0) / 2), pytest.approx((1 + 1 / 2) / 2), 0.5)
     assert numbers["longest is bad"][0] == pytest.approx((0 + 1) / 2)
+    # The three responses have three, two and two sentences, so only the second of "two" has a good one at its place: "Fine." of "three".
+    places = {
+        name: (result.at_place.auc.estimate, result.at_place.num_bad, result.at_place.num_compared) for name, result in results.items()
+    }
+    assert places["right"] == (1.0, 2, 1)
+    assert places["wrong"] == (0.0, 2, 1)
+    assert places["random"] == places["first is bad"] == places["last is bad"] == (0.5, 2, 1)
+    # "Not so fine." is longer than "Fine.", each beside the mean of its response.
+    assert (places["longest is bad"][0], places["shortest is bad"][0]) == (1.0, 0.0)
     assert results["right"].num_responses == 2
     ((first, second, difference),) = credit_differences(results)
     assert (first, second, difference.estimate, difference.low) == ("right", "wrong", 1.0, 1.0)

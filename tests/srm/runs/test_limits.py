@@ -107,7 +107,7 @@ def test_srm_rl_refuses_what_is_out_of_range(name: str) -> None:
 def test_the_other_commands_refuse_what_is_out_of_range(command: Any, needed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         names = numbers_of_parser(command._parse, patch)
-    floats = {"max_wait_ms", "max_body_mb", "receive_seconds", "learning_rate", "beta"}
+    floats = {"max_wait_ms", "max_body_mb", "receive_seconds", "learning_rate", "beta", "threshold"}
     for name in names:
         attack(command._parse, needed, name, LIMITS, float if name in floats else int)
 
