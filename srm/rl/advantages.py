@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import srm_kernels
-from srm.rl.rewards import RewardKind, sentence_rewards, whiten
+from srm.rl.rewards import RewardKind, ToGo, rewards_to_go, sentence_rewards, whiten
 from srm.scoring.token_ids import ScoredTokens
 
 __all__ = ["group_advantages", "leave_one_out", "padded_gae", "token_group_advantages"]
@@ -88,7 +88,7 @@ def group_advantages(
     level: Literal["sentence", "response"] = "sentence",
     kind: RewardKind = "weighted",
     scale: bool = True,
-    to_go: bool = True,
+    to_go: ToGo = "sum",
     mask: Tensor | None = None,
 ) -> Tensor:
     """Advantages of every token against the other responses to the same prompt.
@@ -101,7 +101,8 @@ def group_advantages(
             all tokens of a response share one advantage.
         kind: what a sentence earns, as in `sentence_rewards`; `sentence` or `weighted`.
         scale: divide by the group's standard deviation, not only subtract its mean.
-        to_go: a token gets the sum over its own sentence and the later ones; else its own sentence's alone.
+        to_go: a token gets the `sum` or the `min` over its own sentence and the later ones, or its `own` sentence's alone
+            (`rewards_to_go`). Normalising comes first; the minimum is the same sentence's before and after it.
         mask: bool or int [B, L], the policy's tokens. Those behind the text (the end token) count to the last sentence. A response's text
             where None.
 
@@ -119,6 +120,8 @@ def group_advantages(
         raise ValueError(f"group_advantages: `level` must be sentence or response, got {level!r}.")
     if level == "sentence" and kind == "response":
         raise ValueError("group_advantages: `kind='response'` pays no sentence. Use level='response'.")
+    if level == "response" and to_go != "sum":
+        raise ValueError(f"group_advantages: to_go={to_go!r} is for sentences; with level='response' all tokens share one advantage.")
     if mask is not None and mask.shape != (number, width):
         raise ValueError(f"group_advantages: `mask` must be {[number, width]}, got {list(mask.shape)}.")
     column = torch.arange(width, device=scored.reward.device)
@@ -126,39 +129,41 @@ def group_advantages(
     owner = group.to(scored.reward.device).unique(return_inverse=True)[1]
     if level == "response":
         return torch.where(inside, _normalise(scored.reward, owner, scale)[:, None], 0)
-    kept = scored.is_sentence
-    response = scored.response_index[kept]
+    row = scored.response_index
     is_empty = scored.cu_boundaries.diff() == 1
-    pool = torch.cat([sentence_rewards(scored, kind)[kept], _without_text(scored, kind, owner, is_empty)])
-    normal = _normalise(pool, torch.cat([owner[response], owner[is_empty]]), scale)
-    earned, ends = normal[: response.numel()], scored.ends[kept]
-    placed = earned.new_zeros(number * width).index_add_(0, response * width + ends, earned).view(number, width)
-    if to_go:
-        # What is placed at this token or behind it. Tokens behind the last sentence take its own advantage.
-        summed = placed.flip(1).cumsum(1).flip(1)
-    else:
-        first = torch.cat([ends.new_zeros(1), ends[:-1] + 1])
-        opening = torch.zeros_like(response) if scored.opening is None else scored.opening[response]
-        first = torch.where(torch.cat([response.new_full((1,), -1), response[:-1]]) == response, first, opening)
-        steps = earned.new_zeros(number, width + 1)
-        steps.index_put_((response, first), earned, accumulate=True)
-        steps.index_put_((response, ends + 1), -earned, accumulate=True)
-        summed = steps.cumsum(1)[:, :width]
-    final = torch.cat([response[1:] != response[:-1], response.new_ones(1, dtype=torch.bool)])[: response.numel()]
-    last, last_end = earned.new_zeros(number), ends.new_full((number,), -1)
-    last[response[final]], last_end[response[final]] = earned[final], ends[final]
-    last[is_empty] = normal[response.numel() :]
-    return torch.where(column > last_end[:, None], last[:, None], summed).where(inside, 0)
+    # A response without text is compared at its index 0.
+    is_compared = scored.is_sentence | is_empty[row]
+    paid = torch.where(scored.is_sentence, sentence_rewards(scored, kind), _without_text(scored, kind, owner, is_empty)[row])
+    normal = torch.zeros_like(paid)
+    normal[is_compared] = _normalise(paid[is_compared], owner[row[is_compared]], scale)
+    going = rewards_to_go(normal, scored.cu_boundaries, to_go)
+    return torch.where(inside, going[_sentence_of(scored, column, opens=to_go != "own")], 0)
 
 
-def token_group_advantages(reward: Tensor, mask: Tensor, group: Tensor, *, scale: bool = True) -> Tensor:
+def _sentence_of(scored: ScoredTokens, column: Tensor, *, opens: bool) -> Tensor:
+    """int64 [B, L], the sentence [N] of each token of `column` [L]: behind the last one it is that one, without text index 0.
+
+    Tokens before the first sentence are its own where `opens`, else they are index 0's.
+    """
+    row, first = scored.response_index, scored.cu_boundaries[:-1]
+    counts = scored.cu_boundaries.diff()
+    ends = scored.ends
+    if scored.opening is not None and not opens:
+        ends = torch.where(scored.is_sentence, ends, scored.opening[row] - 1)
+    wide = ends.new_full((counts.numel(), int(counts.max()) if counts.numel() else 0), scored.width)
+    wide[row, torch.arange(row.numel(), device=row.device) - first[row]] = ends
+    index = torch.searchsorted(wide, column.expand(counts.numel(), -1).contiguous())
+    return first[:, None] + torch.minimum(index, counts[:, None] - 1)
+
+
+def token_group_advantages(reward: Tensor, mask: Tensor, group: Tensor, *, scale: bool = True, to_go: ToGo = "sum") -> Tensor:
     """`group_advantages` at sentence level for a host that keeps only what each token earned.
 
     Args:
         reward: [B, L], each sentence's reward on its last token, 0 elsewhere. A reward that is exactly 0 is no sentence's.
         mask: bool or int [B, L], the policy's tokens, wherever in a row they lie.
         group: int [B], which responses share a prompt.
-        scale: as in `group_advantages`.
+        scale, to_go: as in `group_advantages`.
 
     Returns:
         fp32 [B, L].
@@ -183,11 +188,11 @@ def token_group_advantages(reward: Tensor, mask: Tensor, group: Tensor, *, scale
         lengths=mask.sum(1),
         width=reward.shape[1],
     )
-    return group_advantages(scored, group, kind="sentence", scale=scale, mask=mask)
+    return group_advantages(scored, group, kind="sentence", scale=scale, to_go=to_go, mask=mask)
 
 
 def _without_text(scored: ScoredTokens, kind: RewardKind, owner: Tensor, is_empty: Tensor) -> Tensor:
-    """What responses without text earned: their reward, less the mean of the prompt's part in the group's responses with text.
+    """[B], what responses without text earned: their reward, less the mean of the prompt's part in the group's responses with text.
 
     No sentence earns the prompt's part, so the rewards of sentences lack it too.
     """
@@ -195,7 +200,7 @@ def _without_text(scored: ScoredTokens, kind: RewardKind, owner: Tensor, is_empt
     # A group without any text has nothing to compare with but itself.
     beside = torch.where(is_empty, 0.0, part), (~is_empty).to(part.dtype)
     total, count = (part.new_zeros(int(owner.max()) + 1 if owner.numel() else 0).index_add(0, owner, one) for one in beside)
-    return (part - (total / count.clamp(min=1))[owner])[is_empty]
+    return part - (total / count.clamp(min=1))[owner]
 
 
 def _normalise(value: Tensor, owner: Tensor, scale: bool) -> Tensor:

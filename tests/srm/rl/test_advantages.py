@@ -56,9 +56,9 @@ def test_sentences_of_a_group_are_compared(scored: ScoredTokens) -> None:
     # Alone in its group, the last response is neither better nor worse.
     want = [[both, both, second, second, 0], [0] * 5, [third, 0, 0, 0, 0], [0] * 5]
     torch.testing.assert_close(got, torch.tensor(want))
-    own = group_advantages(scored, group, kind="sentence", to_go=False)
+    own = group_advantages(scored, group, kind="sentence", to_go="own")
     torch.testing.assert_close(own[0], torch.tensor([first, first, second, second, 0]))
-    plain = group_advantages(scored, group, kind="sentence", to_go=False, scale=False)
+    plain = group_advantages(scored, group, kind="sentence", to_go="own", scale=False)
     torch.testing.assert_close(plain[2, 0], torch.tensor(-2 - 2 / 4))
 
 

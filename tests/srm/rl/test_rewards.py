@@ -82,7 +82,7 @@ def test_errors(scored: ScoredTokens) -> None:
         token_level_rewards(scored, kl_coef=0.1)
     with pytest.raises(ValueError, match=r"`logprobs` must be \[3, 5\]"):
         token_level_rewards(scored, kl_coef=0.1, logprobs=torch.zeros(3, 4), ref_logprobs=torch.zeros(3, 5))
-    with pytest.raises(ValueError, match="`whitening` must be none, scale or full"):
+    with pytest.raises(ValueError, match="`whitening` must be one of none, scale, full, position"):
         token_level_rewards(scored, whitening="yes")  # type: ignore[arg-type]
 
 

@@ -91,7 +91,7 @@ def test_what_is_left_out_earns_nothing(model: SentenceRewardModel) -> None:
     rewards = token_level_rewards(scored, kind="sentence")
     assert rewards[0, : opening[0]].abs().sum() == 0
     group = torch.zeros(3, dtype=torch.int64)
-    own = group_advantages(scored, group, kind="sentence", to_go=False)
+    own = group_advantages(scored, group, kind="sentence", to_go="own")
     assert own[0, : opening[0]].abs().sum() == 0
     assert (own[0, opening[0] : len(ids[0])] != 0).all()
     # The thought answers for all that follows.
