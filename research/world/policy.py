@@ -90,7 +90,9 @@ def pretrain(speech: Speech, folder: Path, *, steps: int, batch_size: int = 64, 
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     draw, losses = Draw("world", "pretrain", seed), []
     for step in range(steps):
-        rows = [(speech.prompt(facts), speech.response(draw_answer(facts, draw))) for facts in (draw_facts(draw) for _ in range(batch_size))]
+        rows = [
+            (speech.prompt(facts), speech.response(draw_answer(facts, draw))) for facts in (draw_facts(draw) for _ in range(batch_size))
+        ]
         width = max(len(prompt) + len(response) for prompt, response in rows) + 1
         ids = torch.full((batch_size, width), speech.end)
         target = torch.full((batch_size, width), -100)
@@ -115,7 +117,7 @@ def pretrain(speech: Speech, folder: Path, *, steps: int, batch_size: int = 64, 
 
 @torch.no_grad()
 def write(model: LlamaForCausalLM, prompts: Sequence[Sequence[int]], *, num_generations: int, max_tokens: int, end: int) -> Responses:
-    """What `srm.rl.policy.generate` does, at temperature 1, some ten times as fast for a model this small: a step is one pass of few ops."""
+    """What `srm.rl.policy.generate` does at temperature 1, for a model so small that the calls around its products would take most of the time."""
     width = max(map(len, prompts))
     ids = torch.tensor([[*[end] * (width - len(prompt)), *prompt] for prompt in prompts]).repeat_interleave(num_generations, 0)
     counts = torch.tensor([len(prompt) for prompt in prompts]).repeat_interleave(num_generations)
@@ -161,7 +163,9 @@ def _next_logits(model: LlamaForCausalLM, token: Tensor, position: Tensor, cache
         mixed = scaled_dot_product_attention(_rotated(query, cos, sin), seen[0], seen[1], attn_mask=visible[..., : place + 1])
         hidden = hidden + linear(mixed.flatten(1), own.o_proj.weight)
         x = rms_norm(hidden, hidden.shape[-1:], layer.post_attention_layernorm.weight, eps)
-        hidden = hidden + linear(silu(linear(x, layer.mlp.gate_proj.weight)) * linear(x, layer.mlp.up_proj.weight), layer.mlp.down_proj.weight)
+        hidden = hidden + linear(
+            silu(linear(x, layer.mlp.gate_proj.weight)) * linear(x, layer.mlp.up_proj.weight), layer.mlp.down_proj.weight
+        )
     return linear(rms_norm(hidden, hidden.shape[-1:], model.model.norm.weight, eps), model.lm_head.weight)
 
 
