@@ -117,7 +117,7 @@ def pretrain(speech: Speech, folder: Path, *, steps: int, batch_size: int = 64, 
 
 @torch.no_grad()
 def write(model: LlamaForCausalLM, prompts: Sequence[Sequence[int]], *, num_generations: int, max_tokens: int, end: int) -> Responses:
-    """What `srm.rl.policy.generate` does at temperature 1, for a model so small that the calls around its products would take most of the time."""
+    """What `srm.rl.policy.generate` does at temperature 1, without the calls that take most of its time with so small a model."""
     width = max(map(len, prompts))
     ids = torch.tensor([[*[end] * (width - len(prompt)), *prompt] for prompt in prompts]).repeat_interleave(num_generations, 0)
     counts = torch.tensor([len(prompt) for prompt in prompts]).repeat_interleave(num_generations)
