@@ -26,7 +26,7 @@ class Choices:
     model: str = "Qwen/Qwen2.5-0.5B-Instruct"
     dataset: str = "trl-lib/ultrafeedback-prompt"
     sentence_reward: Literal["weighted", "sentence"] = "weighted"
-    to_go: bool = True
+    to_go: Literal["sum", "min", "own"] = "sum"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,12 +1,13 @@
 """SkyRL: `SentenceRewardGenerator` gives each sentence of a rollout its reward, and `srm` compares them in groups.
 
 Written against SkyRL 0.3.0. Importing it enters the environment `srm` into skyrl_gym, in which the policy answers once, and the advantage
-estimator `srm` into SkyRL. Shape letters: `B` responses, `L` width of the padded responses.
+estimators `srm`, `srm_min` and `srm_own` into SkyRL. Shape letters: `B` responses, `L` width of the padded responses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from srm.errors import UserError
 from srm.integrations.source import PolicyRewards
-from srm.rl import RewardKind, token_group_advantages
+from srm.rl import RewardKind, ToGo, token_group_advantages
 
 __all__ = ["OneAnswer", "SentenceRewardGenerator", "sentence_group_advantages"]
 
@@ -76,12 +77,18 @@ class SentenceRewardGenerator(SkyRLGymGenerator):
         return output
 
 
-@register_advantage_estimator("srm")
 def sentence_group_advantages(
-    token_level_rewards: Tensor, response_mask: Tensor, index: Sequence[str], config: Any = None, grpo_norm_by_std: bool = True, **_: Any
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    index: Sequence[str],
+    config: Any = None,
+    grpo_norm_by_std: bool = True,
+    *,
+    to_go: ToGo = "sum",
+    **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """`srm.rl.token_group_advantages` as SkyRL's `trainer.algorithm.advantage_estimator=srm`: its GRPO, RLOO and MAXRL sum a response's
-    rewards before they compare them.
+    """`srm.rl.token_group_advantages` as SkyRL's `trainer.algorithm.advantage_estimator=srm`, `srm_min` or `srm_own`: its GRPO, RLOO and
+    MAXRL sum a response's rewards before they compare them.
 
     Args:
         token_level_rewards: [B, L], each sentence's reward on its last token, 0 elsewhere.
@@ -89,6 +96,7 @@ def sentence_group_advantages(
         index: [B], the same for responses to one prompt.
         config: SkyRL's `trainer.algorithm`.
         grpo_norm_by_std: whether to divide by the group's standard deviation.
+        to_go: as in `group_advantages`; the estimator's name says which.
 
     Returns:
         Advantages, twice, fp32 [B, L].
@@ -99,8 +107,13 @@ def sentence_group_advantages(
     if config is not None and config.use_kl_in_reward:
         raise UserError("advantage_estimator=srm needs trainer.algorithm.use_kl_in_reward=false. Use use_kl_loss=true for the penalty.")
     group = torch.from_numpy(np.unique(index, return_inverse=True)[1])
-    advantages = token_group_advantages(token_level_rewards, response_mask, group, scale=grpo_norm_by_std)
+    advantages = token_group_advantages(token_level_rewards, response_mask, group, scale=grpo_norm_by_std, to_go=to_go)
     return advantages, advantages
+
+
+register_advantage_estimator("srm")(sentence_group_advantages)
+register_advantage_estimator("srm_min")(partial(sentence_group_advantages, to_go="min"))
+register_advantage_estimator("srm_own")(partial(sentence_group_advantages, to_go="own"))
 
 
 if "srm" not in skyrl_gym.registry:

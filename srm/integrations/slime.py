@@ -12,7 +12,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 
 from srm.errors import UserError
 from srm.integrations.source import PolicyRewards
-from srm.rl import token_group_advantages
+from srm.rl import ToGo, token_group_advantages
 
 __all__ = ["advantages", "group_rewards", "reward"]
 
@@ -55,24 +55,28 @@ def group_rewards(args: Namespace, samples: Sequence[Any]) -> tuple[list[float],
     """slime's `--custom-reward-post-process-path`: sentences are compared here, where all answers to a prompt are together.
 
     Args:
-        args: slime's. `--disable-grpo-std-normalization` leaves out the division by the group's standard deviation.
+        args: slime's. `--disable-grpo-std-normalization` leaves out the division by the group's standard deviation. `srm_to_go` in the file
+            of `--custom-config-path` is `group_advantages`' `to_go`: sum, min or own.
         samples: a whole rollout, scored by `reward`.
 
     Returns:
         The response rewards, for the log, and of each response the advantages of its tokens, for `advantages`.
 
     Raises:
-        UserError: samples that `reward` has not scored.
+        UserError: samples that `reward` has not scored, or another `srm_to_go`.
     """
     if not all(isinstance(sample.reward, dict) and "tokens" in sample.reward for sample in samples):
         raise UserError(
             "srm.integrations.slime.group_rewards: needs --custom-rm-path srm.integrations.slime.reward, and --reward-key reward."
         )
+    to_go = getattr(args, "srm_to_go", "sum")
+    if to_go not in get_args(ToGo):
+        raise UserError(f"srm_to_go in the file of --custom-config-path must be one of {', '.join(get_args(ToGo))}, got {to_go!r}.")
     paid = pad_sequence([torch.tensor(sample.reward["tokens"]) for sample in samples], batch_first=True)
     lengths = torch.tensor([sample.response_length for sample in samples])
     mask = torch.arange(paid.shape[1]) < lengths[:, None]
     group = torch.from_numpy(np.unique([sample.group_index for sample in samples], return_inverse=True)[1])
-    compared = token_group_advantages(paid, mask, group, scale=args.grpo_std_normalization)
+    compared = token_group_advantages(paid, mask, group, scale=args.grpo_std_normalization, to_go=to_go)
     return [sample.reward["reward"] for sample in samples], [row[:length] for row, length in zip(compared, lengths, strict=True)]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 
 from srm.data.settings import with_columns
 from srm.errors import UserError
-from srm.rl import group_advantages
+from srm.rl import ToGo, group_advantages
 from srm.scoring.token_ids import ScoredTokens
 
 if TYPE_CHECKING:
@@ -97,20 +97,20 @@ class SentenceGRPOTrainer(GRPOTrainer):
     """`GRPOTrainer` whose advantages differ from sentence to sentence.
 
     The only reward function must be a `SentenceRewardFunction`. The rewards of all sentences of a group are normalised together, and a
-    token's advantage is the sum over its sentence and the later ones (`srm.rl.group_advantages`). `scale_rewards="none"` in the arguments
+    token's advantage is what its sentence has `to_go` (`srm.rl.group_advantages`). `scale_rewards="none"` in the arguments
     leaves out the division by the deviation.
 
     Args:
         sentence_reward: what a sentence earns, `weighted` (`w_i * r_i`) or `sentence` (`r_i`).
-        to_go: False gives a token its own sentence's advantage alone.
+        to_go: a token gets the `sum` or the `min` over its own sentence and the later ones, or its `own` sentence's advantage alone.
         *args, **kwargs: go to `GRPOTrainer`.
 
     Raises:
-        ValueError: other reward functions, or a `scale_rewards` that is neither `group` nor `none`.
+        ValueError: other reward functions, a `scale_rewards` that is neither `group` nor `none`, or another `to_go`.
     """
 
     def __init__(
-        self, *args: Any, sentence_reward: Literal["weighted", "sentence"] = "weighted", to_go: bool = True, **kwargs: Any
+        self, *args: Any, sentence_reward: Literal["weighted", "sentence"] = "weighted", to_go: ToGo = "sum", **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         if len(self.reward_funcs) != 1 or not isinstance(self.reward_funcs[0], SentenceRewardFunction):
@@ -121,6 +121,8 @@ class SentenceGRPOTrainer(GRPOTrainer):
             )
         if self.scale_rewards not in ("group", "none"):
             raise ValueError(f"SentenceGRPOTrainer: `scale_rewards` must be 'group' or 'none', got {self.scale_rewards!r}.")
+        if to_go not in get_args(ToGo):
+            raise ValueError(f"SentenceGRPOTrainer: `to_go` must be one of {', '.join(get_args(ToGo))}, got {to_go!r}.")
         self.sentence_reward = sentence_reward
         self.to_go = to_go
 

@@ -7,6 +7,7 @@ Runs inside verl, which imports it by the path `pkg://srm.integrations.verl` (wr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from verl.trainer.ppo.core_algos import register_adv_est
 
 from srm.errors import UserError
 from srm.integrations.source import PolicyRewards, RewardSource
-from srm.rl import token_group_advantages
+from srm.rl import ToGo, token_group_advantages
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -151,18 +152,18 @@ class SentenceRewardManager(RewardManagerBase):
         return rewards
 
 
-@register_adv_est("srm")
 def sentence_group_advantages(
-    token_level_rewards: Tensor, response_mask: Tensor, index: np.ndarray, config: Any = None, **_: Any
+    token_level_rewards: Tensor, response_mask: Tensor, index: np.ndarray, config: Any = None, *, to_go: ToGo = "sum", **_: Any
 ) -> tuple[Tensor, Tensor]:
-    """`srm.rl.group_advantages` at sentence level as verl's `algorithm.adv_estimator=srm`: GRPO, RLOO and the baseline of REINFORCE++ sum
-    a response's rewards before they compare them.
+    """`srm.rl.group_advantages` at sentence level as verl's `algorithm.adv_estimator=srm`, `srm_min` or `srm_own`: GRPO, RLOO and the
+    baseline of REINFORCE++ sum a response's rewards before they compare them.
 
     Args:
         token_level_rewards: [B, L], each sentence's reward on its last token, 0 elsewhere. A reward that is exactly 0 is no sentence's.
         response_mask: [B, L], the policy's tokens.
         index: [B], the same for responses to one prompt; verl's `uid`.
         config: verl's `algorithm`: `norm_adv_by_std_in_grpo` scales by the group's standard deviation.
+        to_go: as in `group_advantages`; the estimator's name says which.
 
     Returns:
         Advantages, twice, fp32 [B, L].
@@ -175,8 +176,13 @@ def sentence_group_advantages(
         raise UserError("algorithm.adv_estimator=srm needs algorithm.use_kl_in_reward=False. Use actor.use_kl_loss=True for the penalty.")
     group = torch.from_numpy(np.unique(index, return_inverse=True)[1])
     scale = settings.get("norm_adv_by_std_in_grpo", True)
-    advantages = token_group_advantages(token_level_rewards, response_mask, group, scale=scale)
+    advantages = token_group_advantages(token_level_rewards, response_mask, group, scale=scale, to_go=to_go)
     return advantages, advantages
+
+
+register_adv_est("srm")(sentence_group_advantages)
+register_adv_est("srm_min")(partial(sentence_group_advantages, to_go="min"))
+register_adv_est("srm_own")(partial(sentence_group_advantages, to_go="own"))
 
 
 def _plain(prompt: Any) -> Prompt:

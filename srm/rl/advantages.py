@@ -136,7 +136,7 @@ def group_advantages(
     paid = torch.where(scored.is_sentence, sentence_rewards(scored, kind), _without_text(scored, kind, owner, is_empty)[row])
     normal = torch.zeros_like(paid)
     normal[is_compared] = _normalise(paid[is_compared], owner[row[is_compared]], scale)
-    going = rewards_to_go(normal, scored.cu_boundaries, to_go)
+    going = rewards_to_go(normal, scored, to_go)
     return torch.where(inside, going[_sentence_of(scored, column, opens=to_go != "own")], 0)
 
 

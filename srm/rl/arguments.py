@@ -8,12 +8,27 @@ from typing import Any, Literal
 
 from srm.errors import UserError
 from srm.packing import PackingMode
+from srm.rl.rewards import Placement, ToGo, Whitening
 from srm.runs.limits import RL_LIMITS, check_limits
 from srm.runs.settings import Command, parse_settings
 
 __all__ = ["RLConfig", "parse_rl_config"]
 
-_PPO_ONLY = ("lam", "num_ppo_epochs", "num_mini_batches", "cliprange", "cliprange_value", "vf_coef", "head_learning_rate")
+_CLIPPED = ("num_ppo_epochs", "num_mini_batches", "cliprange")
+_PPO_ONLY = ("lam", "cliprange_value", "vf_coef", "head_learning_rate")
+# What an algorithm does not ask. The advantages of grpo are no sum of token rewards, and it has its KL in the loss.
+_NOT_ASKED = {
+    "reinforce": (*_CLIPPED, *_PPO_ONLY),
+    "ppo": (),
+    "grpo": (*_PPO_ONLY, "gamma", "kl_estimator", "reward_placement", "whitening"),
+}
+# What --reward response takes of the settings for sentences.
+_SENTENCE_ONLY = {
+    "sentence_reward": ("weighted",),
+    "to_go": ("sum",),
+    "reward_placement": ("last",),
+    "whitening": ("none", "scale", "full"),
+}
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -48,20 +63,30 @@ class RLConfig:
     seed: int = _setting(42, "Of the order of prompts and of sampling.")
     bf16: bool | None = _setting(None, "bf16 autocast; on by default where the accelerator has it, off on the CPU.")
 
-    algorithm: Literal["reinforce", "ppo"] = _setting("reinforce", "reinforce: leave-one-out baseline; ppo: value head, clipped objective.")
+    algorithm: Literal["reinforce", "ppo", "grpo"] = _setting(
+        "reinforce",
+        "reinforce: leave-one-out baseline; ppo: value head, clipped objective; grpo: normalised in a group, clipped objective.",
+    )
     reward: Literal["sentence", "response"] = _setting(
-        "sentence", "sentence: each sentence's reward on its last token; response: the response's reward on its last token."
+        "sentence", "sentence: each sentence's reward on its tokens; response: the response's reward on its last token."
     )
     sentence_reward: Literal["weighted", "sentence"] = _setting(
         "weighted", "What a sentence earns with --reward sentence: its part w_i * r_i of the response's reward, or r_i."
     )
-    whiten_rewards: bool = _setting(False, "Scale the rewards of each step to variance 1, before the KL penalty.")
+    to_go: ToGo = _setting(
+        "sum", "A token answers for the sum or minimum of its sentence's reward and the later ones, or for its own alone."
+    )
+    reward_placement: Placement = _setting("last", "A sentence's reward is paid on its last token, or in even parts on all of its tokens.")
+    whitening: Whitening = _setting(
+        "none",
+        "Of each step's rewards, before the KL penalty. scale: variance 1; full: mean 0 too; position: both for the sentence's position.",
+    )
     normalize_advantages: bool = _setting(True, "Scale the advantages of each step to mean 0 and variance 1 over its tokens.")
-    kl_coef: float = _setting(0.05, "Price in the reward of one nat of KL from the reference.")
+    kl_coef: float = _setting(0.05, "Price of one nat of KL from the reference: in the reward, or in the loss of grpo.")
     kl_estimator: Literal["k1", "k2", "k3"] = _setting("k1", "Estimator of the KL in the reward.")
     gamma: float = _setting(1.0, "Discount for each token.")
 
-    num_generations: int = _setting(4, "Responses to each prompt of a step; reinforce compares them, so at least 2 there.")
+    num_generations: int = _setting(4, "Responses to each prompt of a step; reinforce and grpo compare them, so at least 2 there.")
     max_completion_length: int = _setting(64, "Longest response in tokens.")
     temperature: float = _setting(1.0, "Of sampling, and of every log-probability.")
 
@@ -79,27 +104,36 @@ class RLConfig:
     )
 
     lam: float = _setting(0.95, "ppo: lambda of generalised advantage estimation.")
-    num_ppo_epochs: int = _setting(4, "ppo: how often a step goes over its responses.")
-    num_mini_batches: int = _setting(1, "ppo: updates of the weights in each of these.")
-    cliprange: float = _setting(0.2, "ppo: how far the ratio of new to old probability counts.")
+    num_ppo_epochs: int = _setting(4, "ppo, grpo: how often a step goes over its responses.")
+    num_mini_batches: int = _setting(1, "ppo, grpo: updates of the weights in each of these.")
+    cliprange: float = _setting(0.2, "ppo, grpo: how far the ratio of new to old probability counts.")
     cliprange_value: float = _setting(0.2, "ppo: how far a value may move from the old one before its loss stops falling.")
     vf_coef: float = _setting(0.1, "ppo: weight of the value loss.")
     head_learning_rate: float | None = _setting(None, "ppo: learning rate of the value head; ten times --learning_rate if not set.")
 
     def __post_init__(self) -> None:
         check_limits(vars(self), RL_LIMITS)
-        if self.algorithm == "reinforce":
-            defaults = {entry.name: entry.default for entry in fields(self)}
-            for name in _PPO_ONLY:
-                if getattr(self, name) != defaults[name]:
-                    raise UserError(f"--{name} is a setting of --algorithm ppo. Drop it, or add --algorithm ppo.")
-            if self.num_generations < 2:
-                raise UserError(
-                    f"--num_generations must be at least 2 with --algorithm reinforce, got {self.num_generations}: its baseline is the "
-                    "other responses to the prompt."
-                )
-        if self.reward == "response" and self.sentence_reward != "weighted":
-            raise UserError("--sentence_reward is a setting of --reward sentence. Drop it, or add --reward sentence.")
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        for name in _NOT_ASKED[self.algorithm]:
+            if getattr(self, name) != defaults[name]:
+                takers = [algorithm for algorithm, names in _NOT_ASKED.items() if name not in names]
+                raise UserError(f"--{name} is a setting of --algorithm {' or '.join(takers)}, got {self.algorithm}. Drop one of them.")
+        if self.algorithm != "ppo" and self.num_generations < 2:
+            raise UserError(
+                f"--num_generations must be at least 2 with --algorithm {self.algorithm}, got {self.num_generations}: a response is "
+                "compared with the others to its prompt."
+            )
+        if self.reward == "response":
+            for name, taken in _SENTENCE_ONLY.items():
+                if getattr(self, name) not in taken:
+                    raise UserError(f"--{name} {getattr(self, name)} is a setting of --reward sentence. Drop it, or add --reward sentence.")
+        if self.to_go != "sum" and self.gamma != 1:
+            raise UserError(f"--to_go {self.to_go} knows no discount, got --gamma {self.gamma}. Drop one of them.")
+        if self.to_go == "own" and self.reward_placement == "even":
+            raise UserError(
+                "--to_go own gives all tokens of a sentence its whole reward, so --reward_placement even has nothing to spread. "
+                "Drop one of them."
+            )
         if self.rollout_size % self.num_generations:
             raise UserError(
                 f"a step collects {self.rollout_size} responses (--per_device_train_batch_size {self.per_device_train_batch_size} x "
@@ -124,9 +158,11 @@ _SECTIONS = {
         *("dataset_config", "dataset_train_split", "skip_bad_rows", "max_prompt_length"),
     ),
     "rewards and algorithm": (
-        *("algorithm", "reward", "sentence_reward", "whiten_rewards", "normalize_advantages", "kl_coef", "kl_estimator", "gamma"),
+        *("algorithm", "reward", "sentence_reward", "to_go", "reward_placement", "whitening", "normalize_advantages"),
+        *("kl_coef", "kl_estimator", "gamma"),
         *("num_generations", "max_completion_length", "temperature"),
     ),
+    "with --algorithm ppo or grpo": _CLIPPED,
     "with --algorithm ppo": _PPO_ONLY,
     "training": (
         *("learning_rate", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "max_steps"),

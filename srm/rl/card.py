@@ -41,7 +41,8 @@ def policy_card(config: RLConfig) -> str:
         "prompts": without_place(config.dataset_name),
         "algorithm": config.algorithm,
         "reward": f"{config.reward}, {config.sentence_reward}" if config.reward == "sentence" else config.reward,
-        "price of KL": f"{config.kl_coef:g}, {config.kl_estimator}",
+        **({"credit": _credit(config)} if config.reward == "sentence" else {}),
+        "price of KL": f"{config.kl_coef:g}, {'k3 in the loss' if config.algorithm == 'grpo' else config.kl_estimator}",
         "steps": config.max_steps,
         "responses a step and process": config.rollout_size,
         "learning rate": f"{config.learning_rate:g}",
@@ -52,3 +53,9 @@ def policy_card(config: RLConfig) -> str:
         if is_hub_name(name):
             front[key] = name
     return _TEXT.format(front=yaml.safe_dump(front, sort_keys=False), name=Path(config.output_dir).resolve().name, rows=table(said))
+
+
+def _credit(config: RLConfig) -> str:
+    placed = {"last": "on the last token", "even": "on all tokens"}[config.reward_placement]
+    whitened = "" if config.whitening == "none" else f", whitening {config.whitening}"
+    return f"{config.to_go} to go" + ("" if config.algorithm == "grpo" else f", {placed}{whitened}")

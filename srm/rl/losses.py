@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["clipped_policy_loss", "clipped_value_loss", "reinforce_loss"]
+__all__ = ["clipped_policy_loss", "clipped_value_loss", "reference_kl", "reinforce_loss"]
 
 
 def reinforce_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
@@ -63,3 +63,18 @@ def clipped_value_loss(value: Tensor, old_value: Tensor, returns: Tensor, mask: 
     value, old_value, returns = (torch.where(mask, x, 0) for x in (value, old_value, returns))
     clipped = old_value + (value - old_value).clamp(-cliprange, cliprange)
     return 0.5 * torch.maximum((value - returns).square(), (clipped - returns).square()).sum()
+
+
+def reference_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """GRPO's penalty (arXiv 2402.03300, equation 4): the sum over `mask` of `p_ref / p - log(p_ref / p) - 1`, the estimator k3.
+
+    Args:
+        logprobs, ref_logprobs: [B, L].
+        mask: bool [B, L].
+
+    Returns:
+        A scalar, in nats.
+    """
+    # Padding may hold anything; a ratio of 1 has no penalty.
+    log_ratio = torch.where(mask, ref_logprobs - logprobs, 0)
+    return (log_ratio.expm1() - log_ratio).sum()

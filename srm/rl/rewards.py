@@ -120,7 +120,7 @@ def _line(value: Tensor, at: Tensor, mask: Tensor) -> Tensor:
     return (value * mask).sum() / count + slope * centred
 
 
-def rewards_to_go(paid: Tensor, cu_boundaries: Tensor, to_go: ToGo = "sum") -> Tensor:
+def rewards_to_go(paid: Tensor, scored: ScoredTokens, to_go: ToGo = "sum") -> Tensor:
     """What each sentence has to go: the sum or the minimum of its own reward and the later ones' of its response, or its own alone.
 
     `min` is the value of PURE (arXiv 2504.15275), the minimum of future rewards, and exactly that. Their code takes a softmax-weighted
@@ -128,23 +128,28 @@ def rewards_to_go(paid: Tensor, cu_boundaries: Tensor, to_go: ToGo = "sum") -> T
 
     Args:
         paid: floating point [N], each sentence's reward.
-        cu_boundaries: int [B + 1], offsets into `paid`.
+        scored: whose sentences they are. Those that end on the same token are one, which earns their sum.
         to_go: `sum`, `min` or `own`.
 
     Returns:
-        The shape and dtype of `paid`.
+        The shape and dtype of `paid`. At index 0 of a response with text it means nothing.
 
     Raises:
         ValueError: another `to_go`.
     """
     if to_go not in get_args(ToGo):
         raise ValueError(f"rewards_to_go: `to_go` must be one of {', '.join(get_args(ToGo))}, got {to_go!r}.")
-    if to_go == "own" or not paid.numel():
+    if not paid.numel():
         return paid
-    counts = cu_boundaries.diff()
-    row = torch.repeat_interleave(counts)
-    from_end = cu_boundaries[1:][row] - 1 - torch.arange(paid.numel(), device=paid.device)
-    wide = paid.new_full((counts.numel(), int(counts.max())), torch.inf if to_go == "min" else 0)
+    if to_go != "sum":
+        is_new = (scored.ends.diff(prepend=scored.ends.new_full((1,), -1)) != 0) | ~scored.is_sentence
+        one = is_new.cumsum(0) - 1
+        paid = torch.zeros_like(paid).index_add_(0, one, paid)[one]
+    if to_go == "own":
+        return paid
+    row = scored.response_index
+    from_end = scored.cu_boundaries[1:][row] - 1 - torch.arange(paid.numel(), device=paid.device)
+    wide = paid.new_full((scored.reward.numel(), int(from_end.max()) + 1), torch.inf if to_go == "min" else 0)
     wide[row, from_end] = paid
     gathered = wide.cummin(1).values if to_go == "min" else wide.cumsum(1)
     return gathered[row, from_end]
@@ -167,7 +172,7 @@ def sum_form(paid: Tensor, scored: ScoredTokens, to_go: ToGo) -> Tensor:
     if to_go == "sum":
         return paid
     kept = scored.is_sentence
-    going = torch.where(kept, rewards_to_go(paid, scored.cu_boundaries, to_go), 0)
+    going = torch.where(kept, rewards_to_go(paid, scored, to_go), 0)
     following = torch.cat([going[1:], going.new_zeros(1)])[: going.numel()]
     following[scored.cu_boundaries[1:] - 1] = 0
     if to_go == "own" and scored.opening is not None:

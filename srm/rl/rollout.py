@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from srm.rl.advantages import leave_one_out, padded_gae
+from srm.rl.advantages import group_advantages, leave_one_out, padded_gae
 from srm.rl.arguments import RLConfig
 from srm.rl.policy import Responses, TokenStats
 from srm.rl.rewards import token_level_rewards, whiten
 from srm.scoring.token_ids import ScoredTokens
 
-__all__ = ["Rollout", "make_rollout", "reward_tokens"]
+__all__ = ["Rollout", "find_advantages", "make_rollout", "reward_tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class Rollout:
     Attributes:
         responses: what was written.
         logprobs, value: fp32 [B, L], of the policy that wrote them.
+        ref_logprobs: fp32 [B, L], of the reference.
         advantages: fp32 [B, L].
         returns: fp32 [B, L], what the value head should have said; means nothing without one.
     """
@@ -33,6 +34,7 @@ class Rollout:
     responses: Responses
     logprobs: Tensor
     value: Tensor
+    ref_logprobs: Tensor
     advantages: Tensor
     returns: Tensor
 
@@ -42,6 +44,7 @@ class Rollout:
             responses=Responses(*(part[rows] for part in self.responses)),
             logprobs=self.logprobs[rows],
             value=self.value[rows],
+            ref_logprobs=self.ref_logprobs[rows],
             advantages=self.advantages[rows],
             returns=self.returns[rows],
         )
@@ -50,8 +53,8 @@ class Rollout:
 def reward_tokens(scored: ScoredTokens, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, config: RLConfig) -> Tensor:
     """fp32 [B, L], what each token earns, the price of KL subtracted.
 
-    `sentence`: each sentence's reward on its last token. `response`: the response's reward on its last token, which is the end token where
-    there is one, so that ending is paid for what it ends; a response without text has its reward too.
+    `sentence`: each sentence's reward on its tokens, as `token_level_rewards` places it. `response`: the response's reward on its last
+    token, which is the end token where there is one, so that ending is paid for what it ends; a response without text has its reward too.
     """
     is_dense = config.reward == "sentence"
     # Without sentence rewards the KL penalty alone is left.
@@ -59,7 +62,9 @@ def reward_tokens(scored: ScoredTokens, logprobs: Tensor, ref_logprobs: Tensor, 
     rewards = token_level_rewards(
         paid,
         kind=config.sentence_reward,
-        whitening="scale" if config.whiten_rewards and is_dense else "none",
+        whitening=config.whitening if is_dense else "none",
+        to_go=config.to_go,
+        placement=config.reward_placement,
         logprobs=logprobs,
         ref_logprobs=ref_logprobs,
         mask=mask,
@@ -69,19 +74,38 @@ def reward_tokens(scored: ScoredTokens, logprobs: Tensor, ref_logprobs: Tensor, 
     if is_dense:
         return rewards
     reward = scored.reward
-    if config.whiten_rewards:
-        reward = whiten(reward, torch.ones_like(reward, dtype=torch.bool), shift_mean=False)
+    if config.whitening != "none":
+        reward = whiten(reward, torch.ones_like(reward, dtype=torch.bool), shift_mean=config.whitening == "full")
     return rewards.scatter_add(1, mask.sum(1, keepdim=True) - 1, reward[:, None])
 
 
-def make_rollout(responses: Responses, stats: TokenStats, rewards: Tensor, config: RLConfig) -> Rollout:
-    """The rollout with the advantages of `config.algorithm`; `rewards` as `reward_tokens` makes them."""
-    mask = responses.mask
+def find_advantages(scored: ScoredTokens, stats: TokenStats, ref_logprobs: Tensor, mask: Tensor, config: RLConfig) -> tuple[Tensor, Tensor]:
+    """Advantages of `config.algorithm`, and the returns of its value head (0 where it has none), both fp32 [B, L]."""
+    if config.algorithm == "grpo":
+        advantages = group_advantages(
+            scored,
+            torch.arange(mask.shape[0], device=mask.device) // config.num_generations,
+            level=config.reward,
+            kind=config.sentence_reward,
+            to_go=config.to_go,
+            mask=mask,
+        )
+        return advantages, torch.zeros_like(advantages)
+    rewards = reward_tokens(scored, stats.logprobs, ref_logprobs, mask, config)
     if config.algorithm == "ppo":
-        advantages, returns = padded_gae(rewards, stats.value, mask, gamma=config.gamma, lam=config.lam)
-    else:
-        advantages = leave_one_out(rewards, mask, config.num_generations, gamma=config.gamma)
-        returns = torch.zeros_like(advantages)
-    if config.normalize_advantages:
-        advantages = whiten(advantages, mask)
-    return Rollout(responses=responses, logprobs=stats.logprobs, value=stats.value, advantages=advantages, returns=returns)
+        return padded_gae(rewards, stats.value, mask, gamma=config.gamma, lam=config.lam)
+    advantages = leave_one_out(rewards, mask, config.num_generations, gamma=config.gamma)
+    return advantages, torch.zeros_like(advantages)
+
+
+def make_rollout(responses: Responses, scored: ScoredTokens, stats: TokenStats, ref_logprobs: Tensor, config: RLConfig) -> Rollout:
+    """The rollout with the advantages of `config.algorithm`, of mean 0 and variance 1 if they are to be."""
+    advantages, returns = find_advantages(scored, stats, ref_logprobs, responses.mask, config)
+    return Rollout(
+        responses=responses,
+        logprobs=stats.logprobs,
+        value=stats.value,
+        ref_logprobs=ref_logprobs,
+        advantages=whiten(advantages, responses.mask) if config.normalize_advantages else advantages,
+        returns=returns,
+    )

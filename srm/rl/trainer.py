@@ -18,9 +18,9 @@ from torch import Tensor
 from srm.errors import UserError
 from srm.packing.backbone import restore
 from srm.rl.arguments import RLConfig
-from srm.rl.losses import clipped_policy_loss, clipped_value_loss, reinforce_loss
+from srm.rl.losses import clipped_policy_loss, clipped_value_loss, reference_kl, reinforce_loss
 from srm.rl.policy import Policy, Responses, TokenStats, generate
-from srm.rl.rollout import Rollout, make_rollout, reward_tokens
+from srm.rl.rollout import Rollout, make_rollout
 from srm.rl.state import RunFolder
 from srm.runs.folders import claim
 from srm.runs.lock import hold_together
@@ -39,7 +39,7 @@ Log = dict[str, float]
 
 
 class RLTrainer:
-    """REINFORCE or PPO on the rewards of a sentence-level reward model.
+    """REINFORCE, PPO or GRPO on the rewards of a sentence-level reward model.
 
     The policy stays in evaluation mode, without dropout, so that the probabilities of the update are those of the sampling.
 
@@ -157,7 +157,6 @@ class RLTrainer:
             scored = self._score([row for row in drawn for _ in range(config.num_generations)], responses)
             stats, reference = self._statistics(self.inner, responses), self._statistics(self.reference, responses)
         mask = responses.mask
-        rewards = reward_tokens(scored, stats.logprobs, reference.logprobs, mask, config)
         kl = torch.where(mask, stats.logprobs - reference.logprobs, 0).sum(1)
         log = {
             "reward": float(scored.reward.mean()),
@@ -168,7 +167,7 @@ class RLTrainer:
             "finished": float((mask.sum(1) > responses.text_lengths).float().mean()),
             "sentences": float(scored.is_sentence.float().sum() / mask.shape[0]),
         }
-        return make_rollout(responses, stats, rewards, config), log
+        return make_rollout(responses, scored, stats, reference.logprobs, config), log
 
     def _draw(self, step: int) -> Iterator[int]:
         """Indices of this process's prompts: an epoch goes through all of them, in an order that depends on seed and epoch alone."""
@@ -197,12 +196,12 @@ class RLTrainer:
 
     def _update(self, rollout: Rollout, step: int) -> Log:
         """Learn from `rollout`: once, or `num_ppo_epochs` times in `num_mini_batches` parts. The log holds means over the updates."""
-        is_ppo = self.config.algorithm == "ppo"
+        repeats = self.config.algorithm != "reinforce"
         count = rollout.logprobs.shape[0]
         sums: dict[str, float] = {}
         updates = 0
-        for _ in range(self.config.num_ppo_epochs if is_ppo else 1):
-            order = torch.randperm(count) if is_ppo else torch.arange(count)
+        for _ in range(self.config.num_ppo_epochs if repeats else 1):
+            order = torch.randperm(count) if repeats else torch.arange(count)
             for rows in order.to(self.accelerator.device).chunk(self.config.num_mini_batches):
                 for name, value in self._optimize(rollout.take(rows), step).items():
                     sums[name] = sums.get(name, 0.0) + value
@@ -240,15 +239,17 @@ class RLTrainer:
         policy_loss, num_clipped = clipped_policy_loss(
             stats.logprobs, batch.logprobs, batch.advantages, responses.mask, cliprange=config.cliprange
         )
-        value_loss = clipped_value_loss(stats.value, batch.value, batch.returns, responses.mask, cliprange=config.cliprange_value)
         log_ratio = torch.where(responses.mask, stats.logprobs - batch.logprobs, 0).detach()
-        return {
-            "loss": policy_loss + config.vf_coef * value_loss,
-            "value_loss": value_loss,
+        parts = {
             "clip_fraction": num_clipped,
             # How far the updates have moved away from the policy that wrote the responses (k3).
             "policy_kl": (log_ratio.expm1() - log_ratio).sum(),
         }
+        if config.algorithm == "grpo":
+            penalty = reference_kl(stats.logprobs, batch.ref_logprobs, responses.mask)
+            return {"loss": policy_loss + config.kl_coef * penalty, **parts}
+        value_loss = clipped_value_loss(stats.value, batch.value, batch.returns, responses.mask, cliprange=config.cliprange_value)
+        return {"loss": policy_loss + config.vf_coef * value_loss, "value_loss": value_loss, **parts}
 
 
 def _end_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -138,6 +138,13 @@ def test_its_advantages_keep_the_sentences(model: SentenceRewardModel, url: str,
     for row in (0, 1):
         torch.testing.assert_close(got[row][inside[row]], ours[row][mask[row]], atol=1e-5, rtol=1e-4)
     assert got[3].unique().numel() > 2
+    for to_go in ("min", "own"):
+        trainer.cfg.trainer.algorithm.advantage_estimator = f"srm_{to_go}"
+        data["rewards"] = rewards.clone()
+        got = trainer.compute_advantages_and_returns(data)["advantages"]
+        ours = group_advantages(scored, torch.tensor([0, 0, 1, 1]), to_go=to_go, mask=mask)
+        for row in (0, 1):
+            torch.testing.assert_close(got[row][inside[row]], ours[row][mask[row]], atol=1e-5, rtol=1e-4)
 
     trainer.cfg.trainer.algorithm.advantage_estimator = "reinforce++"
     trainer.cfg.trainer.algorithm.gamma = 0.0

@@ -28,7 +28,7 @@ from verl.utils.config import validate_config
 from verl.utils.dataset import RLHFDataset
 
 from srm import SentenceRewardModel, UserError
-from srm.rl import group_advantages, token_level_rewards
+from srm.rl import ToGo, group_advantages, token_level_rewards
 from tests.example_scripts import arguments_of, load
 
 PROMPTS = ["Why is bread salty?", "Where does the cat sit?"] * 2
@@ -158,16 +158,17 @@ def test_dense_rewards_reach_the_advantages(model: SentenceRewardModel, folder: 
     torch.testing.assert_close(earned, data.batch["token_level_rewards"][mask], atol=1e-5, rtol=1e-4)
 
 
-def test_the_estimator_compares_sentences(model: SentenceRewardModel, folder: Path) -> None:
+@pytest.mark.parametrize(("name", "to_go"), [("srm", "sum"), ("srm_min", "min"), ("srm_own", "own")])
+def test_the_estimator_compares_sentences(model: SentenceRewardModel, folder: Path, name: str, to_go: ToGo) -> None:
     import srm.integrations.verl  # registers it, as the reward manager's path does in verl's own processes
 
     data = rollouts(model)
     scored = expected_tokens(model, data)
     data.batch["token_level_rewards"] = token_level_rewards(scored)
-    config = settings(folder, "algorithm.adv_estimator=srm").algorithm
+    config = settings(folder, f"algorithm.adv_estimator={name}").algorithm
     got = compute_advantage(data, config.adv_estimator, config=config).batch["advantages"]
     group = torch.tensor([0, 1, 0, 1])
-    expected = group_advantages(scored, group, mask=data.batch["response_mask"])
+    expected = group_advantages(scored, group, to_go=to_go, mask=data.batch["response_mask"])
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
     assert got[3].unique().numel() > 2
     config.use_kl_in_reward = True

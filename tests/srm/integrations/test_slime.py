@@ -45,6 +45,15 @@ def test_sentences_of_a_rollout_are_compared(awake_model: Callable[[], SentenceR
     expected = group_advantages(scored, torch.tensor([0, 1, 0, 1]), scale=scale, mask=mask)
     for got, ours, own in zip(advantages, expected, mask, strict=True):
         torch.testing.assert_close(got, ours[own], atol=1e-5, rtol=1e-4)
+    # What the file of --custom-config-path sets.
+    args.srm_to_go = "min"
+    least = group_advantages(scored, torch.tensor([0, 1, 0, 1]), scale=scale, to_go="min", mask=mask)
+    for got, ours, own in zip(group_rewards(args, samples)[1], least, mask, strict=True):
+        torch.testing.assert_close(got, ours[own], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(least, expected, atol=1e-3)
+    args.srm_to_go = "max"
+    with pytest.raises(UserError, match="srm_to_go in the file of --custom-config-path must be one of sum, min, own, got 'max'"):
+        group_rewards(args, samples)
 
 
 def test_what_is_missing_is_named() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def reward_function(awake_model: Callable[..., SentenceRewardModel]) -> Sentence
     return SentenceRewardFunction(awake_model(segmenter={"name": "punkt", "max_chars": 8}))
 
 
-def trainer(kind: type[GRPOTrainer], function: object, path: Path, out: Path, **arguments: Any) -> GRPOTrainer:
+def trainer(kind: Callable[..., GRPOTrainer], function: object, path: Path, out: Path, **arguments: Any) -> GRPOTrainer:
     settings = GRPOConfig(
         **{
             "output_dir": str(out),
@@ -136,7 +137,10 @@ def test_prompts_that_begin_the_answer(reward_function: SentenceRewardFunction) 
     assert got == pytest.approx(model.score([prompt], [" sat on the mat."])[0].reward, abs=1e-5)
 
 
-def test_sentence_advantages_in_grpo(reward_function: SentenceRewardFunction, tiny_policy_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to_go", ["sum", "min"])
+def test_sentence_advantages_in_grpo(
+    reward_function: SentenceRewardFunction, tiny_policy_dir: Path, tmp_path: Path, to_go: Literal["sum", "min"]
+) -> None:
     outputs: list[dict[str, Any]] = []
 
     class Spy(SentenceGRPOTrainer):
@@ -145,13 +149,13 @@ def test_sentence_advantages_in_grpo(reward_function: SentenceRewardFunction, ti
             outputs.append({**output, "scored": reward_function.last})
             return output
 
-    grpo = trainer(Spy, reward_function, tiny_policy_dir, tmp_path)
+    grpo = trainer(partial(Spy, to_go=to_go), reward_function, tiny_policy_dir, tmp_path)
     before = [parameter.detach().clone() for parameter in grpo.model.parameters()]
     grpo.train()
     first = outputs[0]
     mask, advantages = first["completion_mask"], first["advantages"]
     assert advantages.shape == mask.shape
-    wanted = group_advantages(first["scored"], torch.tensor([0, 0, 1, 1]), mask=torch.ones_like(mask))
+    wanted = group_advantages(first["scored"], torch.tensor([0, 0, 1, 1]), to_go=to_go, mask=torch.ones_like(mask))
     torch.testing.assert_close(advantages, wanted * mask)
     # A response of several sentences has several advantages, which one number a completion cannot say.
     assert max(len(row.unique()) for row in advantages) > 2
@@ -204,5 +208,7 @@ def test_refusals(reward_function: SentenceRewardFunction, tiny_policy_dir: Path
 
     with pytest.raises(ValueError, match="must be one SentenceRewardFunction, got function"):
         trainer(SentenceGRPOTrainer, constant, tiny_policy_dir, tmp_path)
+    with pytest.raises(ValueError, match="`to_go` must be one of sum, min, own, got True"):
+        trainer(partial(SentenceGRPOTrainer, to_go=True), reward_function, tiny_policy_dir, tmp_path)
     with pytest.raises(ValueError, match="`scale_rewards` must be 'group' or 'none', got 'batch'"):
         trainer(SentenceGRPOTrainer, reward_function, tiny_policy_dir, tmp_path, scale_rewards="batch")

@@ -67,7 +67,7 @@ def new_config(tmp_path: Path) -> Callable[..., RLConfig]:
             "max_steps": 3,
             "seed": 0,
         }
-        if settings.get("algorithm") == "ppo":
+        if settings.get("algorithm") in ("ppo", "grpo"):
             usual |= {"num_ppo_epochs": 2, "num_mini_batches": 2, "gradient_accumulation_steps": 1}
         return RLConfig(**{**usual, **settings})
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from srm.rl.losses import clipped_policy_loss, clipped_value_loss, reinforce_loss
+from srm.rl.losses import clipped_policy_loss, clipped_value_loss, reference_kl, reinforce_loss
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 
@@ -62,6 +62,17 @@ def test_a_value_gains_nothing_from_moving_past_the_clip() -> None:
     assert value.grad[0].tolist() == pytest.approx([-0.9, 0.0, 0.0])
 
 
+def test_the_penalty_of_grpo_pulls_towards_the_reference() -> None:
+    reference = torch.tensor([[-1.0, -3.0, math.nan]])
+    logprobs = torch.tensor([[-2.0, -1.0, -math.inf]], requires_grad=True)
+    penalty = reference_kl(logprobs, reference, torch.tensor([[True, True, False]]))
+    assert penalty.item() == pytest.approx((math.exp(1) - 1 - 1) + (math.exp(-2) + 2 - 1))
+    penalty.backward()
+    assert logprobs.grad is not None
+    # Below the reference it falls when the policy rises, above it the other way.
+    assert logprobs.grad[0].tolist() == pytest.approx([1 - math.exp(1), 1 - math.exp(-2), 0.0])
+
+
 def test_padding_may_hold_anything() -> None:
     """Not in the loss, nor in a gradient: 0 · NaN is NaN."""
     clean, poisoned = (torch.where(MASK, torch.tensor([[0.5, -1.0, 0.0], [2.0, 0.0, 0.0]]), fill) for fill in (0.0, math.nan))
@@ -71,9 +82,10 @@ def test_padding_may_hold_anything() -> None:
             reinforce_loss(x, data, MASK),
             clipped_policy_loss(x, data, data, MASK, cliprange=0.2)[0],
             clipped_value_loss(x, data, data + 1, MASK, cliprange=0.2),
+            reference_kl(x, data, MASK),
         ]
 
-    for which in range(3):
+    for which in range(4):
         runs = []
         for data in (clean, poisoned):
             x = (data + 0.1).requires_grad_()

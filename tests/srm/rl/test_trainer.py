@@ -13,6 +13,7 @@ import torch
 from srm.errors import UserError
 from srm.packing.backbone import restore
 from srm.rl.arguments import RLConfig
+from srm.rl.card import policy_card
 from srm.rl.trainer import RLTrainer
 
 NewConfig = Callable[..., RLConfig]
@@ -25,7 +26,9 @@ def logs(folder: str | Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-@pytest.mark.parametrize(("algorithm", "reward"), [("reinforce", "sentence"), ("reinforce", "response"), ("ppo", "sentence")])
+@pytest.mark.parametrize(
+    ("algorithm", "reward"), [("reinforce", "sentence"), ("reinforce", "response"), ("ppo", "sentence"), ("grpo", "sentence")]
+)
 def test_the_reward_rises_at_bounded_kl(new_config: NewConfig, new_trainer: NewTrainer, algorithm: str, reward: str) -> None:
     config = new_config(algorithm=algorithm, reward=reward, max_steps=35, save_steps=1000, kl_coef=0.01, learning_rate=1e-2)
     new_trainer(config).train()
@@ -40,10 +43,11 @@ def test_the_reward_rises_at_bounded_kl(new_config: NewConfig, new_trainer: NewT
     assert 3 < steps[-1]["kl"] < 40
 
 
-def test_a_price_on_kl_keeps_the_policy_near(new_config: NewConfig, new_trainer: NewTrainer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", ["reinforce", "grpo"])
+def test_a_price_on_kl_keeps_the_policy_near(new_config: NewConfig, new_trainer: NewTrainer, algorithm: str, tmp_path: Path) -> None:
     found = []
     for kl_coef in (0.0, 2.0):
-        config = new_config(max_steps=15, save_steps=1000, kl_coef=kl_coef, output_dir=str(tmp_path / str(kl_coef)))
+        config = new_config(algorithm=algorithm, max_steps=15, save_steps=1000, kl_coef=kl_coef, output_dir=str(tmp_path / str(kl_coef)))
         new_trainer(config).train()
         found.append(sum(step["kl"] for step in logs(config.output_dir)[-3:]))
     assert found[1] < 0.5 * found[0]
@@ -56,6 +60,7 @@ def test_the_policy_has_a_card_whose_lines_run(
     new_trainer(config).train()
     card = (tmp_path / "policy" / "README.md").read_text()
     assert "| reward model | me/reward |" in card
+    assert "| credit | sum to go, on the last token |" in card
     assert str(tmp_path) not in card
     capsys.readouterr()
     monkeypatch.chdir(tmp_path)
@@ -63,7 +68,24 @@ def test_the_policy_has_a_card_whose_lines_run(
     assert capsys.readouterr().out.startswith("Where is Paris?")
 
 
-@pytest.mark.parametrize("algorithm", ["reinforce", "ppo"])
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        (
+            {"to_go": "min", "whitening": "position"},
+            ["| credit | min to go, on the last token, whitening position |", "| price of KL | 0.05, k1 |"],
+        ),
+        ({"algorithm": "grpo", "to_go": "own"}, ["| credit | own to go |", "| price of KL | 0.05, k3 in the loss |"]),
+        ({"reward": "response"}, ["| reward | response |"]),
+    ],
+)
+def test_the_card_says_how_credit_was_given(new_config: NewConfig, settings: dict[str, Any], rows: list[str]) -> None:
+    card = policy_card(new_config(**settings))
+    assert all(row in card for row in rows)
+    assert ("| credit |" in card) == ("reward" not in settings)
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce", "ppo", "grpo"])
 def test_resumed_is_as_uninterrupted(new_config: NewConfig, new_trainer: NewTrainer, algorithm: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -106,7 +128,7 @@ def test_a_checkpoint_of_the_other_algorithm_is_refused(new_config: NewConfig, n
         new_trainer(other).train(str(Path(first.output_dir) / "checkpoint-1"))
 
 
-@pytest.mark.parametrize("algorithm", ["reinforce", "ppo"])
+@pytest.mark.parametrize("algorithm", ["reinforce", "ppo", "grpo"])
 def test_the_size_of_a_pass_does_not_matter(new_config: NewConfig, new_trainer: NewTrainer, tmp_path: Path, algorithm: str) -> None:
     found = []
     for size, passes in ((8, 1), (2, 4)):
