@@ -1,7 +1,4 @@
-"""A tiny policy of the world: its tokenizer, its training on the generator's answers, and a quick way to let it write.
-
-Shape letters: `B` responses, `P` width of the padded prompts, `L` width of the padded responses.
-"""
+"""A tiny policy of the world: its tokenizer, its training on the generator's answers, and a quick way to let it write."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, embedding, linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import cross_entropy, rms_norm, silu
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from research.world.grammar import WORDS, Answer, Facts, draw_answer, draw_facts
@@ -116,60 +113,111 @@ def pretrain(speech: Speech, folder: Path, *, steps: int, batch_size: int = 64, 
 
 
 @torch.no_grad()
-def write(model: LlamaForCausalLM, prompts: Sequence[Sequence[int]], *, num_generations: int, max_tokens: int, end: int) -> Responses:
-    """What `srm.rl.policy.generate` does at temperature 1, without the calls that take most of its time with so small a model."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[*[end] * (width - len(prompt)), *prompt] for prompt in prompts]).repeat_interleave(num_generations, 0)
-    counts = torch.tensor([len(prompt) for prompt in prompts]).repeat_interleave(num_generations)
-    prompt_mask = (torch.arange(width) >= width - counts[:, None]).long()
-    visible = torch.cat([prompt_mask.bool(), torch.ones(len(ids), max_tokens, dtype=torch.bool)], 1)[:, None, None]
-    first = model(
-        input_ids=ids,
-        attention_mask=prompt_mask,
-        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0),
-        logits_to_keep=1,
-        use_cache=True,
-    )
-    caches = []
-    for layer in first.past_key_values.layers:
-        cache = torch.zeros(2, *layer.keys.shape[:2], width + max_tokens, layer.keys.shape[3])
-        cache[0, :, :, :width], cache[1, :, :, :width] = layer.keys, layer.values
-        caches.append(cache)
-    logits, written, ended = first.logits[:, -1], [ids], torch.zeros(len(ids), dtype=torch.bool)
+def write(
+    models: Sequence[LlamaForCausalLM],
+    prompts: Sequence[Sequence[Sequence[int]]],
+    generators: Sequence[torch.Generator],
+    *,
+    num_generations: int,
+    max_tokens: int,
+    end: int,
+) -> list[Responses]:
+    """What `srm.rl.policy.generate` does at temperature 1, for several small models of one shape at once, each with prompts of its own.
+
+    A step of one such model is some seventy calls of products too small to fill them. Side by side, all models share the calls.
+
+    Args:
+        prompts: of each model, as many for each.
+        generators: of each model; what it writes does not depend on the others, but for the rounding of products.
+    """
+    width = max(len(prompt) for of in prompts for prompt in of)
+    rows = [[end] * (width - len(prompt)) + list(prompt) for of in prompts for prompt in of]
+    ids = torch.tensor(rows).view(len(models), -1, width)
+    counts = torch.tensor([len(prompt) for of in prompts for prompt in of]).view(len(models), -1)
+    prompt_mask = torch.arange(width) >= width - counts[..., None]
+    weights = _Weights(models)
+    caches = [torch.zeros(2, *ids.shape[:2], weights.heads, width, weights.head_size) for _ in weights.layers]
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
+    position = (prompt_mask.cumsum(-1) - 1).clamp(min=0)
+    # Padding looks at itself, so that no row of the softmax is empty.
+    visible = prompt_mask[:, :, None] & causal | torch.eye(width, dtype=torch.bool)
+    logits = weights(ids, position, caches, 0, visible)[:, :, -1]
+    caches = [_widened(cache, num_generations, max_tokens) for cache in caches]
+    logits, counts, ids, prompt_mask = (x.repeat_interleave(num_generations, 1) for x in (logits, counts, ids, prompt_mask))
+    visible = torch.cat([prompt_mask, torch.ones(*ids.shape[:2], max_tokens, dtype=torch.bool)], 2)[:, :, None]
+    chance = torch.stack([torch.rand(ids.shape[1], max_tokens, generator=generator) for generator in generators])
+    written, ended = [ids], torch.zeros(ids.shape[:2], dtype=torch.bool)
     for step in range(max_tokens):
-        token = torch.multinomial(logits.softmax(-1), 1)
+        share = logits.softmax(-1).cumsum(-1)
+        token = (share < chance[:, :, step, None] * share[..., -1:]).sum(-1, keepdim=True).clamp(max=share.shape[-1] - 1)
         # What is drawn behind the end counts nothing.
         token[ended] = end
         written.append(token)
-        ended |= token[:, 0] == end
+        ended |= token[..., 0] == end
         if ended.all() or step == max_tokens - 1:
             break
-        logits = _next_logits(model, token[:, 0], counts + step, caches, width + step, visible)
-    return mark(torch.cat(written, 1), prompt_mask, [end])
+        place = width + step
+        logits = weights(token, (counts + step)[..., None], caches, place, visible[..., : place + 1])[:, :, 0]
+    whole = torch.cat(written, 2)
+    return [mark(one, mask.long(), [end]) for one, mask in zip(whole, prompt_mask, strict=True)]
 
 
-def _next_logits(model: LlamaForCausalLM, token: Tensor, position: Tensor, caches: Sequence[Tensor], place: int, visible: Tensor) -> Tensor:
-    """Logits behind `token` [B]. Its keys and values go to column `place` of the caches."""
-    config = model.config
-    heads, eps = config.num_attention_heads, config.rms_norm_eps
-    hidden = embedding(token, model.model.embed_tokens.weight)
-    cos, sin = (part.transpose(0, 1)[..., None, :] for part in model.model.rotary_emb(hidden, position[None]))
-    for layer, cache in zip(model.model.layers, caches, strict=True):
-        x = rms_norm(hidden, hidden.shape[-1:], layer.input_layernorm.weight, eps)
-        own = layer.self_attn
-        query, key, value = (linear(x, part.weight).view(len(token), heads, 1, -1) for part in (own.q_proj, own.k_proj, own.v_proj))
-        cache[0, :, :, place], cache[1, :, :, place] = _rotated(key, cos, sin)[:, :, 0], value[:, :, 0]
-        seen = cache[:, :, :, : place + 1]
-        mixed = scaled_dot_product_attention(_rotated(query, cos, sin), seen[0], seen[1], attn_mask=visible[..., : place + 1])
-        hidden = hidden + linear(mixed.flatten(1), own.o_proj.weight)
-        x = rms_norm(hidden, hidden.shape[-1:], layer.post_attention_layernorm.weight, eps)
-        hidden = hidden + linear(
-            silu(linear(x, layer.mlp.gate_proj.weight)) * linear(x, layer.mlp.up_proj.weight), layer.mlp.down_proj.weight
-        )
-    return linear(rms_norm(hidden, hidden.shape[-1:], model.model.norm.weight, eps), model.lm_head.weight)
+def _widened(cache: Tensor, num_generations: int, max_tokens: int) -> Tensor:
+    """Keys and values of prompts, one for each response, with room for its tokens."""
+    return torch.nn.functional.pad(cache.repeat_interleave(num_generations, 2), (0, 0, 0, max_tokens))
+
+
+class _Weights:
+    """Of several Llamas without biases, side by side. Shape letters: `M` models, `B` rows of each, `T` new tokens, `S` tokens so far."""
+
+    def __init__(self, models: Sequence[LlamaForCausalLM]) -> None:
+        config = models[0].config
+        self.heads, self.eps = config.num_attention_heads, config.rms_norm_eps
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.rotary = models[0].model.rotary_emb
+        self.embedding = torch.stack([model.model.embed_tokens.weight for model in models])
+        self.norm = torch.stack([model.model.norm.weight for model in models])[:, None]
+        self.output = torch.stack([model.lm_head.weight for model in models]).transpose(1, 2)
+        self.layers = [self._layer([model.model.layers[index] for model in models]) for index in range(config.num_hidden_layers)]
+
+    def _layer(self, layers: Sequence[Any]) -> dict[str, Tensor]:
+        def stacked(*names: str) -> Tensor:
+            return torch.stack([torch.cat([layer.get_submodule(name).weight for name in names]) for layer in layers])
+
+        return {
+            "before attention": stacked("input_layernorm")[:, None],
+            "query, key, value": stacked("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj").transpose(1, 2),
+            "attended": stacked("self_attn.o_proj").transpose(1, 2),
+            "before mlp": stacked("post_attention_layernorm")[:, None],
+            "gate, up": stacked("mlp.gate_proj", "mlp.up_proj").transpose(1, 2),
+            "down": stacked("mlp.down_proj").transpose(1, 2),
+        }
+
+    def __call__(self, ids: Tensor, position: Tensor, caches: Sequence[Tensor], place: int, visible: Tensor) -> Tensor:
+        """Logits [M, B, T, V] of `ids` [M, B, T], whose keys and values go to the caches [2, M, B, heads, S, E] from `place` on.
+
+        visible: bool [M, B, T, place + T].
+        """
+        models, rows, new = ids.shape
+        hidden = self.embedding.gather(1, ids.flatten(1)[..., None].expand(-1, -1, self.embedding.shape[2]))
+        cos, sin = (part.view(models, rows, 1, new, -1) for part in self.rotary(hidden, position.view(1, -1)))
+        for layer, cache in zip(self.layers, caches, strict=True):
+            mixed = torch.bmm(self._norm(hidden, layer["before attention"]), layer["query, key, value"])
+            query, key, value = mixed.view(models, rows, new, 3, self.heads, -1).permute(3, 0, 1, 4, 2, 5)
+            cache[0, ..., place : place + new, :], cache[1, ..., place : place + new, :] = _rotated(key, cos, sin), value
+            seen = cache[..., : place + new, :]
+            score = _rotated(query, cos, sin) @ seen[0].transpose(-1, -2) / self.head_size**0.5
+            attended = score.masked_fill(~visible[:, :, None], -torch.inf).softmax(-1) @ seen[1]
+            hidden = hidden + torch.bmm(attended.transpose(2, 3).reshape(models, rows * new, -1), layer["attended"])
+            gate, up = torch.bmm(self._norm(hidden, layer["before mlp"]), layer["gate, up"]).chunk(2, -1)
+            hidden = hidden + torch.bmm(silu(gate) * up, layer["down"])
+        return torch.bmm(self._norm(hidden, self.norm), self.output).view(models, rows, new, -1)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return rms_norm(x, x.shape[-1:], None, self.eps) * weight
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions of `x` [B, heads, 1, D]."""
+    """Rotary positions of `x` [..., E]."""
     low, high = x.chunk(2, -1)
     return x * cos + torch.cat([-high, low], -1) * sin

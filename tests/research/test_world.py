@@ -230,6 +230,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
         world.main()
 
     monkeypatch.setattr(world, "run", run)
+    monkeypatch.setattr("research.world.train.MAX_TOKENS", 12)
     monkeypatch.setattr(world, "RATES", (1e-3,))
     monkeypatch.setattr(world, "TUNING_SEEDS", (1000,))
     monkeypatch.setattr(world, "REWARD_MODEL", {**world.REWARD_MODEL, "num_eval_pairs": 8, "num_train_epochs": 1})
