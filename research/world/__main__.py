@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,57 +24,76 @@ from transformers import LlamaForCausalLM
 from bench import environment
 from research.world.policy import Speech, pretrain
 from research.world.rewards import MODELS, SOURCES, Scorer, model_scorer, train_reward_model
-from research.world.summary import by_cell, compare, mean_score, plot, summarise
-from research.world.train import Plan, Run, run
+from research.world.summary import by_cell, compare, final_score, mean_score, plot, summarise
+from research.world.train import Algorithm, Cell, Plan, run
 from srm import SentenceRewardModel
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 PRETRAIN = {"steps": 1200, "batch_size": 64, "rate": 3e-3}
-REWARD_MODEL = {"num_pairs": 1000, "num_eval_pairs": 300, "learning_rate": 1e-3, "attention_learning_rate": 2.5e-4, "num_train_epochs": 2}
-RATES = (1e-3, 3e-3, 1e-2)
+REWARD_MODEL = {
+    "num_pairs": 1000,
+    "num_eval_pairs": 300,
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 32,
+    "learning_rate": 2e-3,
+    # A quarter of the backbone's, as the defaults are.
+    "attention_learning_rate": 5e-4,
+    "lr_scheduler_type": "cosine",
+}
+RATES = (3e-4, 1e-3, 2e-3)
 TUNING_SEEDS = (1000, 1001)
 ORACLES = ("oracle_sentence", "oracle_response")
+DENSE = ("oracle_sentence", "model_sentence")
+LEARNED = ("model_sentence", "model_response")
 # Algorithm, sources, options, and how many of the seeds; the most important first.
-GRID: tuple[tuple[str, tuple[str, ...], tuple[dict[str, str], ...], int], ...] = (
-    ("grpo", ORACLES, ({},), 10),
-    ("grpo", ("model_sentence", "model_response", "differences", "paper"), ({},), 10),
-    ("grpo", ("oracle_sentence", "model_sentence"), ({"to_go": "min"}, {"to_go": "own"}), 5),
-    ("reinforce", (*ORACLES, "model_sentence", "model_response"), ({},), 5),
-    (
-        "reinforce",
-        ("oracle_sentence", "model_sentence"),
-        ({"placement": "even"}, {"whitening": "scale"}, {"whitening": "full"}, {"whitening": "position"}),
-        5,
-    ),
-    ("ppo", (*ORACLES, "model_sentence", "model_response"), ({},), 5),
-    ("grpo", ("model_sentence_r", "model_sentence_total"), ({},), 5),
+GRID: tuple[tuple[Algorithm, tuple[str, ...], tuple[dict[str, str], ...], int], ...] = (
+    ("reinforce", ORACLES, ({},), 10),
+    ("reinforce", (*LEARNED, "differences", "paper"), ({},), 10),
+    ("grpo", ORACLES, ({},), 5),
+    ("grpo", DENSE, ({"baseline": "index"},), 5),
+    ("grpo", LEARNED, ({},), 5),
+    ("reinforce", DENSE, ({"to_go": "min"}, {"to_go": "own"}), 5),
+    ("reinforce", DENSE, tuple({"whitening": value} for value in ("scale", "full", "position")), 5),
+    ("reinforce", DENSE, ({"placement": "even"},), 5),
+    ("grpo", DENSE, ({"to_go": "min"}, {"to_go": "own"}), 5),
+    ("reinforce", ("model_sentence_r", "model_sentence_total"), ({},), 5),
+    ("ppo", ORACLES, ({},), 5),
+    ("ppo", LEARNED, ({},), 5),
 )
-LEVELS, KLS = (0.5, 0.65, 0.8), (2.0, 5.0, 10.0)
+LEVELS, KLS = (0.5, 0.65, 0.8), (1.0, 2.0, 4.0)
 SHOWN = {
-    "grpo-oracle_sentence": "oracle, per sentence",
-    "grpo-oracle_response": "oracle, per response",
-    "grpo-model_sentence": "sentence model",
-    "grpo-model_response": "response model",
-    "grpo-differences": "response model, differences",
-    "grpo-paper": "the paper's a_i r_i",
+    "reinforce-oracle_sentence": "oracle, per sentence",
+    "reinforce-oracle_response": "oracle, per response",
+    "reinforce-model_sentence": "sentence model",
+    "reinforce-model_response": "response model",
+    "reinforce-differences": "response model, differences",
+    "reinforce-paper": "the paper's a_i r_i",
+    "grpo-oracle_sentence": "oracle, per sentence, group_advantages",
 }
 COMPARED = (
-    ("grpo-oracle_sentence", "grpo-oracle_response"),
-    ("grpo-model_sentence", "grpo-model_response"),
-    ("grpo-differences", "grpo-model_response"),
-    ("grpo-paper", "grpo-model_response"),
-    ("grpo-oracle_sentence", "grpo-model_sentence"),
-    ("grpo-model_sentence_r", "grpo-model_sentence"),
-    ("grpo-model_sentence", "grpo-model_sentence_total"),
     ("reinforce-oracle_sentence", "reinforce-oracle_response"),
-    ("reinforce-model_sentence", "reinforce-model_response"),
-    ("ppo-oracle_sentence", "ppo-oracle_response"),
-    ("ppo-model_sentence", "ppo-model_response"),
-    *((f"grpo-{source}-to_go_{value}", f"grpo-{source}") for source in ("oracle_sentence", "model_sentence") for value in ("min", "own")),
+    *((f"reinforce-{source}", "reinforce-model_response") for source in ("model_sentence", "differences", "paper", "model_sentence_r")),
+    ("reinforce-oracle_sentence", "reinforce-model_sentence"),
+    ("reinforce-oracle_response", "reinforce-model_response"),
+    ("reinforce-model_sentence", "reinforce-model_sentence_total"),
+    ("reinforce-model_sentence_r", "reinforce-model_sentence"),
+    *((f"{algorithm}-{level}_sentence", f"{algorithm}-{level}_response") for algorithm in ("grpo", "ppo") for level in ("oracle", "model")),
+    *(
+        pair
+        for source in DENSE
+        for pair in ((f"grpo-{source}-baseline_index", f"grpo-{source}"), (f"grpo-{source}", f"reinforce-{source}"))
+    ),
+    *((f"grpo-{source}-baseline_index", f"reinforce-{source}") for source in DENSE),
+    *(
+        (f"{algorithm}-{source}-to_go_{value}", f"{algorithm}-{source}")
+        for algorithm in ("reinforce", "grpo")
+        for source in DENSE
+        for value in ("min", "own")
+    ),
     *(
         (f"reinforce-{source}-{option}", f"reinforce-{source}")
-        for source in ("oracle_sentence", "model_sentence")
-        for option in ("placement_even", "whitening_scale", "whitening_full", "whitening_position")
+        for source in DENSE
+        for option in ("whitening_scale", "whitening_full", "whitening_position", "placement_even")
     ),
 )
 
@@ -91,72 +110,96 @@ class Study:
         self.deadline = time.monotonic() + 60 * arguments.minutes
         self.speech = Speech()
         self.settings = {"plan": asdict(self.plan), "shape": SHAPE, "start": self.pretraining, "reward models": self.training}
-        self.runs: list[dict[str, Any]] = []
-        self._scorers: dict[tuple[str, int], Scorer] = {}
+        self.found: list[dict[str, Any]] = []
 
     def prepare(self) -> None:
         """The start policy, trained where the folder has none with these settings."""
         mark, wanted = self.work / "settings.json", json.loads(json.dumps(self.settings))
         if mark.exists() and json.loads(mark.read_text()) != wanted:
             sys.exit(f"research.world: {self.work} has runs with other settings. Pass another --work, or delete it.")
-        self.work.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps(wanted))
+        environment.write(mark, wanted)
         if not (self.work / "start" / "loss.json").exists():
             loss = pretrain(self.speech, self.work / "start", **self.pretraining, **SHAPE)
-            (self.work / "start" / "loss.json").write_text(json.dumps(loss))
+            environment.write(self.work / "start" / "loss.json", {"loss": loss})
         self.start = LlamaForCausalLM.from_pretrained(self.work / "start").eval()
 
-    def rates(self) -> dict[str, dict[str, float]]:
-        """For each algorithm and level the learning rate with the best mean score on the tuning seeds, by the oracle's rewards."""
-        found: dict[str, dict[str, float]] = {}
-        for algorithm in dict.fromkeys(row[0] for row in GRID):
-            found[algorithm] = {}
-            for source in ORACLES:
-                scores = {}
-                for rate in RATES:
-                    runs = [self.run(Run(source, algorithm, seed, rate)) for seed in TUNING_SEEDS]  # type: ignore[arg-type]
-                    scores[rate] = statistics.fmean(map(mean_score, runs))
-                found[algorithm][SOURCES[source].level] = max(scores, key=lambda rate: scores[rate])
-        return found
+    def rates(self, algorithm: Algorithm) -> dict[str, float]:
+        """For each level the learning rate with the best mean score on the tuning seeds, by the oracle's rewards."""
+        return {SOURCES[source].level: max(RATES, key=lambda rate: self._tuned(source, algorithm, rate)) for source in ORACLES}
 
-    def run(self, wanted: Run) -> dict[str, Any]:
-        """From the folder, or now. Raises TimeoutError where the time is over."""
-        file = self.work / "runs" / f"{wanted.name}.json"
-        if not file.exists():
-            if time.monotonic() > self.deadline:
-                raise TimeoutError
-            model = SOURCES[wanted.source].model
-            scorer = None if model is None else self.scorer(model, wanted.seed)
-            record = run(wanted, self.plan, start=self.start, speech=self.speech, scorer=scorer)
-            environment.write(file, record)
-            environment.say(f"{wanted.name}: score {record['score'][0]:.2f} to {record['score'][-1]:.2f}, {record['seconds']} s")
-        return json.loads(file.read_text())
+    def _tuned(self, source: str, algorithm: Algorithm, rate: float) -> float:
+        return statistics.fmean(map(mean_score, self.runs(Cell(source, algorithm, rate), TUNING_SEEDS)))
 
-    def scorer(self, name: str, seed: int) -> Scorer:
-        """Of reward model `name`, trained where the folder has none: each seed has its own pairs and its own model."""
+    def tuning(self) -> dict[str, dict[str, float]]:
+        """What `rates` chose from, as far as it has run."""
+        found: dict[str, dict[str, list[float]]] = {}
+        for file in sorted((self.work / "runs").glob("*.json")):
+            record = json.loads(file.read_text())
+            if record["seed"] in TUNING_SEEDS:
+                found.setdefault(record["cell"], {}).setdefault(f"{record['rate']:g}", []).append(mean_score(record))
+        return {cell: {rate: statistics.fmean(scores) for rate, scores in of.items()} for cell, of in found.items()}
+
+    def grid(self) -> None:
+        """All runs of `GRID`; raises TimeoutError where the time is over."""
+        for algorithm, sources, options, count in GRID:
+            rates = self.rates(algorithm)
+            for source in sources:
+                for option in options:
+                    cell = Cell(source, algorithm, rates[SOURCES[source].level], option)
+                    self.found += self.runs(cell, range(min(count, self.seeds)))
+
+    def runs(self, cell: Cell, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        """A record a seed, from the folder, or all those that are missing now and together."""
+        files = {seed: self.work / "runs" / f"{cell.name}-rate_{cell.rate:g}-seed_{seed}.json" for seed in seeds}
+        missing = [seed for seed, file in files.items() if not file.exists()]
+        if missing:
+            scorers = [self._scorer(cell.source, seed) for seed in missing]
+            self._check_time()
+            began = time.process_time()
+            for record in run(cell, missing, self.plan, start=self.start, speech=self.speech, scorers=scorers):
+                environment.write(files[record["seed"]], record)
+            records = [json.loads(file.read_text()) for file in files.values()]
+            score = statistics.fmean(map(final_score, records))
+            environment.say(
+                f"{cell.name}, {len(missing)} seeds, rate {cell.rate:g}: {score:.3f} ({time.process_time() - began:.0f} s of CPU)"
+            )
+        return [json.loads(file.read_text()) for file in files.values()]
+
+    def _scorer(self, source: str, seed: int) -> Scorer | None:
+        """Of the source's reward model, trained where the folder has none: each seed has its own pairs and its own model."""
+        name = SOURCES[source].model
+        if name is None:
+            return None
         folder = self.work / "models" / f"{name}-{seed}"
         if not (folder / "quality.json").exists():
+            self._check_time()
             quality = train_reward_model(name, self.speech, self.work / "start", folder, seed=seed, **self.training)
-            environment.say(f"reward model {name}, seed {seed}: {quality}")
-        if (name, seed) not in self._scorers:
-            self._scorers[name, seed] = model_scorer(SentenceRewardModel.from_pretrained(folder).eval())
-        return self._scorers[name, seed]
+            environment.say(f"reward model {name}, seed {seed}: " + ", ".join(f"{key} {value:.3f}" for key, value in quality.items()))
+        return model_scorer(SentenceRewardModel.from_pretrained(folder).eval())
 
-    def grid(self, rates: dict[str, dict[str, float]]) -> Iterator[Run]:
-        """Seed by seed within a row of the grid, so that what is compared has the same seeds when the time is over."""
-        for algorithm, sources, options, seeds in GRID:
-            for seed in range(min(seeds, self.seeds)):
-                for source in sources:
-                    for option in options:
-                        yield Run(source, algorithm, seed, rates[algorithm][SOURCES[source].level], option)  # type: ignore[arg-type]
+    def _check_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise TimeoutError
 
     def qualities(self) -> dict[str, list[dict[str, float]]]:
-        """Of the reward models, by seed."""
-        files = {
-            name: sorted((self.work / "models").glob(f"{name}-*/quality.json"), key=lambda file: int(file.parent.name.rsplit("-", 1)[1]))
-            for name in MODELS
-        }
+        """Of the reward models that are there, by seed."""
+        files = {name: sorted((self.work / "models").glob(f"{name}-*/quality.json"), key=_seed_of) for name in MODELS}
         return {name: [json.loads(file.read_text()) for file in found] for name, found in files.items()}
+
+    def result(self) -> dict[str, Any]:
+        """What is there, as far as the grid has come."""
+        return {
+            "start": json.loads((self.work / "start" / "loss.json").read_text()),
+            "tuning, mean score by learning rate": self.tuning(),
+            "reward models": self.qualities(),
+            "summary": summarise(self.found, LEVELS, KLS),
+            "comparisons": comparisons(self.found),
+            "runs": self.found,
+        }
+
+
+def _seed_of(quality: Path) -> int:
+    return int(quality.parent.name.rsplit("-", 1)[1])
 
 
 def main() -> None:
@@ -166,28 +209,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Plan.steps)
     parser.add_argument("--pretrain_steps", type=int, default=PRETRAIN["steps"])
     parser.add_argument("--num_pairs", type=int, default=REWARD_MODEL["num_pairs"], help="that a reward model is trained on")
-    parser.add_argument("--minutes", type=float, default=1e6, help="stop before the next run after so long")
+    parser.add_argument("--minutes", type=float, default=1e6, help="start nothing more after so long")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     study = Study(arguments)
     result: dict[str, Any] = {**environment.describe(), "settings": study.settings}
     study.prepare()
-    over = False
-    rates: dict[str, dict[str, float]] = {}
-    runs: list[dict[str, Any]] = []
     try:
-        rates = study.rates()
-        for wanted in study.grid(rates):
-            runs.append(study.run(wanted))
+        study.grid()
+        is_done = True
     except TimeoutError:
-        over = True
-    result |= {"learning rates": rates, "tuning": _tuning(study), "reward models": study.qualities()}
-    result |= {"summary": summarise(runs, LEVELS, KLS), "comparisons": comparisons(runs), "runs": runs}
+        is_done = False
+    result |= study.result()
     environment.write(arguments.json, result)
     print(table(result))
-    if arguments.json and runs:
-        plot(runs, SHOWN, arguments.json.with_suffix(".png"), f"GRPO, mean over seeds and 95 % intervals. {result['device']}")
-    if over:
+    if arguments.json and result["runs"]:
+        plot(result["runs"], SHOWN, arguments.json.with_suffix(".png"), f"Means over seeds, and 95 % intervals. {result['device']}")
+    if not is_done:
         sys.exit(environment.UNFINISHED)
 
 
@@ -224,17 +262,6 @@ def _needed(found: dict[str, Any], level: float) -> str:
     interval = found[f"responses to {level:g}"]
     mean = f"{interval['value']:.0f} [{interval['low']:.0f}, {interval['high']:.0f}]" if "value" in interval else "-"
     return mean + (f", {interval['never']} never" if interval["never"] else "")
-
-
-def _tuning(study: Study) -> dict[str, float]:
-    """Mean score of each tuning run that is there."""
-    files = sorted((study.work / "runs").glob(f"*seed_{TUNING_SEEDS[0]}.json"))
-    scores: dict[str, float] = {}
-    for file in files:
-        seeds = [file.with_name(file.name.replace(f"seed_{TUNING_SEEDS[0]}", f"seed_{seed}")) for seed in TUNING_SEEDS]
-        records = [json.loads(one.read_text()) for one in seeds if one.exists()]
-        scores[file.stem.rsplit("-seed", 1)[0]] = statistics.fmean(map(mean_score, records))
-    return scores
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -9,30 +10,38 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-__all__ = ["Interval", "bootstrap", "compare", "plot", "responses_to", "score_at_kl", "summarise"]
+__all__ = ["bootstrap", "by_cell", "compare", "final_score", "mean_score", "plot", "responses_to", "score_at_kl", "summarise"]
 
 Record = Mapping[str, Any]
 Interval = dict[str, Any]
-RESAMPLES = 2000
+RESAMPLES = 1000
+
+
+def smooth(record: Record) -> list[float]:
+    """The score of each step and up to four before it: one step has too few responses to say when a level is reached."""
+    scores = record["score"]
+    return [statistics.fmean(scores[max(0, step - 4) : step + 1]) for step in range(len(scores))]
 
 
 def responses_to(level: float, record: Record) -> float | None:
-    """How many responses it took until the oracle's score was `level`, between points of the curve in a straight line; None: never."""
-    before_x, before_y = 0.0, None
-    for x, y in zip(record["responses"], record["score"], strict=True):
-        if y >= level:
-            return float(x) if before_y is None else before_x + (x - before_x) * (level - before_y) / (y - before_y)
-        before_x, before_y = x, y
-    return None
+    """How many responses it took until the smooth score was `level`; None: it never was."""
+    return next((float(count) for count, score in zip(record["responses"], smooth(record), strict=True) if score >= level), None)
 
 
-def score_at_kl(kl: float, record: Record) -> float | None:
-    """The score where KL first passes `kl` nats a response; None: never."""
-    points = list(zip(record["kl"], record["score"], strict=True))
-    for (x0, y0), (x1, y1) in pairwise(points):
+def curves(records: Sequence[Record]) -> tuple[list[float], list[float]]:
+    """Mean KL and mean score over runs, at each look at KL."""
+    kl = [statistics.fmean(column) for column in zip(*(record["kl"] for record in records), strict=True)]
+    score = [statistics.fmean(column) for column in zip(*map(smooth, records), strict=True)]
+    every = len(score) // len(kl)
+    return kl, score[every - 1 :: every]
+
+
+def score_at_kl(kl: float, records: Sequence[Record]) -> float:
+    """The mean score where the mean KL first passes `kl` nats a response; NaN: it never does."""
+    for (x0, y0), (x1, y1) in pairwise(zip(*curves(records), strict=True)):
         if x0 <= kl < x1:
-            return float(y0 + (y1 - y0) * (kl - x0) / (x1 - x0))
-    return None
+            return y0 + (y1 - y0) * (kl - x0) / (x1 - x0)
+    return math.nan
 
 
 def final_score(record: Record) -> float:
@@ -64,9 +73,9 @@ def compare(ours: Sequence[Record], theirs: Sequence[Record], levels: Sequence[f
         for name, of in (("final score", final_score), ("mean score", mean_score))
     }
     for level in levels:
-        needed = [tuple(responses_to(level, one) for one in pair) for pair in pairs]
+        needed = [[responses_to(level, one) for one in pair] for pair in pairs]
         bounded = [
-            tuple(one["responses"][-1] if x is None else x for x, one in zip(row, pair, strict=True))
+            [one["responses"][-1] if x is None else x for x, one in zip(row, pair, strict=True)]
             for row, pair in zip(needed, pairs, strict=True)
         ]
         never = {"ours": sum(a is None for a, _ in needed), "theirs": sum(b is None for _, b in needed)}
@@ -79,7 +88,7 @@ def _factor(needed: Sequence[Sequence[float]]) -> float:
 
 
 def summarise(runs: Sequence[Record], levels: Sequence[float], kls: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """Of each cell: scores, responses to each level, and scores at given KL."""
+    """Of each cell: scores, responses to each level of those runs that came to it, and scores at given KL."""
     cells: dict[str, dict[str, Any]] = {}
     for cell, records in by_cell(runs).items():
         found: dict[str, Any] = {
@@ -90,18 +99,14 @@ def summarise(runs: Sequence[Record], levels: Sequence[float], kls: Sequence[flo
             "final sentences asked": bootstrap([record["sentences"][-1] / record["asked"][-1] for record in records], statistics.fmean),
         }
         for level in levels:
-            found[f"responses to {level:g}"] = _of_those(responses_to(level, record) for record in records)
+            needed = [responses_to(level, record) for record in records]
+            there = [count for count in needed if count is not None]
+            found[f"responses to {level:g}"] = {**(bootstrap(there, statistics.fmean) if there else {}), "never": len(needed) - len(there)}
         for kl in kls:
-            found[f"score at a KL of {kl:g}"] = _of_those(score_at_kl(kl, record) for record in records)
+            score = score_at_kl(kl, records)
+            found[f"score at a KL of {kl:g}"] = None if math.isnan(score) else round(score, 4)
         cells[cell] = found
     return cells
-
-
-def _of_those(values: Any) -> dict[str, Any]:
-    """The interval of the mean of those that are there, and how many are not."""
-    listed = list(values)
-    there = [value for value in listed if value is not None]
-    return {**(bootstrap(there, statistics.fmean) if there else {}), "never": len(listed) - len(there)}
 
 
 def by_cell(runs: Sequence[Record]) -> dict[str, list[Record]]:
@@ -125,13 +130,11 @@ def plot(runs: Sequence[Record], cells: Mapping[str, str], path: Path, title: st
         records = found.get(cell, [])
         if not records:
             continue
-        columns = list(zip(*(record["score"] for record in records), strict=True))
-        middle = [statistics.fmean(column) for column in columns]
-        bands = [bootstrap(column, statistics.fmean) for column in columns]
-        left.plot(records[0]["responses"], middle, color=colour, label=label)
-        left.fill_between(records[0]["responses"], [b["low"] for b in bands], [b["high"] for b in bands], color=colour, alpha=0.2)
-        kl = [statistics.fmean(column) for column in zip(*(record["kl"] for record in records), strict=True)]
-        right.plot(kl, middle, color=colour)
+        bands = [bootstrap(column, statistics.fmean) for column in zip(*map(smooth, records), strict=True)]
+        responses = records[0]["responses"]
+        left.plot(responses, [band["value"] for band in bands], color=colour, label=label)
+        left.fill_between(responses, [band["low"] for band in bands], [band["high"] for band in bands], color=colour, alpha=0.2)
+        right.plot(*curves(records), ".-", color=colour)
     left.set_xlabel("responses")
     right.set_xlabel("KL from the start, nats a response")
     left.set_ylabel("the oracle's score")

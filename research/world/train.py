@@ -24,7 +24,7 @@ from srm.rl.losses import clipped_policy_loss, clipped_value_loss, reinforce_los
 from srm.rl.policy import Policy, Responses, TokenStats
 from srm.scoring.token_ids import ScoredTokens
 
-__all__ = ["Cell", "Learner", "Plan", "advantages_of", "index_advantages", "run"]
+__all__ = ["Algorithm", "Cell", "Learner", "Plan", "advantages_of", "index_advantages", "run"]
 
 Algorithm = Literal["grpo", "reinforce", "ppo"]
 # The longest good answer has 12 sentences of 5 tokens and the end; one of 6 tokens each just fits.
@@ -103,7 +103,7 @@ class Learner:
         return [self.speech.prompt(of) for of in self.facts]
 
     def learn(self, responses: Responses, prompts: Sequence[Sequence[int]], reference: Policy) -> None:
-        """One step, from responses to the prompts of `ask`. What they score is written down first: so the policy has not learned from them."""
+        """One step, from responses to the prompts of `ask`. Their score is of a policy that has not learned from them yet."""
         count = self.plan.num_generations
         facts = [of for of in self.facts for _ in range(count)]
         score = self.scorer or self.oracle.scorer(facts)
@@ -204,7 +204,7 @@ def index_advantages(scored: ScoredTokens, num_generations: int, mask: Tensor, *
     A response that has ended has 0 to go. So its end token, which has nothing to go either, pays for what the others still earn: that is
     what `group_advantages` lacks, whose mean is taken from each sentence's reward before the sum. Over the step's standard deviation.
     """
-    going = rewards_to_go(sentence_rewards(scored, kind), scored.cu_boundaries)
+    going = rewards_to_go(sentence_rewards(scored, kind), scored)
     counts = scored.cu_boundaries.diff()
     index = torch.arange(going.numel()) - scored.cu_boundaries[:-1][scored.response_index]
     table = going.new_zeros(len(counts), int(counts.max()) + 1)

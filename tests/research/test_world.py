@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ from research.world import __main__ as world
 from research.world.grammar import FAULTS, OFF_TOPIC, RATES, RUDE, VALUES, draw_answer, draw_facts, judge, outcome
 from research.world.policy import Speech, write
 from research.world.rewards import Oracle, labelled_pairs
-from research.world.summary import compare, responses_to, score_at_kl, summarise
-from research.world.train import Plan, Run, advantages_of
+from research.world.summary import bootstrap, compare, responses_to, score_at_kl, summarise
+from research.world.train import Cell, Plan, advantages_of, index_advantages
 from srm.data.synthetic.draw import Draw
 from srm.rl.policy import Policy, Responses, mark
 from srm.segmentation import make_segmenter
@@ -109,30 +111,48 @@ def small(seed: int = 0) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
+def written(models: list[LlamaForCausalLM], prompts: list[list[list[int]]], **settings: Any) -> list[Responses]:
+    generators = [torch.Generator().manual_seed(7) for _ in models]
+    return write(models, prompts, generators, end=Speech().end, **settings)
+
+
 def test_what_it_writes_has_the_probabilities_of_the_model() -> None:
     speech, model, draw = Speech(), small(), Draw("write")
-    prompts = [speech.prompt(draw_facts(draw)) for _ in range(3)]
-    # So many samples of one prompt that frequencies tell: the second token, given the most frequent first one.
-    torch.manual_seed(1)
-    responses = write(model, prompts[:1], num_generations=4000, max_tokens=2, end=speech.end)
+    prompt = speech.prompt(draw_facts(draw))
+    # So many samples of one prompt that frequencies tell: the second token, behind the most frequent first one.
+    (responses,) = written([model], [[prompt]], num_generations=4000, max_tokens=2)
     first = responses.response_ids[:, 0].mode().values
     of_first = responses.response_ids[responses.response_ids[:, 0] == first]
     with torch.no_grad():
-        expected = model(input_ids=torch.tensor([[*prompts[0], int(first)]])).logits[0, -1].softmax(-1)
+        expected = model(input_ids=torch.tensor([[*prompt, int(first)]])).logits[0, -1].softmax(-1)
     counted = torch.bincount(of_first[:, 1], minlength=len(expected)) / len(of_first)
-    assert (counted - expected).abs().max() < 4 / (2 * len(of_first) ** 0.5)
-    # Padded prompts of several lengths end and are marked like those of the library.
-    responses = write(model, prompts, num_generations=2, max_tokens=9, end=speech.end)
-    marked = mark(responses.ids, responses.attention_mask[:, : -responses.mask.shape[1]], [speech.end])
-    assert all(torch.equal(a, b) for a, b in zip(responses, marked, strict=True))
+    assert expected.max() > 0.05, "else any counts would do"
+    assert (counted - expected).abs().max() < 1.5 / len(of_first) ** 0.5
 
 
-def test_padded_prompts_are_continued_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    speech, model, draw = Speech(), small(), Draw("pad")
+def test_models_side_by_side_write_what_each_writes_alone() -> None:
+    speech, draw = Speech(), Draw("pad")
+    models = [small(0), small(1)]
+    prompts = [[speech.prompt(draw_facts(draw)) for _ in range(3)] for _ in models]
+    assert len({len(prompt) for of in prompts for prompt in of}) > 1
+    both = written(models, prompts, num_generations=2, max_tokens=20)
+    for index, model in enumerate(models):
+        # One prompt at a time has no padding either. Its rows have the chances of the first rows of the generator.
+        (alone,) = written([model], [prompts[index][:1]], num_generations=2, max_tokens=20)
+        together = both[index]
+        assert torch.equal(alone.response_ids * alone.mask, (together.response_ids * together.mask)[:2, : alone.mask.shape[1]])
+        marked = mark(together.ids, together.attention_mask[:, : -together.mask.shape[1]], [speech.end])
+        assert all(torch.equal(a, b) for a, b in zip(together, marked, strict=True))
+
+
+def test_padded_prompts_are_continued_as_the_model_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    speech, model, draw = Speech(), small(), Draw("greedy")
     prompts = [speech.prompt(draw_facts(draw)) for _ in range(4)]
     assert len({len(prompt) for prompt in prompts}) > 1
-    monkeypatch.setattr(torch, "multinomial", lambda share, count: share.argmax(-1, keepdim=True))
-    together = write(model, prompts, num_generations=1, max_tokens=8, end=speech.end)
+    # All the weight on the likeliest token.
+    whole = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: whole(x * 1e4 if x.shape[-1] == len(speech.ids) else x, dim))
+    (together,) = written([model], [prompts], num_generations=1, max_tokens=8)
     for row, prompt in enumerate(prompts):
         ids = list(prompt)
         for token in together.response_ids[row][together.mask[row]].tolist():
@@ -167,16 +187,31 @@ def test_credit_goes_to_the_sentence_or_to_all(algorithm: Any) -> None:
     scored = Oracle(speech).scorer([FACTS] * 2)([], responses)
     value = torch.zeros(responses.mask.shape)
     by_level = {
-        source: advantages_of(scored, responses, value, Run(source, algorithm, 0, 1e-3), plan)[0]
+        source: advantages_of(scored, responses, value, Cell(source, algorithm, 1e-3), plan)[0]
         for source in ("oracle_sentence", "oracle_response")
     }
     for advantages in by_level.values():
         assert advantages[0, 6] < advantages[1, 6], "the second sentence is rude in the first response"
     # What both began with alike is compared by what came later, and a response's reward says no more about it.
-    own = advantages_of(scored, responses, value, Run("oracle_sentence", "grpo", 0, 1e-3, {"to_go": "own"}), plan)[0]
+    own = advantages_of(scored, responses, value, Cell("oracle_sentence", "grpo", 1e-3, {"to_go": "own"}), plan)[0]
     assert torch.equal(own[0, :5], own[1, :5])
     if algorithm == "grpo":
         assert by_level["oracle_response"][0, responses.mask[0]].unique().numel() == 1
+
+
+def test_ending_early_pays_for_what_others_still_earn() -> None:
+    speech = Speech()
+    rows = [speech.tokenizer(text)["input_ids"] for text in ("The city is Rome.", "The city is Rome. The pet is dog. The drink is tea.")]
+    responses = responses_of(speech, rows)
+    scored = Oracle(speech).scorer([FACTS] * 2)([], responses)
+    found = index_advantages(scored, 2, responses.mask, kind="weighted")
+    # To go: 1, 0 and 3, 2, 1, 0. Each less the other's at the same sentence.
+    expected = torch.tensor([[-2.0] * 5 + [-2.0] + [0.0] * 10, [2.0] * 5 + [2.0] * 5 + [1.0] * 5 + [0.0]])
+    scale = expected[responses.mask].std(correction=0)
+    torch.testing.assert_close(found, expected / scale * responses.mask)
+    # The library's gives the end no price at all: every sentence is as good as the others.
+    plan = Plan(prompts=1, num_generations=2)
+    assert not advantages_of(scored, responses, found, Cell("oracle_sentence", "grpo", 1e-3), plan)[0].any()
 
 
 def test_pairs_are_labelled_by_the_oracle() -> None:
@@ -200,29 +235,38 @@ def record(cell: str, seed: int, score: list[float]) -> dict[str, Any]:
 
 
 def test_responses_to_a_level_and_their_factor() -> None:
-    quick, slow, never = [0.2, 0.6, 0.8], [0.2, 0.4, 0.6], [0.2, 0.2, 0.3]
-    assert responses_to(0.4, record("a", 0, quick)) == pytest.approx(150)
+    quick, slow, never = [0.2, 0.6, 1.0], [0.2, 0.4, 1.2], [0.2, 0.2, 0.2]
+    # Smooth: 0.2, 0.4, 0.6.
+    assert responses_to(0.39, record("a", 0, quick)) == 200
     assert responses_to(0.1, record("a", 0, quick)) == 100
     assert responses_to(0.5, record("a", 0, never)) is None
-    assert score_at_kl(250, record("a", 0, quick)) == pytest.approx(0.7)
-    assert score_at_kl(400, record("a", 0, quick)) is None
+    assert score_at_kl(250, [record("a", 0, quick)]) == pytest.approx(0.5)
+    assert math.isnan(score_at_kl(400, [record("a", 0, quick)]))
     ours, theirs = [record("a", seed, quick) for seed in (0, 1, 2)], [record("b", 0, slow), record("b", 1, never)]
-    found = compare(ours, theirs, [0.6])["responses to 0.6"]
+    found = compare(ours, theirs, [0.39])["responses to 0.39"]
     assert found["never"] == {"ours": 0, "theirs": 1}
+    # 300 of all 300 and 300 against 200 each.
     assert (found["value"], found["low"], found["high"], found["seeds"]) == (1.5, 1.5, 1.5, 2)
-    assert compare(ours, theirs, [])["final score"]["value"] == pytest.approx((0.2 + 0.5) / 2)
-    summary = summarise([*ours, *theirs], [0.6], [250.0])
-    assert summary["b"]["responses to 0.6"]["never"] == 1
-    assert summary["a"]["score at a KL of 250"]["value"] == pytest.approx(0.7)
+    assert compare(ours, theirs, [])["final score"]["value"] == pytest.approx((1.0 - 1.2 + 1.0 - 0.2) / 2)
+    summary = summarise([*ours, *theirs], [0.39], [250.0])
+    assert summary["b"]["responses to 0.39"]["never"] == 1
+    assert summary["a"]["score at a KL of 250"] == pytest.approx(0.5)
+
+
+def test_the_interval_holds_what_seeds_vary() -> None:
+    found = bootstrap([0.0, 1.0] * 20, statistics.fmean)
+    assert found["value"] == 0.5
+    # 1.96 standard errors of 0.5 / sqrt(40).
+    assert (found["low"], found["high"]) == (pytest.approx(0.345, abs=0.04), pytest.approx(0.655, abs=0.04))
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ran: list[str] = []
     real = world.run
 
-    def run(wanted: Run, *args: Any, **more: Any) -> dict[str, Any]:
-        ran.append(wanted.cell)
-        return real(wanted, *args, **more)
+    def run(cell: Cell, *args: Any, **more: Any) -> list[dict[str, Any]]:
+        ran.append(cell.name)
+        return real(cell, *args, **more)
 
     def call(*flags: str) -> None:
         usual = ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "world.json"), "--steps", "5"]
@@ -242,7 +286,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     result = json.loads((tmp_path / "world.json").read_text())
     cells = ["grpo-oracle_sentence", "grpo-oracle_response", "ppo-model_sentence", "ppo-paper"]
     assert [one["cell"] for one in result["runs"]] == cells
-    assert all(one["responses"] == [160] for one in result["runs"])
+    assert all(one["responses"] == [32, 64, 96, 128, 160] and len(one["kl"]) == 1 for one in result["runs"])
     assert len(result["reward models"]["sentence"]) == 1
     assert (tmp_path / "world.png").exists()
     done = list(ran)
@@ -256,6 +300,6 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
 def test_policy_without_packing_agrees() -> None:
     """The tiny Llama runs packed, which is what the study trains."""
     speech, model = Speech(), small()
-    responses = write(model, [speech.prompt(FACTS)], num_generations=3, max_tokens=7, end=speech.end)
+    (responses,) = written([model], [[speech.prompt(FACTS)]], num_generations=3, max_tokens=7)
     packed, padded = (Policy(model, packing=mode)(responses, 1.0).logprobs for mode in ("shared", "none"))  # type: ignore[arg-type]
     torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-5)
