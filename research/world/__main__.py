@@ -45,22 +45,28 @@ TUNING_SEEDS = (1000, 1001)
 ORACLES = ("oracle_sentence", "oracle_response")
 DENSE = ("oracle_sentence", "model_sentence")
 LEARNED = ("model_sentence", "model_response")
-# Algorithm, sources, options, and how many of the seeds; the most important first.
-GRID: tuple[tuple[Algorithm, tuple[str, ...], tuple[dict[str, str], ...], int], ...] = (
+# Algorithm, sources, options, and how many seeds; the most important first, and their further seeds when all have some.
+Row = tuple[Algorithm, tuple[str, ...], tuple[dict[str, str], ...], int]
+GRID: tuple[Row, ...] = (
     ("reinforce", ORACLES, ({},), 10),
-    ("reinforce", (*LEARNED, "differences", "paper"), ({},), 10),
+    ("reinforce", LEARNED, ({},), 5),
     ("grpo", ORACLES, ({},), 5),
-    ("grpo", DENSE, ({"baseline": "index"},), 5),
+    ("reinforce", ("differences", "paper"), ({},), 5),
+    ("grpo", ("oracle_sentence",), ({"baseline": "index"},), 5),
+    ("reinforce", ("oracle_sentence",), ({"to_go": "min"}, {"to_go": "own"}), 5),
     ("grpo", LEARNED, ({},), 5),
-    ("reinforce", DENSE, ({"to_go": "min"}, {"to_go": "own"}), 5),
-    ("reinforce", DENSE, tuple({"whitening": value} for value in ("scale", "full", "position")), 5),
-    ("reinforce", DENSE, ({"placement": "even"},), 5),
-    ("grpo", DENSE, ({"to_go": "min"}, {"to_go": "own"}), 5),
+    ("grpo", ("model_sentence",), ({"baseline": "index"},), 5),
+    ("reinforce", ("model_sentence",), ({"to_go": "min"}, {"to_go": "own"}), 5),
+    ("reinforce", (*LEARNED, "differences", "paper"), ({},), 10),
+    ("reinforce", DENSE, ({"whitening": "position"}, {"placement": "even"}, {"whitening": "scale"}, {"whitening": "full"}), 5),
+    ("grpo", ("oracle_sentence",), ({"to_go": "min"}, {"to_go": "own"}), 5),
     ("reinforce", ("model_sentence_r", "model_sentence_total"), ({},), 5),
     ("ppo", ORACLES, ({},), 5),
     ("ppo", LEARNED, ({},), 5),
 )
-LEVELS, KLS = (0.5, 0.65, 0.8), (1.0, 2.0, 4.0)
+# grpo differs from reinforce in its baseline alone, and takes its learning rates.
+TUNED: dict[Algorithm, Algorithm] = {"reinforce": "reinforce", "grpo": "reinforce", "ppo": "ppo"}
+LEVELS, KLS = (0.5, 0.6, 0.7, 0.8), (1.0, 2.0, 4.0)
 SHOWN = {
     "reinforce-oracle_sentence": "oracle, per sentence",
     "reinforce-oracle_response": "oracle, per response",
@@ -142,11 +148,12 @@ class Study:
     def grid(self) -> None:
         """All runs of `GRID`; raises TimeoutError where the time is over."""
         for algorithm, sources, options, count in GRID:
-            rates = self.rates(algorithm)
+            rates = self.rates(TUNED[algorithm])
             for source in sources:
                 for option in options:
                     cell = Cell(source, algorithm, rates[SOURCES[source].level], option)
-                    self.found += self.runs(cell, range(min(count, self.seeds)))
+                    found = self.runs(cell, range(min(count, self.seeds)))
+                    self.found += [record for record in found if record not in self.found]
 
     def runs(self, cell: Cell, seeds: Sequence[int]) -> list[dict[str, Any]]:
         """A record a seed, from the folder, or all those that are missing now and together."""

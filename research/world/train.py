@@ -42,7 +42,7 @@ class Plan:
         max_grad_norm, lam, ppo_epochs, cliprange, vf_coef: as in `srm-rl`.
     """
 
-    steps: int = 50
+    steps: int = 40
     prompts: int = 8
     num_generations: int = 4
     watch_every: int = 5
@@ -216,7 +216,8 @@ def index_advantages(scored: ScoredTokens, num_generations: int, mask: Tensor, *
     ends = scored.ends.new_full(table.shape, scored.width)
     ends[scored.response_index[kept], index[kept] - 1] = scored.ends[kept]
     column = torch.searchsorted(ends, torch.arange(scored.width).expand(len(counts), -1).contiguous()).clamp(max=table.shape[1] - 1)
-    return whiten(advantage.view_as(table).gather(1, column), mask, shift_mean=False)
+    placed = torch.where(mask, advantage.view_as(table).gather(1, column), 0)
+    return placed / placed[mask].std(correction=0).clamp(min=1e-6)
 
 
 def _update(
