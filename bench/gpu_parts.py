@@ -140,7 +140,7 @@ def _policies(setup: Setup, has: HasPackage) -> list[Part]:
     tiny = (
         "--seeds 0 --num_prompts 4 --max_steps 1 --num_generations 2 --per_device_train_batch_size 4 --max_completion_length 8 --bf16 false"
     )
-    sizes = tiny.split() if setup.dry else ("--budget", "gpu", "--resume")
+    sizes = tiny.split() if setup.dry else ("--budget", "gpu", "--resume", "--minutes", "{minutes}")
     return [
         Part(
             name="reward-model",

@@ -3,22 +3,24 @@
     python -m research.rl_comparison --reward_model outputs/demo/model --json research/results/rl_comparison_cpu.json
 
 Settings are those of examples/rl/cpu.yaml, with `--budget gpu` those of examples/rl/gpu.yaml: answers of 128 tokens, long enough for dense
-credit to matter. Flags of srm-rl that this script does not know go to both kinds of runs. Writes a plot beside the JSON file; `--resume`
-keeps the runs that are in it where model, settings and flags are the same. Prompts come from the generated pairs (srm.data.synthetic),
-none of which the reward model has seen. They are few, so that every few steps see all of them again: some earn more than others whatever
-the policy writes, and the curves are means over such passes. Needs a reward model, such as that of `make demo`, and some ten minutes a run
-on one core.
+credit to matter, and 12 minutes for three seeds. Flags of srm-rl that this script does not know go to both kinds of runs. Writes a plot
+beside the JSON file; `--resume` keeps the runs that are in it where model, settings and flags are the same. Where --minutes are too few for
+the next run, it ends with exit code 75. Prompts come from the generated pairs (srm.data.synthetic), none of which the reward model has seen.
+They are few, so that every few steps see all of them again: some earn more than others whatever the policy writes, and the curves are means
+over such passes. Needs a reward model, such as that of `make demo`, and some ten minutes a run on one core.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import shutil
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,15 @@ from srm.runs.model_files import hash_model_files
 
 REPO = Path(__file__).resolve().parents[1]
 KINDS = ("sentence", "response")
-# Prompts of each, and the file of its settings.
-BUDGETS = {"cpu": (8, "cpu.yaml"), "gpu": (64, "gpu.yaml")}
+# Prompts of each, the file of its settings, and its minutes.
+BUDGETS = {"cpu": (8, "cpu.yaml", math.inf), "gpu": (64, "gpu.yaml", 12.0)}
 # The demo's seeds are small; with this one no prompt is among its training pairs.
 PROMPT_SEED = 1000
 
 
 def main() -> None:
     arguments, flags = _arguments()
+    deadline = time.monotonic() + 60 * arguments.minutes
     # Runs are of one comparison where all of this is the same.
     compared = {
         "config": yaml.safe_load(arguments.config.read_text(encoding="utf-8")),
@@ -63,6 +66,9 @@ def main() -> None:
             for kind in KINDS:
                 if (seed, kind) in done:
                     continue
+                # The next run takes as long as the longest did.
+                if time.monotonic() + max((run["seconds"] for run in result["runs"]), default=0) > deadline:
+                    _end_early(result, arguments)
                 result["runs"].append(_run(kind, seed, prompts, Path(work), arguments, flags))
                 # After every run: the next one may be stopped.
                 environment.write(arguments.json, result)
@@ -73,18 +79,28 @@ def main() -> None:
         print(f"written: {arguments.json}, {arguments.json.with_suffix('.png')}")
 
 
+def _end_early(result: dict[str, Any], arguments: argparse.Namespace) -> None:
+    kinds = [run["reward"] for run in result["runs"]]
+    if set(kinds) == set(KINDS):
+        print(table(result))
+    environment.say(f"{len(kinds)} of {len(KINDS) * len(arguments.seeds)} runs are done, and the time is over; --resume goes on")
+    sys.exit(environment.UNFINISHED)
+
+
 def _arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = environment.parser(__doc__, allow_abbrev=False)
     parser.add_argument("--reward_model", type=Path, required=True, help="folder of a trained reward model, such as outputs/demo/model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--budget", choices=list(BUDGETS), default="cpu", help="sets --num_prompts and --config")
+    parser.add_argument("--budget", choices=list(BUDGETS), default="cpu", help="sets --num_prompts, --config and --minutes")
     parser.add_argument("--num_prompts", type=int)
     parser.add_argument("--config", type=Path)
+    parser.add_argument("--minutes", type=float, help="begin no run that would end later")
     parser.add_argument(
         "--resume", action="store_true", help="keep the runs that an earlier run with the same model, settings and flags left in --json"
     )
     arguments, flags = parser.parse_known_args()
-    prompts, config = BUDGETS[arguments.budget]
+    prompts, config, minutes = BUDGETS[arguments.budget]
+    arguments.minutes = minutes if arguments.minutes is None else arguments.minutes
     arguments.num_prompts = prompts if arguments.num_prompts is None else arguments.num_prompts
     arguments.config = arguments.config or REPO / "examples" / "rl" / config
     return arguments, flags

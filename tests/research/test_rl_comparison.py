@@ -23,7 +23,7 @@ def made_up() -> dict[str, Any]:
                 {"episodes": 8 * (at + 1), "reward": slope * at + seed, "kl": at, "length": 30.0, "entropy": 2.0, "seconds": 1.5}
                 for at in range(4)
             ]
-            runs.append({"reward": kind, "seed": seed, "settings": {"num_generations": 4}, "steps": steps})
+            runs.append({"reward": kind, "seed": seed, "seconds": 1.0, "settings": {"num_generations": 4}, "steps": steps})
     return {"num_prompts": 4, "seeds": [0, 1], "device": "a test", "runs": runs}
 
 
@@ -69,6 +69,39 @@ def test_a_stopped_comparison_keeps_its_runs(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
     call("--max_steps", "2")
     assert len(began) == 13
+
+
+def test_no_run_begins_that_would_end_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    began = []
+
+    def run(kind: str, seed: int, *_: Any) -> dict[str, Any]:
+        began.append((seed, kind))
+        return next(one for one in made_up()["runs"] if (one["seed"], one["reward"]) == (seed, kind)) | {"seconds": 50.0}
+
+    def call(minutes: str) -> None:
+        words = [
+            "--reward_model",
+            str(tmp_path),
+            "--json",
+            str(tmp_path / "rl.json"),
+            "--seeds",
+            "0",
+            "1",
+            "--num_prompts",
+            "4",
+            "--resume",
+        ]
+        monkeypatch.setattr("sys.argv", ["rl_comparison.py", *words, "--minutes", minutes])
+        rl_comparison.main()
+
+    monkeypatch.setattr(rl_comparison, "_run", run)
+    # Nothing is known of the first run's time; of the second one it is.
+    with pytest.raises(SystemExit) as ended:
+        call("0.5")
+    assert (ended.value.code, began) == (75, [(0, "sentence")])
+    assert "1 of 4 runs are done" in capsys.readouterr().err
+    call("1")
+    assert len(began) == 4
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])

@@ -1,0 +1,275 @@
+"""Reinforcement learning where the truth is known: how many responses does sentence credit save, and how much survives a learned reward?
+
+    python -m research.world --json research/results/world_cpu.json
+
+A tiny policy writes 6 to 12 short sentences; an oracle knows every fault (grammar.py). It learns from the oracle's rewards per sentence and
+per response, and from reward models of this library; what counts is the oracle's score. Runs go in the order of their importance; each is
+kept in --work, and the same command goes on. After --minutes it stops with exit code 75, and the JSON has what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaForCausalLM
+
+from bench import environment
+from research.world.policy import Speech, pretrain
+from research.world.rewards import MODELS, SOURCES, Scorer, model_scorer, train_reward_model
+from research.world.summary import by_cell, compare, final_score, mean_score, plot, summarise
+from research.world.train import Algorithm, Cell, Plan, run
+from srm import SentenceRewardModel
+
+SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+PRETRAIN = {"steps": 1200, "batch_size": 64, "rate": 3e-3}
+REWARD_MODEL = {
+    "num_pairs": 1000,
+    "num_eval_pairs": 300,
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 32,
+    "learning_rate": 2e-3,
+    # A quarter of the backbone's, as the defaults are.
+    "attention_learning_rate": 5e-4,
+    "lr_scheduler_type": "cosine",
+}
+RATES = (3e-4, 1e-3, 2e-3)
+TUNING_SEEDS = (1000, 1001)
+ORACLES = ("oracle_sentence", "oracle_response")
+DENSE = ("oracle_sentence", "model_sentence")
+LEARNED = ("model_sentence", "model_response")
+# Algorithm, sources, options, and how many seeds; the most important first, and their further seeds when all have some.
+Row = tuple[Algorithm, tuple[str, ...], tuple[dict[str, str], ...], int]
+GRID: tuple[Row, ...] = (
+    ("reinforce", ORACLES, ({},), 10),
+    ("reinforce", LEARNED, ({},), 5),
+    ("grpo", ORACLES, ({},), 5),
+    ("reinforce", ("differences", "paper"), ({},), 5),
+    ("grpo", ("oracle_sentence",), ({"baseline": "index"},), 5),
+    ("reinforce", ("oracle_sentence",), ({"to_go": "min"}, {"to_go": "own"}), 5),
+    ("grpo", LEARNED, ({},), 5),
+    ("grpo", ("model_sentence",), ({"baseline": "index"},), 5),
+    ("reinforce", ("model_sentence",), ({"to_go": "min"}, {"to_go": "own"}), 5),
+    ("reinforce", (*LEARNED, "differences", "paper"), ({},), 10),
+    ("reinforce", DENSE, ({"whitening": "position"}, {"placement": "even"}, {"whitening": "scale"}, {"whitening": "full"}), 5),
+    ("grpo", ("oracle_sentence",), ({"to_go": "min"}, {"to_go": "own"}), 5),
+    ("reinforce", ("model_sentence_r", "model_sentence_total"), ({},), 5),
+    ("ppo", ORACLES, ({},), 5),
+    ("ppo", LEARNED, ({},), 5),
+)
+# grpo differs from reinforce in its baseline alone, and takes its learning rates.
+TUNED: dict[Algorithm, Algorithm] = {"reinforce": "reinforce", "grpo": "reinforce", "ppo": "ppo"}
+LEVELS, KLS = (0.5, 0.6, 0.7, 0.8), (1.0, 2.0, 4.0)
+SHOWN = {
+    "reinforce-oracle_sentence": "oracle, per sentence",
+    "reinforce-oracle_response": "oracle, per response",
+    "reinforce-model_sentence": "sentence model",
+    "reinforce-model_response": "response model",
+    "reinforce-differences": "response model, differences",
+    "reinforce-paper": "the paper's a_i r_i",
+    "grpo-oracle_sentence": "oracle, per sentence, group_advantages",
+}
+COMPARED = (
+    ("reinforce-oracle_sentence", "reinforce-oracle_response"),
+    *((f"reinforce-{source}", "reinforce-model_response") for source in ("model_sentence", "differences", "paper", "model_sentence_r")),
+    ("reinforce-oracle_sentence", "reinforce-model_sentence"),
+    ("reinforce-oracle_response", "reinforce-model_response"),
+    ("reinforce-model_sentence", "reinforce-model_sentence_total"),
+    ("reinforce-model_sentence_r", "reinforce-model_sentence"),
+    *((f"{algorithm}-{level}_sentence", f"{algorithm}-{level}_response") for algorithm in ("grpo", "ppo") for level in ("oracle", "model")),
+    *(
+        pair
+        for source in DENSE
+        for pair in ((f"grpo-{source}-baseline_index", f"grpo-{source}"), (f"grpo-{source}", f"reinforce-{source}"))
+    ),
+    *((f"grpo-{source}-baseline_index", f"reinforce-{source}") for source in DENSE),
+    *(
+        (f"{algorithm}-{source}-to_go_{value}", f"{algorithm}-{source}")
+        for algorithm in ("reinforce", "grpo")
+        for source in DENSE
+        for value in ("min", "own")
+    ),
+    *(
+        (f"reinforce-{source}-{option}", f"reinforce-{source}")
+        for source in DENSE
+        for option in ("whitening_scale", "whitening_full", "whitening_position", "placement_even")
+    ),
+)
+
+
+class Study:
+    """The folder of a study: the start, reward models, and runs that are done with these settings."""
+
+    def __init__(self, arguments: Any) -> None:
+        self.work: Path = arguments.work
+        self.plan = Plan(steps=arguments.steps)
+        self.pretraining = {**PRETRAIN, "steps": arguments.pretrain_steps}
+        self.training = {**REWARD_MODEL, "num_pairs": arguments.num_pairs}
+        self.seeds: int = arguments.seeds
+        self.deadline = time.monotonic() + 60 * arguments.minutes
+        self.speech = Speech()
+        self.settings = {"plan": asdict(self.plan), "shape": SHAPE, "start": self.pretraining, "reward models": self.training}
+        self.found: list[dict[str, Any]] = []
+
+    def prepare(self) -> None:
+        """The start policy, trained where the folder has none with these settings."""
+        mark, wanted = self.work / "settings.json", json.loads(json.dumps(self.settings))
+        if mark.exists() and json.loads(mark.read_text()) != wanted:
+            sys.exit(f"research.world: {self.work} has runs with other settings. Pass another --work, or delete it.")
+        environment.write(mark, wanted)
+        if not (self.work / "start" / "loss.json").exists():
+            loss = pretrain(self.speech, self.work / "start", **self.pretraining, **SHAPE)
+            environment.write(self.work / "start" / "loss.json", {"loss": loss})
+        self.start = LlamaForCausalLM.from_pretrained(self.work / "start").eval()
+
+    def rates(self, algorithm: Algorithm) -> dict[str, float]:
+        """For each level the learning rate with the best mean score on the tuning seeds, by the oracle's rewards."""
+        return {SOURCES[source].level: max(RATES, key=lambda rate: self._tuned(source, algorithm, rate)) for source in ORACLES}
+
+    def _tuned(self, source: str, algorithm: Algorithm, rate: float) -> float:
+        return statistics.fmean(map(mean_score, self.runs(Cell(source, algorithm, rate), TUNING_SEEDS)))
+
+    def tuning(self) -> dict[str, dict[str, float]]:
+        """What `rates` chose from, as far as it has run."""
+        found: dict[str, dict[str, list[float]]] = {}
+        for file in sorted((self.work / "runs").glob("*.json")):
+            record = json.loads(file.read_text())
+            if record["seed"] in TUNING_SEEDS:
+                found.setdefault(record["cell"], {}).setdefault(f"{record['rate']:g}", []).append(mean_score(record))
+        return {cell: {rate: statistics.fmean(scores) for rate, scores in of.items()} for cell, of in found.items()}
+
+    def grid(self) -> None:
+        """All runs of `GRID`; raises TimeoutError where the time is over."""
+        for algorithm, sources, options, count in GRID:
+            rates = self.rates(TUNED[algorithm])
+            for source in sources:
+                for option in options:
+                    cell = Cell(source, algorithm, rates[SOURCES[source].level], option)
+                    found = self.runs(cell, range(min(count, self.seeds)))
+                    self.found += [record for record in found if record not in self.found]
+
+    def runs(self, cell: Cell, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        """A record a seed, from the folder, or all those that are missing now and together."""
+        files = {seed: self.work / "runs" / f"{cell.name}-rate_{cell.rate:g}-seed_{seed}.json" for seed in seeds}
+        missing = [seed for seed, file in files.items() if not file.exists()]
+        if missing:
+            scorers = [self._scorer(cell.source, seed) for seed in missing]
+            self._check_time()
+            began = time.process_time()
+            for record in run(cell, missing, self.plan, start=self.start, speech=self.speech, scorers=scorers):
+                environment.write(files[record["seed"]], record)
+            records = [json.loads(file.read_text()) for file in files.values()]
+            score = statistics.fmean(map(final_score, records))
+            environment.say(
+                f"{cell.name}, {len(missing)} seeds, rate {cell.rate:g}: {score:.3f} ({time.process_time() - began:.0f} s of CPU)"
+            )
+        return [json.loads(file.read_text()) for file in files.values()]
+
+    def _scorer(self, source: str, seed: int) -> Scorer | None:
+        """Of the source's reward model, trained where the folder has none: each seed has its own pairs and its own model."""
+        name = SOURCES[source].model
+        if name is None:
+            return None
+        folder = self.work / "models" / f"{name}-{seed}"
+        if not (folder / "quality.json").exists():
+            self._check_time()
+            quality = train_reward_model(name, self.speech, self.work / "start", folder, seed=seed, **self.training)
+            environment.say(f"reward model {name}, seed {seed}: " + ", ".join(f"{key} {value:.3f}" for key, value in quality.items()))
+        return model_scorer(SentenceRewardModel.from_pretrained(folder).eval())
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise TimeoutError
+
+    def qualities(self) -> dict[str, list[dict[str, float]]]:
+        """Of the reward models that are there, by seed."""
+        files = {name: sorted((self.work / "models").glob(f"{name}-*/quality.json"), key=_seed_of) for name in MODELS}
+        return {name: [json.loads(file.read_text()) for file in found] for name, found in files.items()}
+
+    def result(self) -> dict[str, Any]:
+        """What is there, as far as the grid has come."""
+        return {
+            "start": json.loads((self.work / "start" / "loss.json").read_text()),
+            "tuning, mean score by learning rate": self.tuning(),
+            "reward models": self.qualities(),
+            "summary": summarise(self.found, LEVELS, KLS),
+            "comparisons": comparisons(self.found),
+            "runs": self.found,
+        }
+
+
+def _seed_of(quality: Path) -> int:
+    return int(quality.parent.name.rsplit("-", 1)[1])
+
+
+def main() -> None:
+    parser = environment.parser(__doc__)
+    parser.add_argument("--work", type=Path, default=Path("outputs/world"), help="folder of start, reward models and runs")
+    parser.add_argument("--seeds", type=int, default=10, help="most seeds of a cell")
+    parser.add_argument("--steps", type=int, default=Plan.steps)
+    parser.add_argument("--pretrain_steps", type=int, default=PRETRAIN["steps"])
+    parser.add_argument("--num_pairs", type=int, default=REWARD_MODEL["num_pairs"], help="that a reward model is trained on")
+    parser.add_argument("--minutes", type=float, default=1e6, help="start nothing more after so long")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    study = Study(arguments)
+    result: dict[str, Any] = {**environment.describe(), "settings": study.settings}
+    study.prepare()
+    try:
+        study.grid()
+        is_done = True
+    except TimeoutError:
+        is_done = False
+    result |= study.result()
+    environment.write(arguments.json, result)
+    print(table(result))
+    if arguments.json and result["runs"]:
+        plot(result["runs"], SHOWN, arguments.json.with_suffix(".png"), f"Means over seeds, and 95 % intervals. {result['device']}")
+    if not is_done:
+        sys.exit(environment.UNFINISHED)
+
+
+def comparisons(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of `COMPARED`, those that have runs: the first cell against the second."""
+    cells = by_cell(runs)
+    return {
+        f"{ours} against {theirs}": compare(cells[ours], cells[theirs], LEVELS)
+        for ours, theirs in COMPARED
+        if {ours, theirs} <= cells.keys()
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """A line a cell, and a line a comparison."""
+
+    def show(interval: dict[str, Any]) -> str:
+        return f"{interval['value']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]" if "value" in interval else "-"
+
+    lines = [f"{'':44}{'final score':>22}{'mean score':>22}" + "".join(f"{f'responses to {level:g}':>30}" for level in LEVELS)]
+    for name, found in result["summary"].items():
+        cells = [show(found["final score"]), show(found["mean score"])]
+        lines.append(f"{name:44}" + "".join(f"{cell:>22}" for cell in cells) + "".join(f"{_needed(found, level):>30}" for level in LEVELS))
+    lines.append("the first against the second: difference of scores, and responses of the second over those of the first")
+    for name, found in result["comparisons"].items():
+        lines.append(f"{name}: final score {show(found['final score'])}, mean score {show(found['mean score'])}")
+        for level in LEVELS:
+            factor = found[f"responses to {level:g}"]
+            lines.append(f"    to {level:g}: {show(factor)}, never reached by {factor['never']['ours']} and {factor['never']['theirs']}")
+    return "\n".join(lines)
+
+
+def _needed(found: dict[str, Any], level: float) -> str:
+    interval = found[f"responses to {level:g}"]
+    mean = f"{interval['value']:.0f} [{interval['low']:.0f}, {interval['high']:.0f}]" if "value" in interval else "-"
+    return mean + (f", {interval['never']} never" if interval["never"] else "")
+
+
+if __name__ == "__main__":
+    main()

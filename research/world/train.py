@@ -1,0 +1,241 @@
+"""Runs: policies that start from an imitation of the generator and learn from one source of rewards, watched by the oracle.
+
+Shape letters: `B` responses, `L` width of the padded responses.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from research.world.grammar import Facts, Verdict, draw_facts, outcome
+from research.world.policy import Speech, write
+from research.world.rewards import SOURCES, Oracle, Scorer, texts_of
+from srm.data.synthetic.draw import Draw
+from srm.rl import RewardKind, group_advantages, leave_one_out, padded_gae, rewards_to_go, sentence_rewards, token_level_rewards, whiten
+from srm.rl.losses import clipped_policy_loss, clipped_value_loss, reinforce_loss
+from srm.rl.policy import Policy, Responses, TokenStats
+from srm.scoring.token_ids import ScoredTokens
+
+__all__ = ["Algorithm", "Cell", "Learner", "Plan", "advantages_of", "index_advantages", "run"]
+
+Algorithm = Literal["grpo", "reinforce", "ppo"]
+# The longest good answer has 12 sentences of 5 tokens and the end; one of 6 tokens each just fits.
+MAX_TOKENS = 73
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all runs share.
+
+    Attributes:
+        steps: of a run.
+        prompts, num_generations: of a step; a prompt is drawn anew each time.
+        watch_every: steps from one look at KL, faults and length to the next.
+        max_grad_norm, lam, ppo_epochs, cliprange, vf_coef: as in `srm-rl`.
+    """
+
+    steps: int = 40
+    prompts: int = 8
+    num_generations: int = 4
+    watch_every: int = 5
+    max_grad_norm: float = 1.0
+    lam: float = 0.95
+    ppo_epochs: int = 4
+    cliprange: float = 0.2
+    vf_coef: float = 0.1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a policy learns from, and how; a run is a cell and a seed.
+
+    Attributes:
+        source: of `SOURCES`.
+        algorithm: `reinforce` and `ppo` are those of `srm-rl`, `grpo` is `group_advantages`.
+        rate: the policy's learning rate.
+        options: of `group_advantages` (grpo) or `token_level_rewards` (the others), where not the default. `baseline="index"` with grpo is
+            `index_advantages`.
+    """
+
+    source: str
+    algorithm: Algorithm
+    rate: float
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """All but the learning rate."""
+        return "-".join([self.algorithm, self.source, *(f"{name}_{value}" for name, value in self.options.items())])
+
+
+class Learner:
+    """One run: a policy that starts as a copy of `start`, its optimizer and its curves.
+
+    Args:
+        scorer: of the source's reward model; None for the oracle's rewards.
+    """
+
+    def __init__(self, cell: Cell, seed: int, plan: Plan, *, start: LlamaForCausalLM, speech: Speech, scorer: Scorer | None) -> None:
+        self.cell, self.seed, self.plan, self.speech, self.scorer = cell, seed, plan, speech, scorer
+        self.draw, self.generator = Draw("world", "train", seed), torch.Generator().manual_seed(seed)
+        self.oracle = Oracle(speech)
+        is_ppo = cell.algorithm == "ppo"
+        self.policy = Policy(copy.deepcopy(start), value_head=is_ppo, packing="shared").eval()
+        groups: list[dict[str, Any]] = [{"params": list(self.policy.model.parameters()), "lr": cell.rate}]
+        if self.policy.value_head is not None:
+            groups.append({"params": list(self.policy.value_head.parameters()), "lr": 10 * cell.rate})
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+        self.scores: list[float] = []
+        self.watched: list[dict[str, float]] = []
+        self.facts: list[Facts] = []
+
+    def ask(self) -> list[list[int]]:
+        """Prompts of the next step."""
+        self.facts = [draw_facts(self.draw) for _ in range(self.plan.prompts)]
+        return [self.speech.prompt(of) for of in self.facts]
+
+    def learn(self, responses: Responses, prompts: Sequence[Sequence[int]], reference: Policy) -> None:
+        """One step, from responses to the prompts of `ask`. Their score is of a policy that has not learned from them yet."""
+        count = self.plan.num_generations
+        facts = [of for of in self.facts for _ in range(count)]
+        score = self.scorer or self.oracle.scorer(facts)
+        scored = score([prompt for prompt in prompts for _ in range(count)], responses)
+        stats = self.policy(responses, 1.0)
+        judged = [self.oracle.verdicts(of, ids) for of, ids in zip(facts, texts_of(responses), strict=True)]
+        self.scores.append(statistics.fmean(outcome(of, verdicts) for of, verdicts in zip(facts, judged, strict=True)))
+        if len(self.scores) % self.plan.watch_every == 0:
+            self.watched.append(_watched(responses, stats, reference, facts, judged, scored))
+        _update(self.policy, self.optimizer, responses, stats, scored, self.cell, self.plan)
+
+    def record(self) -> dict[str, Any]:
+        """What the study keeps. `responses` and `score` have an entry a step, the other curves one each `watch_every` steps."""
+        size = self.plan.prompts * self.plan.num_generations
+        rounded = {name: [round(point[name], 4) for point in self.watched] for name in self.watched[0]}
+        return {
+            "cell": self.cell.name,
+            **asdict(self.cell),
+            "seed": self.seed,
+            "responses": [size * (step + 1) for step in range(len(self.scores))],
+            "score": [round(score, 4) for score in self.scores],
+            **rounded,
+        }
+
+
+def run(
+    cell: Cell, seeds: Sequence[int], plan: Plan, *, start: LlamaForCausalLM, speech: Speech, scorers: Sequence[Scorer | None]
+) -> list[dict[str, Any]]:
+    """A run a seed, side by side because small models write faster together. Returns a record each, see `Learner.record`."""
+    learners = [Learner(cell, seed, plan, start=start, speech=speech, scorer=of) for seed, of in zip(seeds, scorers, strict=True)]
+    reference = Policy(copy.deepcopy(start), packing="shared").eval()
+    for _ in range(plan.steps):
+        prompts = [learner.ask() for learner in learners]
+        written = write(
+            [learner.policy.model for learner in learners],  # type: ignore[misc]  # a Policy's model is what it was given
+            prompts,
+            [learner.generator for learner in learners],
+            num_generations=plan.num_generations,
+            max_tokens=MAX_TOKENS,
+            end=speech.end,
+        )
+        for learner, asked, responses in zip(learners, prompts, written, strict=True):
+            learner.learn(responses, asked, reference)
+    return [learner.record() for learner in learners]
+
+
+@torch.no_grad()
+def _watched(
+    responses: Responses,
+    stats: TokenStats,
+    reference: Policy,
+    facts: Sequence[Facts],
+    judged: Sequence[Sequence[Verdict]],
+    scored: ScoredTokens,
+) -> dict[str, float]:
+    """Of one step's responses: KL from the start in nats a response, entropy in nats a token, shares of faulty and of garbled sentences,
+    sentences written and facts asked for, and the reward that the policy learns from."""
+    kinds = [verdict for verdicts in judged for verdict in verdicts]
+    kl = torch.where(responses.mask, stats.logprobs - reference(responses, 1.0).logprobs, 0).sum(1)
+    return {
+        "kl": float(kl.mean()),
+        "entropy": float(stats.entropy[responses.mask].mean()),
+        "faults": sum(verdict != "good" for verdict in kinds) / max(1, len(kinds)),
+        "garbage": kinds.count("garbage") / max(1, len(kinds)),
+        "sentences": len(kinds) / len(facts),
+        "asked": statistics.fmean(map(len, facts)),
+        "reward": float(scored.reward.mean()),
+    }
+
+
+def advantages_of(scored: ScoredTokens, responses: Responses, value: Tensor, cell: Cell, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Advantages and returns, [B, L] each, with the functions of `srm.rl` and the defaults of `srm-rl`; only `ppo` uses the returns."""
+    source = SOURCES[cell.source]
+    mask, options = responses.mask, dict(cell.options)
+    if cell.algorithm == "grpo":
+        group = torch.arange(plan.prompts).repeat_interleave(plan.num_generations)
+        if options.pop("baseline", None) == "index":
+            advantages = index_advantages(scored, plan.num_generations, mask, kind=source.kind)
+        else:
+            advantages = group_advantages(scored, group, level=source.level, kind=source.kind, mask=mask, **options)  # type: ignore[arg-type]
+        return advantages, torch.zeros_like(advantages)
+    if source.level == "sentence":
+        rewards = token_level_rewards(scored, kind=source.kind, mask=mask, **options)  # type: ignore[arg-type]
+    else:
+        # On the last token, the end where there is one, as `srm-rl --reward response` does.
+        rewards = torch.zeros(mask.shape).scatter(1, mask.sum(1, keepdim=True) - 1, scored.reward[:, None])
+    if cell.algorithm == "ppo":
+        advantages, returns = padded_gae(rewards, value, mask, lam=plan.lam)
+    else:
+        advantages = leave_one_out(rewards, mask, plan.num_generations)
+        returns = torch.zeros_like(advantages)
+    return whiten(advantages, mask), returns
+
+
+def index_advantages(scored: ScoredTokens, num_generations: int, mask: Tensor, *, kind: RewardKind) -> Tensor:
+    """[B, L]: what a sentence and those behind it earn, less what the other responses have to go from their sentence of the same index.
+
+    A response that has ended has 0 to go. So its end token, which has nothing to go either, pays for what the others still earn: that is
+    what `group_advantages` lacks, whose mean is taken from each sentence's reward before the sum. Over the step's standard deviation.
+    """
+    going = rewards_to_go(sentence_rewards(scored, kind), scored)
+    counts = scored.cu_boundaries.diff()
+    index = torch.arange(going.numel()) - scored.cu_boundaries[:-1][scored.response_index]
+    table = going.new_zeros(len(counts), int(counts.max()) + 1)
+    # Index 0 is the prompt's, which is paid nothing: sentence i stands in column i - 1, and behind the last one stays 0.
+    kept = scored.is_sentence
+    table[scored.response_index[kept], index[kept] - 1] = going[kept]
+    grouped = table.view(-1, num_generations, table.shape[1])
+    advantage = grouped - (grouped.sum(1, keepdim=True) - grouped) / (num_generations - 1)
+    ends = scored.ends.new_full(table.shape, scored.width)
+    ends[scored.response_index[kept], index[kept] - 1] = scored.ends[kept]
+    column = torch.searchsorted(ends, torch.arange(scored.width).expand(len(counts), -1).contiguous()).clamp(max=table.shape[1] - 1)
+    placed = torch.where(mask, advantage.view_as(table).gather(1, column), 0)
+    return placed / placed[mask].std(correction=0).clamp(min=1e-6)
+
+
+def _update(
+    policy: Policy, optimizer: torch.optim.Optimizer, responses: Responses, stats: TokenStats, scored: ScoredTokens, cell: Cell, plan: Plan
+) -> None:
+    """One update; with ppo one an epoch. `stats`, with their gradient, serve the first."""
+    old = TokenStats(*(part.detach() for part in stats))
+    advantages, returns = advantages_of(scored, responses, old.value, cell, plan)
+    mask = responses.mask
+    for epoch in range(plan.ppo_epochs if cell.algorithm == "ppo" else 1):
+        now = stats if epoch == 0 else policy(responses, 1.0)
+        if cell.algorithm == "ppo":
+            loss, _ = clipped_policy_loss(now.logprobs, old.logprobs, advantages, mask, cliprange=plan.cliprange)
+            loss = loss + plan.vf_coef * clipped_value_loss(now.value, old.value, returns, mask, cliprange=plan.cliprange)
+        else:
+            # A single update: the ratio of GRPO's clipped objective is 1, and this is its gradient.
+            loss = reinforce_loss(now.logprobs, advantages, mask)
+        (loss / mask.sum()).backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), plan.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
