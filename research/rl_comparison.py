@@ -5,8 +5,8 @@
 Settings are those of examples/rl/cpu.yaml, with `--budget gpu` those of examples/rl/gpu.yaml: answers of 128 tokens, long enough for dense
 credit to matter, and 12 minutes for three seeds. Flags of srm-rl that this script does not know go to both kinds of runs. Writes a plot
 beside the JSON file; `--resume` keeps the runs that are in it where model, settings and flags are the same. Where --minutes are too few for
-the next run, it ends with exit code 75. Prompts come from the generated pairs (srm.data.synthetic), none of which the reward model has seen.
-They are few, so that every few steps see all of them again: some earn more than others whatever the policy writes, and the curves are means
+the next run, it ends with exit code 75. Prompts come from the generated pairs (srm.data.synthetic); the reward model has seen none. They
+are few, so that every few steps see all of them again: some earn more than others whatever the policy writes, and the curves are means
 over such passes. Needs a reward model, such as that of `make demo`, and some ten minutes a run on one core.
 """
 
