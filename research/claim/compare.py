@@ -6,8 +6,8 @@ FOLDER holds pairs_train, pairs_test, suite_dev and error_spans (.jsonl.gz; READ
 tuned on its own, with the same learning rates, on a half of the held-out pairs that no result comes from. Stopped? The same command goes
 on where it was: a finished run is kept. Writes a table (.md) and a figure (.png) beside the JSON file.
 `--sft` first fine-tunes the model on the chosen answers with `trl sft`, for every run alike (sft.py).
-variants.py says how much each budget takes; `--seconds N --speed throughput.json` cuts one to the time there is, by the speed that
-bench/throughput.py has measured (sizing.py).
+variants.py says how much each budget takes; `--seconds N` measures the machine's speed in the first minute and cuts one to the time
+that is left (sizing.py). `--budget gpu --seconds 720` fits twelve minutes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import dataclasses
 import json
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from bench import environment
 from research.claim.data import draw
 from research.claim.runs import Run, finish, scores_of
 from research.claim.sft import fine_tuned
-from research.claim.sizing import Speed, fit
+from research.claim.sizing import Speed, fit, measure
 from research.claim.summary import RANKED, accuracy, summarise, table, write
 from research.claim.variants import ABLATIONS, BUDGETS, GRANULARITIES, OWN_RATES, PUBLISHED, VARIANTS, Budget
 from srm.errors import UserError
@@ -117,13 +118,22 @@ def _budget(arguments: argparse.Namespace) -> Budget:
             whole, **{name: tuple(value) if isinstance(value, list) else value for name, value in read["of"].items()}
         )
     try:
-        of = fit(whole, arguments.variants, arguments.seconds, Speed.read(arguments.speed)) if asked["cut"] else whole
+        of = _cut(whole, arguments) if asked["cut"] else whole
     except UserError as error:
         sys.exit(f"research.claim.compare: {error}")
     environment.write(kept, {"asked": asked, "of": dataclasses.asdict(of)})
     if asked["cut"]:
         print(f"{arguments.seconds:.0f} seconds: {of}", flush=True)
     return of
+
+
+def _cut(whole: Budget, arguments: argparse.Namespace) -> Budget:
+    started = time.monotonic()
+    if arguments.speed is not None:
+        speed = Speed.read(arguments.speed)
+    else:
+        speed = measure(arguments.model_name_or_path, arguments.output_dir / "speed.json")
+    return fit(whole, arguments.variants, arguments.seconds - (time.monotonic() - started), speed)
 
 
 def _result(arguments: argparse.Namespace, comparison: Comparison, runs: list[Run], tuning: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -152,8 +162,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--budget", choices=list(BUDGETS), default="cpu")
     parser.add_argument("--model_name_or_path", default="smollm2-135m")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/claim"), help="data, logs and scores of the runs")
-    parser.add_argument("--seconds", type=float, help="cut the budget to about so many; needs --speed")
-    parser.add_argument("--speed", type=Path, help="JSON of bench/throughput.py --modes train,score with the same model on this machine")
+    parser.add_argument("--seconds", type=float, help="cut the budget to about so many")
+    parser.add_argument("--speed", type=Path, help="what bench/throughput.py --modes train,score wrote with this model on this machine")
     parser.add_argument(
         "--sft", action="store_true", help="first fine-tune the model on the chosen answers, which --seconds does not count"
     )
@@ -162,8 +172,8 @@ def _arguments() -> argparse.Namespace:
     arguments.variants = arguments.variants or [name for name in VARIANTS if arguments.sft or name not in PUBLISHED]
     if not arguments.sft and (needing := PUBLISHED.keys() & set(arguments.variants)):
         parser.error(f"{', '.join(needing)!r} begins with a fine-tuned backbone: add --sft")
-    if (arguments.seconds is None) != (arguments.speed is None):
-        parser.error("--seconds and --speed go together")
+    if arguments.speed is not None and arguments.seconds is None:
+        parser.error("--speed says how much fits into --seconds: give both")
     return arguments
 
 

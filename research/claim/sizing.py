@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from research.claim.variants import ABLATIONS, GRANULARITIES, PUBLISHED, Budget
 from srm.errors import UserError
 
-__all__ = ["Speed", "fit", "num_runs"]
+__all__ = ["Speed", "fit", "measure", "num_runs"]
 
 # Of a run: two starts of Python with torch and transformers, loading the model twice, saving it once.
 FIXED_SECONDS = 25.0
@@ -43,6 +45,21 @@ class Speed:
                 "Run that first, with the same --model."
             ) from None
         return cls(train=train, score=score)
+
+
+def measure(model: str, path: Path) -> Speed:
+    """The speed that a minute of bench/throughput.py finds; what it writes to `path` is kept.
+
+    Raises:
+        UserError: it failed. What it says stands above.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = ["--modes", "train,score", "--providers", "shared", "--batch_size", "16", "--tokens_per_batch", "32768", "--minutes", "1"]
+        command = [sys.executable, "bench/throughput.py", "--model", model, "--json", str(path), *flags]
+        if code := subprocess.run(command, check=False).returncode:
+            raise UserError(f"--seconds: the measurement of the speed failed with exit code {code}. Measure it yourself, and give --speed.")
+    return Speed.read(path)
 
 
 def num_runs(budget: Budget, variants: list[str]) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from research.claim import compare
-from research.claim.sizing import ENOUGH_PAIRS, FIXED_SECONDS, Speed, fit, num_runs
+from research.claim.sizing import ENOUGH_PAIRS, FIXED_SECONDS, Speed, fit, measure, num_runs
 from research.claim.variants import BUDGETS, Budget
 from srm.errors import UserError
 
@@ -65,6 +65,15 @@ def test_the_speed_is_read_from_a_measurement(tmp_path: Path) -> None:
         Speed.read(tmp_path / "absent.json")
 
 
+def test_a_measurement_is_kept_and_one_that_fails_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "speed.json"
+    modes = {"modes": {mode: {"providers": {"shared": {"pairs_per_second": 8.0}}} for mode in ("train", "score")}}
+    file.write_text(json.dumps(modes))
+    assert measure("any", file) == Speed(train=8.0, score=8.0)
+    with pytest.raises(UserError, match=r"measurement of the speed failed with exit code \d+. Measure it yourself, and give --speed"):
+        measure(str(tmp_path / "no_model"), tmp_path / "other.json")
+
+
 def test_a_run_that_goes_on_keeps_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def budget(words: str, speed: Speed) -> Budget:
         monkeypatch.setattr(Speed, "read", classmethod(lambda cls, path: speed))
@@ -75,7 +84,7 @@ def test_a_run_that_goes_on_keeps_its_size(tmp_path: Path, monkeypatch: pytest.M
     again = budget("--seconds 500 --speed a.json --variants sentence token", dataclasses.replace(FAST, train=1.0))
     assert first == again
     with pytest.raises(SystemExit):
-        budget("--seconds 240", FAST)
+        budget("--speed a.json", FAST)
     # A finished run is kept by its name, which says neither model nor budget.
     for other in ("--model_name_or_path other --seconds 500 --speed a.json", "--budget cpu --seconds 500 --speed a.json", ""):
         with pytest.raises(SystemExit, match=r"holds runs of \{.*\}, got \{.*\}\. Use another --output_dir\."):

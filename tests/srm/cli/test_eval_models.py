@@ -55,7 +55,7 @@ def policy(tiny_policy_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(autouse=True)
 def _no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("srm.cli.eval._has_matplotlib", lambda console: False)
+    monkeypatch.setattr("srm.cli.eval_report._has_matplotlib", lambda console: False)
 
 
 @pytest.fixture
