@@ -13,7 +13,7 @@ from srm.evaluation.compare import SuiteReport
 from srm.evaluation.intervals import Interval, interval
 from srm.evaluation.position import PlaceCredit
 from srm.evaluation.spans import SpanResult, credit_differences
-from srm.evaluation.step_scores import WITHIN, StepResult
+from srm.evaluation.step_scores import OVERALL, WITHIN, StepResult
 from srm.evaluation.steps import StepSuite
 from srm.views.visible import visible
 
@@ -45,7 +45,8 @@ def suite_tables(report: SuiteReport, *, over_rows: bool = False) -> list[TextTa
 
 def span_tables(results: Mapping[str, SpanResult]) -> list[TextTable]:
     """The measures of credit, whether each is above 0.5 given position, and each model's AUC by type of error."""
-    columns = ["", "AUC", "average precision", "lowest is bad", "AUC given position", "above 0.5"]
+    # Broken, so that all intervals fit into eighty characters.
+    columns = ["", "AUC", "average\nprecision", "lowest\nis bad", "AUC given\nposition", "above\n0.5"]
     rows = [[name, *(_number(getattr(r, metric), 3) for metric in ("auc", "average_precision"))] for name, r in results.items()]
     rows = [[*row, _percent(results[row[0]].hit_rate), *_given_position(results[row[0]].at_place)] for row in rows]
     first = next(iter(results.values()))
@@ -78,29 +79,29 @@ def span_csv(results: Mapping[str, SpanResult]) -> str:
 
 
 def step_tables(suite: StepSuite, results: Mapping[str, StepResult]) -> list[TextTable]:
-    """The published scores, and credit given position with the thresholds."""
+    """The published score with the credit of steps and the thresholds, and the score's parts."""
     first = next(iter(results.values()))
-    counts = Counter(row.group for row in suite.rows)
-    size = f"{suite.name}: {len(suite.rows):,} solutions"
-    if suite.rule == "first_error":
-        title = f"{size}, per cent whose first wrong step is found, or that none is; F1 of the two"
-    else:
-        title = f"{size}, PRMScore in per cent: mean of the F1 of right steps and of wrong ones"
-    names = [name for name in first.scores if name != WITHIN]
-    lines = [[name, str(counts.get(name, "")), *(_percent(r.intervals[name]) for r in results.values())] for name in names]
-    scores: TextTable = (title, ["", "solutions", *results], lines)
-    within = [WITHIN] if WITHIN in first.scores else []
+    overall, within = OVERALL[suite.rule], [WITHIN] if WITHIN in first.scores else []
     rows = [
         [
             name,
+            _percent(r.intervals[overall]),
             *(_number(r.intervals[each], 3) for each in within),
             *_given_position(r.at_place),
-            ", ".join(f"{t:.4g}" for t in r.thresholds),
+            "\n".join(f"{threshold:.4g}" for threshold in r.thresholds),
         ]
         for name, r in results.items()
     ]
-    title = f"Credit of steps; given position, {_compared(first.at_place)}"
-    return [scores, (title, ["", *within, "AUC given position", "above 0.5", "threshold"], rows)]
+    title = f"{suite.name}: {len(suite.rows):,} solutions, {overall} in per cent; AUC given position, {_compared(first.at_place)}"
+    columns = ["", overall, *(["AUC within\nsolutions"] if within else []), "AUC given\nposition", "above\n0.5", "threshold"]
+    counts = Counter(row.group for row in suite.rows)
+    names = [name for name in first.scores if name not in (overall, WITHIN)]
+    parts = [[name, str(counts.get(name, "")), *(_share(r.intervals[name].estimate) for r in results.values())] for name in names]
+    if suite.rule == "first_error":
+        said = "Solutions whose first wrong step is found, and right ones in which none is; their F1, per cent"
+    else:
+        said = "PRMScore by class and dimension, per cent"
+    return [(title, columns, rows), (said, ["", "solutions", *results], parts)]
 
 
 def step_csv(results: Mapping[str, StepResult]) -> str:

@@ -158,7 +158,7 @@ def test_prm_bench_from_a_file(sentence: Path, tmp_path: Path, capsys: pytest.Ca
     ]
     assert len(model["thresholds"]) == 2
     assert model["steps_without_a_sentence_end"] == 0
-    assert "PRMScore in per cent" in capsys.readouterr().out
+    assert "prm: 8 solutions, PRMScore in per cent" in capsys.readouterr().out
     assert "circular_p_0" in (out / "sentence.html").read_text()
     # A threshold below all rewards calls every step right.
     assert main(["--model", str(sentence), "--suite", suite, "--output_dir", str(out), "--draws", "20", "--threshold=-1e5"]) == 0
