@@ -95,6 +95,7 @@ def step_tables(suite: StepSuite, results: Mapping[str, StepResult]) -> list[Tex
     title = f"{suite.name}: {len(suite.rows):,} solutions, {overall} in per cent; AUC given position, {_compared(first.at_place)}"
     columns = ["", overall, *(["AUC within\nsolutions"] if within else []), "AUC given\nposition", ">0.5", "threshold"]
     counts = Counter(row.group for row in suite.rows)
+    counts += Counter(f"{row.group}: {'wrong' if row.first_wrong >= 0 else 'right'}" for row in suite.rows)
     names = [name for name in first.scores if name not in (overall, WITHIN)]
     parts = [[name, str(counts.get(name, "")), *(_share(r.intervals[name].estimate) for r in results.values())] for name in names]
     if suite.rule == "first_error":
