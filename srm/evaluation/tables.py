@@ -46,7 +46,7 @@ def suite_tables(report: SuiteReport, *, over_rows: bool = False) -> list[TextTa
 def span_tables(results: Mapping[str, SpanResult]) -> list[TextTable]:
     """The measures of credit, whether each is above 0.5 given position, and each model's AUC by type of error."""
     # Broken, so that all intervals fit into eighty characters.
-    columns = ["", "AUC", "average\nprecision", "lowest\nis bad", "AUC given\nposition", "above\n0.5"]
+    columns = ["", "AUC", "average\nprecision", "lowest\nis bad", "AUC given\nposition", ">0.5"]
     rows = [[name, *(_number(getattr(r, metric), 3) for metric in ("auc", "average_precision"))] for name, r in results.items()]
     rows = [[*row, _percent(results[row[0]].hit_rate), *_given_position(results[row[0]].at_place)] for row in rows]
     first = next(iter(results.values()))
@@ -93,15 +93,16 @@ def step_tables(suite: StepSuite, results: Mapping[str, StepResult]) -> list[Tex
         for name, r in results.items()
     ]
     title = f"{suite.name}: {len(suite.rows):,} solutions, {overall} in per cent; AUC given position, {_compared(first.at_place)}"
-    columns = ["", overall, *(["AUC within\nsolutions"] if within else []), "AUC given\nposition", "above\n0.5", "threshold"]
+    columns = ["", overall, *(["AUC within\nsolutions"] if within else []), "AUC given\nposition", ">0.5", "threshold"]
     counts = Counter(row.group for row in suite.rows)
+    counts += Counter(f"{row.group}: {'wrong' if row.first_wrong >= 0 else 'right'}" for row in suite.rows)
     names = [name for name in first.scores if name not in (overall, WITHIN)]
     parts = [[name, str(counts.get(name, "")), *(_share(r.intervals[name].estimate) for r in results.values())] for name in names]
     if suite.rule == "first_error":
         said = "Solutions whose first wrong step is found, and right ones in which none is; their F1, per cent"
     else:
         said = "PRMScore by class and dimension, per cent"
-    return [(title, columns, rows), (said, ["", "solutions", *results], parts)]
+    return [(title, columns, rows), (said, ["", "rows", *results], parts)]
 
 
 def step_csv(results: Mapping[str, StepResult]) -> str:
@@ -251,7 +252,7 @@ def _compared(found: PlaceCredit) -> str:
 
 
 def _given_position(found: PlaceCredit) -> list[str]:
-    return [_number(found.auc, 3), {"above": "yes", "below": "below", "open": "no"}[found.verdict]]
+    return [_number(found.auc, 3), {"above": "yes", "below": "less", "open": "no"}[found.verdict]]
 
 
 def _number(found: Interval, digits: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from research import demo, packed_attention, real_pairs
+from research import demo, packed_attention, real_pairs, score_start
 from research.commands import run_command
 from srm.data import read_responses
 from srm.data.synthetic import generate_pairs
@@ -77,3 +77,17 @@ def test_a_wrong_way_of_attention_is_not_timed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(packed_attention, "slices", lambda query, key, value, groups: packed_attention.ours(query, key, -value, groups))
     with pytest.raises(AssertionError, match="slices is wrong"):
         packed_attention.time_attention([(5, [4, 3])], rounds=1)
+
+
+def test_a_score_is_compared_with_the_values_that_start_at_it(tiny_policy_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason="the classifier is TRL's")
+    flags = {"model_name_or_path": tiny_policy_dir, "output_dir": tmp_path, "json": tmp_path / "result.json"}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    score_start.main([*words, "--num_pairs", "8", "--num_eval_pairs", "4"])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["classifier"]["spread"] > 0
+    for measured in result["at step 0"].values():
+        assert -1 <= measured["correlation of the last value with the classifier's score"] <= 1
+        # It reads its score at another token.
+        assert measured["mean difference of the last value to the classifier's score"] > 0.01
+        assert 0 <= measured["credit"]["auc"] <= 1
