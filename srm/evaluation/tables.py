@@ -46,9 +46,9 @@ def suite_tables(report: SuiteReport, *, over_rows: bool = False) -> list[TextTa
 def span_tables(results: Mapping[str, SpanResult]) -> list[TextTable]:
     """The measures of credit, whether each is above 0.5 given position, and each model's AUC by type of error."""
     # Broken, so that all intervals fit into eighty characters.
-    columns = ["", "AUC", "average\nprecision", "lowest\nis bad", "AUC given\nposition", ">0.5"]
+    columns = ["", "AUC", "average\nprecision", "lowest\nis bad", "AUC given\nposition"]
     rows = [[name, *(_number(getattr(r, metric), 3) for metric in ("auc", "average_precision"))] for name, r in results.items()]
-    rows = [[*row, _percent(results[row[0]].hit_rate), *_given_position(results[row[0]].at_place)] for row in rows]
+    rows = [[*row, _percent(results[row[0]].hit_rate), _given_position(results[row[0]].at_place)] for row in rows]
     first = next(iter(results.values()))
     title = f"Sentence credit, {first.num_responses} responses; given position, {_compared(first.at_place)}"
     models = {name: result.by_kind for name, result in results.items() if result.by_kind is not None}
@@ -87,13 +87,13 @@ def step_tables(suite: StepSuite, results: Mapping[str, StepResult]) -> list[Tex
             name,
             _percent(r.intervals[overall]),
             *(_number(r.intervals[each], 3) for each in within),
-            *_given_position(r.at_place),
+            _given_position(r.at_place),
             "\n".join(f"{threshold:.4g}" for threshold in r.thresholds),
         ]
         for name, r in results.items()
     ]
     title = f"{suite.name}: {len(suite.rows):,} solutions, {overall} in per cent; AUC given position, {_compared(first.at_place)}"
-    columns = ["", overall, *(["AUC within\nsolutions"] if within else []), "AUC given\nposition", ">0.5", "threshold"]
+    columns = ["", overall, *(["AUC within\nsolutions"] if within else []), "AUC given\nposition", "threshold"]
     counts = Counter(row.group for row in suite.rows)
     counts += Counter(f"{row.group}: {'wrong' if row.first_wrong >= 0 else 'right'}" for row in suite.rows)
     names = [name for name in first.scores if name not in (overall, WITHIN)]
@@ -251,8 +251,10 @@ def _compared(found: PlaceCredit) -> str:
     return f"{found.num_compared:,} of {found.num_bad:,} bad ones"
 
 
-def _given_position(found: PlaceCredit) -> list[str]:
-    return [_number(found.auc, 3), {"above": "yes", "below": "less", "open": "no"}[found.verdict]]
+def _given_position(found: PlaceCredit) -> str:
+    """With a word where the whole interval is on one side of 0.5."""
+    estimate, newline, spread = _number(found.auc, 3).partition("\n")
+    return estimate + {"above": " > 0.5", "below": " < 0.5", "open": ""}[found.verdict] + newline + spread
 
 
 def _number(found: Interval, digits: int) -> str:

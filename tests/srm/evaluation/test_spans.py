@@ -13,6 +13,7 @@ import pytest
 from srm.errors import UserError
 from srm.evaluation.credit import JudgedResponse
 from srm.evaluation.spans import SpanRow, average_precision, credit_differences, evaluate_spans, has_spans, read_spans
+from srm.evaluation.tables import span_tables
 from srm.scoring.results import ScoredResponse, ScoredSentence
 
 
@@ -149,3 +150,13 @@ def test_bad_spans_are_named(tmp_path: Path, errors: Any, message: str) -> None:
 def test_no_response_to_compare() -> None:
     with pytest.raises(UserError, match="no response has both good and bad sentences"):
         evaluate_spans([row("one", "Good. Bad.")], {"m": [scored(("Good. ", 1.0), ("Bad.", 2.0))]})
+
+
+def test_the_table_says_who_is_above_half_given_position() -> None:
+    """The same six places: "judge" has every bad sentence lower, "inverted" higher, and place alone is on neither side."""
+    rows = [row(str(i), "Good. Bad.", *([(6, 10, "lie")] if i % 2 else [])) for i in range(12)]
+    judge = [scored(("Good. ", 1.0), ("Bad.", -1.0 if i % 2 else 1.0)) for i in range(12)]
+    inverted = [scored(*((sentence.text, -sentence.reward) for sentence in response.sentences)) for response in judge]
+    (_, columns, lines), *_ = span_tables(evaluate_spans(rows, {"judge": judge, "inverted": inverted}, draws=50))
+    cells = {line[0]: line[columns.index("AUC given\nposition")].split("\n")[0] for line in lines}
+    assert (cells["judge"], cells["inverted"], cells["last is bad"]) == ("1.000 > 0.5", "0.000 < 0.5", "0.500")
