@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.tiny import save_backbone
 from research import demo, packed_attention, real_pairs, score_start
 from research.commands import run_command
 from srm.data import read_responses
@@ -79,9 +80,11 @@ def test_a_wrong_way_of_attention_is_not_timed(monkeypatch: pytest.MonkeyPatch) 
         packed_attention.time_attention([(5, [4, 3])], rounds=1)
 
 
-def test_a_score_is_compared_with_the_values_that_start_at_it(tiny_policy_dir: Path, tmp_path: Path) -> None:
+def test_a_score_is_compared_with_the_values_that_start_at_it(tiny_tokenizer_dir: Path, tmp_path: Path) -> None:
     pytest.importorskip("trl", reason="the classifier is TRL's")
-    flags = {"model_name_or_path": tiny_policy_dir, "output_dir": tmp_path, "json": tmp_path / "result.json"}
+    # Generated pairs are longer than what the usual tiny model reads.
+    save_backbone(tmp_path / "base", tiny_tokenizer_dir, causal=True)
+    flags = {"model_name_or_path": tmp_path / "base", "output_dir": tmp_path, "json": tmp_path / "result.json"}
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     score_start.main([*words, "--num_pairs", "8", "--num_eval_pairs", "4"])
     result = json.loads((tmp_path / "result.json").read_text())
