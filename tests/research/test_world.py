@@ -270,6 +270,7 @@ def test_responses_to_a_level_and_their_factor() -> None:
     assert found["never"] == {"ours": 0, "theirs": 1}
     # 300 of all 300 and 300 against 200 each.
     assert (found["value"], found["low"], found["high"], found["seeds"]) == (1.5, 1.5, 1.5, 2)
+    assert compare(ours, theirs, [0.9])["responses to 0.9"] == {"never": {"ours": 2, "theirs": 2}}
     assert compare(ours, theirs, [])["final score"]["value"] == pytest.approx((1.0 - 1.2 + 1.0 - 0.2) / 2)
     summary = summarise([*ours, *theirs], [0.39], [250.0])
     assert summary["b"]["responses to 0.39"]["never"] == 1
