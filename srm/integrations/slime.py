@@ -69,7 +69,7 @@ def group_rewards(args: Namespace, samples: Sequence[Any]) -> tuple[list[float],
         raise UserError(
             "srm.integrations.slime.group_rewards: needs --custom-rm-path srm.integrations.slime.reward, and --reward-key reward."
         )
-    to_go = getattr(args, "srm_to_go", "sum")
+    to_go: Any = getattr(args, "srm_to_go", "sum")
     if to_go not in get_args(ToGo):
         raise UserError(f"srm_to_go in the file of --custom-config-path must be one of {', '.join(get_args(ToGo))}, got {to_go!r}.")
     paid = pad_sequence([torch.tensor(sample.reward["tokens"]) for sample in samples], batch_first=True)

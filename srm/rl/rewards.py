@@ -149,7 +149,8 @@ def rewards_to_go(paid: Tensor, scored: ScoredTokens, to_go: ToGo = "sum") -> Te
         return paid
     row = scored.response_index
     from_end = scored.cu_boundaries[1:][row] - 1 - torch.arange(paid.numel(), device=paid.device)
-    wide = paid.new_full((scored.reward.numel(), int(from_end.max()) + 1), torch.inf if to_go == "min" else 0)
+    # Counted from the end, so that the padding comes last and nobody reads it.
+    wide = paid.new_zeros(scored.reward.numel(), int(from_end.max()) + 1)
     wide[row, from_end] = paid
     gathered = wide.cummin(1).values if to_go == "min" else wide.cumsum(1)
     return gathered[row, from_end]
@@ -173,8 +174,8 @@ def sum_form(paid: Tensor, scored: ScoredTokens, to_go: ToGo) -> Tensor:
         return paid
     kept = scored.is_sentence
     going = torch.where(kept, rewards_to_go(paid, scored, to_go), 0)
+    # Behind a response's last sentence comes the next one's index 0, which has nothing to go.
     following = torch.cat([going[1:], going.new_zeros(1)])[: going.numel()]
-    following[scored.cu_boundaries[1:] - 1] = 0
     if to_go == "own" and scored.opening is not None:
         kept = kept | (scored.opening > 0)[scored.response_index]
     return torch.where(kept, going - following, 0)
