@@ -19,7 +19,8 @@ _LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)")
 def missing(page: Path, text: str) -> Iterator[str]:
     """What `text` of `page` names and the tree does not have."""
     yield from (name for name in _PATH.findall(text) if not (ROOT / name).exists())
-    yield from (name for name in _MODULE.findall(text) if not (ROOT / f"{name.replace('.', '/')}.py").is_file())
+    paths = ((name, ROOT / name.replace(".", "/")) for name in _MODULE.findall(text))
+    yield from (name for name, path in paths if not (path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()))
     for name, anchor in _LINK.findall(text):
         target = page.parent / name if name else page
         if not target.exists():

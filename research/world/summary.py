@@ -79,7 +79,9 @@ def compare(ours: Sequence[Record], theirs: Sequence[Record], levels: Sequence[f
             for row, pair in zip(needed, pairs, strict=True)
         ]
         never = {"ours": sum(a is None for a, _ in needed), "theirs": sum(b is None for _, b in needed)}
-        result[f"responses to {level:g}"] = {**bootstrap(bounded, _factor), "never": never}
+        # A level that neither cell comes to on most seeds says nothing.
+        is_reached = 2 * min(never.values()) < len(pairs)
+        result[f"responses to {level:g}"] = {**(bootstrap(bounded, _factor) if is_reached else {}), "never": never}
     return result
 
 

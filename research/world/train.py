@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -63,17 +63,20 @@ class Cell:
         rate: the policy's learning rate.
         options: of `group_advantages` (grpo) or `token_level_rewards` (the others), where not the default. `baseline="index"` with grpo is
             `index_advantages`.
+        kl_coef: price in the reward of one nat of KL from the start; not for grpo.
     """
 
     source: str
     algorithm: Algorithm
     rate: float
     options: Mapping[str, str] = field(default_factory=dict)
+    kl_coef: float = 0.0
 
     @property
     def name(self) -> str:
         """All but the learning rate."""
-        return "-".join([self.algorithm, self.source, *(f"{name}_{value}" for name, value in self.options.items())])
+        options = {**self.options, **({"kl": f"{self.kl_coef:g}"} if self.kl_coef else {})}
+        return "-".join([self.algorithm, self.source, *(f"{name}_{value}" for name, value in options.items())])
 
 
 class Learner:
@@ -111,9 +114,15 @@ class Learner:
         stats = self.policy(responses, 1.0)
         judged = [self.oracle.verdicts(of, ids) for of, ids in zip(facts, texts_of(responses), strict=True)]
         self.scores.append(statistics.fmean(outcome(of, verdicts) for of, verdicts in zip(facts, judged, strict=True)))
-        if len(self.scores) % self.plan.watch_every == 0:
-            self.watched.append(_watched(responses, stats, reference, facts, judged, scored))
-        _update(self.policy, self.optimizer, responses, stats, scored, self.cell, self.plan)
+        is_watched = len(self.scores) % self.plan.watch_every == 0
+        if is_watched or self.cell.kl_coef:
+            with torch.no_grad():
+                ref_logprobs = reference(responses, 1.0).logprobs
+        else:
+            ref_logprobs = stats.logprobs.detach()
+        if is_watched:
+            self.watched.append(_watched(responses, stats, ref_logprobs, facts, judged, scored))
+        _update(self.policy, self.optimizer, responses, stats, ref_logprobs, scored, self.cell, self.plan)
 
     def record(self) -> dict[str, Any]:
         """What the study keeps. `responses` and `score` have an entry a step, the other curves one each `watch_every` steps."""
@@ -154,7 +163,7 @@ def run(
 def _watched(
     responses: Responses,
     stats: TokenStats,
-    reference: Policy,
+    ref_logprobs: Tensor,
     facts: Sequence[Facts],
     judged: Sequence[Sequence[Verdict]],
     scored: ScoredTokens,
@@ -162,7 +171,7 @@ def _watched(
     """Of one step's responses: KL from the start in nats a response, entropy in nats a token, shares of faulty and of garbled sentences,
     sentences written and facts asked for, and the reward that the policy learns from."""
     kinds = [verdict for verdicts in judged for verdict in verdicts]
-    kl = torch.where(responses.mask, stats.logprobs - reference(responses, 1.0).logprobs, 0).sum(1)
+    kl = torch.where(responses.mask, stats.logprobs - ref_logprobs, 0).sum(1)
     return {
         "kl": float(kl.mean()),
         "entropy": float(stats.entropy[responses.mask].mean()),
@@ -174,8 +183,13 @@ def _watched(
     }
 
 
-def advantages_of(scored: ScoredTokens, responses: Responses, value: Tensor, cell: Cell, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Advantages and returns, [B, L] each, with the functions of `srm.rl` and the defaults of `srm-rl`; only `ppo` uses the returns."""
+def advantages_of(
+    scored: ScoredTokens, responses: Responses, stats: TokenStats, ref_logprobs: Tensor, cell: Cell, plan: Plan
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns, [B, L] each, with the functions of `srm.rl` and the defaults of `srm-rl`; only `ppo` uses the returns.
+
+    stats: of the policy that wrote the responses, without gradient.
+    """
     source = SOURCES[cell.source]
     mask, options = responses.mask, dict(cell.options)
     if cell.algorithm == "grpo":
@@ -185,13 +199,15 @@ def advantages_of(scored: ScoredTokens, responses: Responses, value: Tensor, cel
         else:
             advantages = group_advantages(scored, group, level=source.level, kind=source.kind, mask=mask, **options)  # type: ignore[arg-type]
         return advantages, torch.zeros_like(advantages)
-    if source.level == "sentence":
-        rewards = token_level_rewards(scored, kind=source.kind, mask=mask, **options)  # type: ignore[arg-type]
-    else:
+    is_dense = source.level == "sentence"
+    paid = scored if is_dense else replace(scored, sentence_reward=torch.zeros_like(scored.sentence_reward))
+    penalty = {"logprobs": stats.logprobs, "ref_logprobs": ref_logprobs, "kl_coef": cell.kl_coef}
+    rewards = token_level_rewards(paid, kind=source.kind, mask=mask, **penalty, **options)  # type: ignore[arg-type]
+    if not is_dense:
         # On the last token, the end where there is one, as `srm-rl --reward response` does.
-        rewards = torch.zeros(mask.shape).scatter(1, mask.sum(1, keepdim=True) - 1, scored.reward[:, None])
+        rewards = rewards.scatter_add(1, mask.sum(1, keepdim=True) - 1, scored.reward[:, None])
     if cell.algorithm == "ppo":
-        advantages, returns = padded_gae(rewards, value, mask, lam=plan.lam)
+        advantages, returns = padded_gae(rewards, stats.value, mask, lam=plan.lam)
     else:
         advantages = leave_one_out(rewards, mask, plan.num_generations)
         returns = torch.zeros_like(advantages)
@@ -221,11 +237,18 @@ def index_advantages(scored: ScoredTokens, num_generations: int, mask: Tensor, *
 
 
 def _update(
-    policy: Policy, optimizer: torch.optim.Optimizer, responses: Responses, stats: TokenStats, scored: ScoredTokens, cell: Cell, plan: Plan
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    responses: Responses,
+    stats: TokenStats,
+    ref_logprobs: Tensor,
+    scored: ScoredTokens,
+    cell: Cell,
+    plan: Plan,
 ) -> None:
     """One update; with ppo one an epoch. `stats`, with their gradient, serve the first."""
     old = TokenStats(*(part.detach() for part in stats))
-    advantages, returns = advantages_of(scored, responses, old.value, cell, plan)
+    advantages, returns = advantages_of(scored, responses, old, ref_logprobs, cell, plan)
     mask = responses.mask
     for epoch in range(plan.ppo_epochs if cell.algorithm == "ppo" else 1):
         now = stats if epoch == 0 else policy(responses, 1.0)

@@ -20,7 +20,7 @@ from research.world.rewards import Oracle, labelled_pairs
 from research.world.summary import bootstrap, compare, responses_to, score_at_kl, summarise
 from research.world.train import Cell, Plan, advantages_of, index_advantages
 from srm.data.synthetic.draw import Draw
-from srm.rl.policy import Policy, Responses, mark
+from srm.rl.policy import Policy, Responses, TokenStats, mark
 from srm.segmentation import make_segmenter
 
 FACTS = {"city": "Rome", "pet": "dog", "drink": "tea", "job": "cook"}
@@ -168,6 +168,12 @@ def responses_of(speech: Speech, rows: list[list[int]]) -> Responses:
     return mark(ids, torch.ones(len(rows), len(prompt), dtype=torch.long), [speech.end])
 
 
+def unlearned(responses: Responses) -> tuple[TokenStats, torch.Tensor]:
+    """Statistics of a policy that is where it started."""
+    zeros = torch.zeros(responses.mask.shape)
+    return TokenStats(zeros, zeros, zeros), zeros
+
+
 def test_the_oracle_pays_each_sentence_on_its_tokens() -> None:
     speech = Speech()
     texts = ["The city is Rome. You are a fool. The pet", "The city is Oslo."]
@@ -185,15 +191,15 @@ def test_credit_goes_to_the_sentence_or_to_all(algorithm: Any) -> None:
     rows = [speech.tokenizer(text)["input_ids"] for text in ("The city is Rome. You are a fool.", "The city is Rome. The pet is dog.")]
     responses = responses_of(speech, rows)
     scored = Oracle(speech).scorer([FACTS] * 2)([], responses)
-    value = torch.zeros(responses.mask.shape)
+    stats, same = unlearned(responses)
     by_level = {
-        source: advantages_of(scored, responses, value, Cell(source, algorithm, 1e-3), plan)[0]
+        source: advantages_of(scored, responses, stats, same, Cell(source, algorithm, 1e-3), plan)[0]
         for source in ("oracle_sentence", "oracle_response")
     }
     for advantages in by_level.values():
         assert advantages[0, 6] < advantages[1, 6], "the second sentence is rude in the first response"
     # What both began with alike is compared by what came later, and a response's reward says no more about it.
-    own = advantages_of(scored, responses, value, Cell("oracle_sentence", "grpo", 1e-3, {"to_go": "own"}), plan)[0]
+    own = advantages_of(scored, responses, stats, same, Cell("oracle_sentence", "grpo", 1e-3, {"to_go": "own"}), plan)[0]
     assert torch.equal(own[0, :5], own[1, :5])
     if algorithm == "grpo":
         assert by_level["oracle_response"][0, responses.mask[0]].unique().numel() == 1
@@ -211,7 +217,24 @@ def test_ending_early_pays_for_what_others_still_earn() -> None:
     torch.testing.assert_close(found, expected / scale * responses.mask)
     # The library's gives the end no price at all: every sentence is as good as the others.
     plan = Plan(prompts=1, num_generations=2)
-    assert not advantages_of(scored, responses, found, Cell("oracle_sentence", "grpo", 1e-3), plan)[0].any()
+    assert not advantages_of(scored, responses, *unlearned(responses), Cell("oracle_sentence", "grpo", 1e-3), plan)[0].any()
+
+
+@pytest.mark.parametrize("source", ["oracle_sentence", "oracle_response"])
+def test_kl_has_its_price_where_it_is(source: str) -> None:
+    speech, plan = Speech(), Plan(prompts=1, num_generations=2)
+    row = speech.tokenizer("The city is Rome. The pet is dog.")["input_ids"]
+    responses = responses_of(speech, [row, row])
+    scored = Oracle(speech).scorer([FACTS] * 2)([], responses)
+    stats, same = unlearned(responses)
+    # Equal rewards, and one response has moved away by 2 nats with its first token.
+    moved = TokenStats(stats.logprobs.clone(), stats.entropy, stats.value)
+    moved.logprobs[0, 0] = 2.0
+    assert not advantages_of(scored, responses, moved, same, Cell(source, "reinforce", 1e-3), plan)[0].any()
+    priced = advantages_of(scored, responses, moved, same, Cell(source, "reinforce", 1e-3, kl_coef=0.1), plan)[0]
+    assert (priced[:, 0] != 0).all()
+    assert priced[0, 0] < priced[1, 0]
+    assert priced[:, 1:].abs().max() < 1e-5
 
 
 def test_pairs_are_labelled_by_the_oracle() -> None:
@@ -247,6 +270,7 @@ def test_responses_to_a_level_and_their_factor() -> None:
     assert found["never"] == {"ours": 0, "theirs": 1}
     # 300 of all 300 and 300 against 200 each.
     assert (found["value"], found["low"], found["high"], found["seeds"]) == (1.5, 1.5, 1.5, 2)
+    assert compare(ours, theirs, [0.9])["responses to 0.9"] == {"never": {"ours": 2, "theirs": 2}}
     assert compare(ours, theirs, [])["final score"]["value"] == pytest.approx((1.0 - 1.2 + 1.0 - 0.2) / 2)
     summary = summarise([*ours, *theirs], [0.39], [250.0])
     assert summary["b"]["responses to 0.39"]["never"] == 1
@@ -278,13 +302,13 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(world, "RATES", (1e-3,))
     monkeypatch.setattr(world, "TUNING_SEEDS", (1000,))
     monkeypatch.setattr(world, "REWARD_MODEL", {**world.REWARD_MODEL, "num_eval_pairs": 8, "num_train_epochs": 1})
-    monkeypatch.setattr(world, "GRID", (("grpo", world.ORACLES, ({},), 1), ("ppo", ("model_sentence", "paper"), ({},), 1)))
+    monkeypatch.setattr(world, "GRID", (("grpo", world.ORACLES, ({},), 0.0, 1), ("ppo", ("model_sentence", "paper"), ({},), 0.3, 1)))
     with pytest.raises(SystemExit, match="75"):
         call("--minutes", "0")
     assert ran == []
     call()
     result = json.loads((tmp_path / "world.json").read_text())
-    cells = ["grpo-oracle_sentence", "grpo-oracle_response", "ppo-model_sentence", "ppo-paper"]
+    cells = ["grpo-oracle_sentence", "grpo-oracle_response", "ppo-model_sentence-kl_0.3", "ppo-paper-kl_0.3"]
     assert [one["cell"] for one in result["runs"]] == cells
     assert all(one["responses"] == [32, 64, 96, 128, 160] and len(one["kl"]) == 1 for one in result["runs"])
     assert len(result["reward models"]["sentence"]) == 1
