@@ -227,12 +227,12 @@ class Study:
 def main() -> None:
     arguments = _arguments()
     study = Study(arguments)
-    while left := study.missing():
+    while left := [] if arguments.report else study.missing():
         if not any(_take(study, run) for run in left):
             # Others hold what is left; a run may follow from theirs.
             time.sleep(WAIT_SECONDS)
     if arguments.save_models is not None:
-        for run in [run for run in study.runs() if run.variant != DPO]:
+        for run in [run for run in study.runs() if run.variant != DPO and study.is_done(run)]:
             study.trained(run).save_pretrained(arguments.save_models / run.name)
     result = _result(study)
     title = f"last {NUM_TRAINED} layers of {study.name}: {result['device']}; bars: 95 % over prompts and seeds"
@@ -257,7 +257,7 @@ def _take(study: Study, run: Run) -> bool:
 
 
 def _result(study: Study) -> dict[str, Any]:
-    runs = study.runs()
+    runs = [run for run in study.runs() if study.is_done(run)]
     records = {run.name: json.loads((study.folder / run.name / "train.json").read_text()) for run in runs}
     return {
         **environment.describe(),
@@ -279,6 +279,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model_name_or_path", default="smollm2-135m", help="a decoder of the Llama form: layers, norm, embed_tokens")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/top_layers"), help="data, activations, weights and scores")
     parser.add_argument("--save_models", type=Path, help="folder for a whole reward model of each run, half a gigabyte each")
+    parser.add_argument("--report", action="store_true", help="train nothing: report the runs that are done")
     parser.add_argument("--dry", action="store_true", help="a few pairs: shows that everything runs")
     return parser.parse_args()
 
