@@ -17,13 +17,18 @@ from research.claim.runs import Run, scores_of
 from srm.evaluation.intervals import Bootstrap, interval
 from srm.evaluation.score_suite import BASELINES, baseline_rewards, read_rewards, read_scored
 from srm.evaluation.sections import Rewards, rows_won, suite_scores
-from srm.evaluation.spans import SpanRow, evaluate_spans
+from srm.evaluation.spans import SpanResult, SpanRow, evaluate_spans
 from srm.evaluation.suites import Suite
 
 __all__ = ["MEASURES", "RANKED", "accuracy", "over_seeds", "summarise", "table", "write"]
 
 # name: title of a column.
-MEASURES = {"test": "held-out pairs", "suite": "suite, mean of sections", "credit": "credit AUC on marked errors"}
+MEASURES = {
+    "test": "held-out pairs",
+    "suite": "suite, mean of sections",
+    "credit": "credit AUC on marked errors",
+    "placed": "credit AUC given position",
+}
 REFERENCE = "response"
 # Files of pairs that results come from.
 RANKED = ("test", "suite")
@@ -52,15 +57,19 @@ def summarise(
     credit = evaluate_spans(spans, {run.name: [response for (response,) in scored[run]] for run in runs}, draws=draws)
     for run in runs:
         found = ranked({name: read_rewards(suite.rows, scores_of(run, folder, name)) for name, suite in suites.items()})
-        traces.setdefault(run.variant, []).append(found | {"credit": credit[run.name].traces["auc"]})
+        traces.setdefault(run.variant, []).append(found | _credit(credit[run.name]))
     for name in BASELINES:
         traces[f"{name} wins"] = [ranked({key: baseline_rewards(suite, name) for key, suite in suites.items()})]
     models = {run.name for run in runs}
     for name, found in credit.items():
         if name not in models:
-            traces[f"credit: {name}"] = [{"credit": found.traces["auc"]}]
+            traces[f"credit: {name}"] = [_credit(found)]
     reference = traces.get(REFERENCE)
     return {name: _row(seeds, None if name == REFERENCE else reference) for name, seeds in traces.items()}
+
+
+def _credit(found: SpanResult) -> Traces:
+    return {"credit": found.traces["auc"], "placed": found.at_place.trace}
 
 
 def _row(seeds: Sequence[Traces], reference: Sequence[Traces] | None) -> dict[str, Any]:
@@ -99,7 +108,7 @@ def write(path: Path | None, result: Mapping[str, Any], title: str) -> None:
 
 def table(rows: Mapping[str, dict[str, Any]]) -> str:
     """A Markdown table: estimate and interval of each measure, and the difference to `response` of those in percent."""
-    scale = {"test": 100, "suite": 100, "credit": 1}
+    scale = {"test": 100, "suite": 100, "credit": 1, "placed": 1}
     compared = [name for name in MEASURES if scale[name] == 100]
     titles = ["", *MEASURES.values(), *(f"{MEASURES[name].partition(',')[0]}, minus response" for name in compared)]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
