@@ -72,6 +72,10 @@ def span_figure(results: Mapping[str, SpanResult]) -> bytes:
 def step_figure(suite: StepSuite, results: Mapping[str, StepResult]) -> bytes:
     """PNG: the published score and AUC given position of each model and baseline.
 
+    Args:
+        suite: from `read_steps`.
+        results: by name of the model or baseline, from `evaluate_steps`.
+
     Raises:
         UserError: matplotlib is not installed.
     """

@@ -105,7 +105,12 @@ class Bootstrap:
 
 
 def harmonic_mean(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Of two traces, draw by draw; 0 where both are 0."""
+    """Of two traces, draw by draw; 0 where both are 0.
+
+    Args:
+        first: [1 + S].
+        second: [1 + S].
+    """
     total = first + second
     return 2 * first * second / np.where(total == 0, 1.0, total)
 

@@ -28,7 +28,12 @@ class RowScorer(Protocol):
     """Anything but a `SentenceRewardModel` that scores rows into a file of scores."""
 
     def score_rows(self, rows: Iterable[ResponseRow], settings: RowSettings) -> Iterator[ScoredRows]:
-        """Rows with their scores, in order, some at a time. See `srm.scoring.file.score_rows`."""
+        """Rows with their scores, in order, some at a time. See `srm.scoring.file.score_rows`.
+
+        Args:
+            rows: taken as they are needed.
+            settings: how they are scored.
+        """
         ...
 
 

@@ -79,7 +79,12 @@ def span_csv(results: Mapping[str, SpanResult]) -> str:
 
 
 def step_tables(suite: StepSuite, results: Mapping[str, StepResult]) -> list[TextTable]:
-    """The published score with the credit of steps and the thresholds, and the score's parts."""
+    """The published score with the credit of steps and the thresholds, and the score's parts.
+
+    Args:
+        suite: from `read_steps`.
+        results: by name of the model or baseline, from `evaluate_steps`.
+    """
     first = next(iter(results.values()))
     overall, within = OVERALL[suite.rule], [WITHIN] if WITHIN in first.scores else []
     rows = [
