@@ -67,13 +67,14 @@ GRID: tuple[Row, ...] = (
     ("ppo", ORACLES, ({},), 0.0, 5),
     ("reinforce", ("oracle_sentence",), ({"whitening": "scale"}, {"whitening": "full"}), 0.0, 5),
     ("reinforce", ("model_sentence_r", "model_sentence_total"), ({},), KL_COEF, 5),
+    ("reinforce", ("model_sentence_total",), ({},), KL_COEF, 10),
     ("reinforce", ("differences", "paper"), ({},), KL_COEF, 10),
     ("reinforce", ("model_sentence",), ({"placement": "even"}, {"whitening": "position"}), KL_COEF, 5),
     ("grpo", LEARNED, ({},), 0.0, 5),
     ("grpo", ("oracle_sentence",), ({"to_go": "min"}, {"to_go": "own"}), 0.0, 5),
     ("ppo", LEARNED, ({},), KL_COEF, 5),
 )
-LEVELS, KLS = (0.5, 0.6, 0.7, 0.8), (1.0, 2.0, 4.0)
+LEVELS = (0.5, 0.6, 0.7, 0.8)
 PRICED = f"kl_{KL_COEF:g}"
 SHOWN = {
     "reinforce-oracle_sentence": "oracle, per sentence",
@@ -95,6 +96,7 @@ COMPARED = (
     *((f"reinforce-{source}-{PRICED}", f"reinforce-{source}") for source in LEARNED),
     (f"reinforce-oracle_sentence-{PRICED}", f"reinforce-oracle_response-{PRICED}"),
     *((f"reinforce-{source}-{PRICED}", f"reinforce-{source}-kl_0.1") for source in LEARNED),
+    (f"reinforce-model_sentence-{PRICED}", f"reinforce-model_sentence_total-{PRICED}"),
     (f"reinforce-model_sentence_r-{PRICED}", f"reinforce-model_sentence-{PRICED}"),
     ("grpo-oracle_sentence", "grpo-oracle_response"),
     ("grpo-oracle_sentence", "reinforce-oracle_sentence"),
@@ -209,7 +211,7 @@ class Study:
             "start": json.loads((self.work / "start" / "loss.json").read_text()),
             "tuning, mean score by learning rate": self.tuning(),
             "reward models": self.qualities(),
-            "summary": summarise(self.found, LEVELS, KLS),
+            "summary": summarise(self.found, LEVELS),
             "comparisons": comparisons(self.found),
             "runs": self.found,
         }

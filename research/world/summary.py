@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
 
-__all__ = ["bootstrap", "by_cell", "compare", "final_score", "mean_score", "plot", "responses_to", "score_at_kl", "summarise"]
+__all__ = ["bootstrap", "by_cell", "compare", "final_score", "mean_score", "plot", "responses_to", "summarise"]
 
 Record = Mapping[str, Any]
 Interval = dict[str, Any]
@@ -34,14 +32,6 @@ def curves(records: Sequence[Record]) -> tuple[list[float], list[float]]:
     score = [statistics.fmean(column) for column in zip(*map(smooth, records), strict=True)]
     every = len(score) // len(kl)
     return kl, score[every - 1 :: every]
-
-
-def score_at_kl(kl: float, records: Sequence[Record]) -> float:
-    """The mean score where the mean KL first passes `kl` nats a response; NaN: it never does."""
-    for (x0, y0), (x1, y1) in pairwise(zip(*curves(records), strict=True)):
-        if x0 <= kl < x1:
-            return y0 + (y1 - y0) * (kl - x0) / (x1 - x0)
-    return math.nan
 
 
 def final_score(record: Record) -> float:
@@ -89,8 +79,8 @@ def _factor(needed: Sequence[Sequence[float]]) -> float:
     return statistics.fmean(b for _, b in needed) / statistics.fmean(a for a, _ in needed)
 
 
-def summarise(runs: Sequence[Record], levels: Sequence[float], kls: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """Of each cell: scores, responses to each level of those runs that came to it, and scores at given KL."""
+def summarise(runs: Sequence[Record], levels: Sequence[float]) -> dict[str, dict[str, Any]]:
+    """Of each cell: scores, responses to each level of those runs that came to it, and how they end."""
     cells: dict[str, dict[str, Any]] = {}
     for cell, records in by_cell(runs).items():
         found: dict[str, Any] = {
@@ -104,9 +94,6 @@ def summarise(runs: Sequence[Record], levels: Sequence[float], kls: Sequence[flo
             needed = [responses_to(level, record) for record in records]
             there = [count for count in needed if count is not None]
             found[f"responses to {level:g}"] = {**(bootstrap(there, statistics.fmean) if there else {}), "never": len(needed) - len(there)}
-        for kl in kls:
-            score = score_at_kl(kl, records)
-            found[f"score at a KL of {kl:g}"] = None if math.isnan(score) else round(score, 4)
         cells[cell] = found
     return cells
 
@@ -137,10 +124,13 @@ def plot(runs: Sequence[Record], cells: Mapping[str, str], path: Path, title: st
         left.plot(responses, [band["value"] for band in bands], color=colour, label=label)
         left.fill_between(responses, [band["low"] for band in bands], [band["high"] for band in bands], color=colour, alpha=0.2)
         right.plot(*curves(records), ".-", color=colour)
+    # A run that is hacked leaves the frame.
+    left.set_ylim(0, 0.95)
     left.set_xlabel("responses")
+    right.set_xscale("log")
     right.set_xlabel("KL from the start, nats a response")
     left.set_ylabel("the oracle's score")
-    left.legend(fontsize=8)
+    left.legend(fontsize=7, loc="lower right")
     figure.suptitle(title, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=150)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -17,7 +16,7 @@ from research.world import __main__ as world
 from research.world.grammar import FAULTS, OFF_TOPIC, RATES, RUDE, VALUES, draw_answer, draw_facts, judge, outcome
 from research.world.policy import Speech, write
 from research.world.rewards import Oracle, labelled_pairs
-from research.world.summary import bootstrap, compare, responses_to, score_at_kl, summarise
+from research.world.summary import bootstrap, compare, responses_to, summarise
 from research.world.train import Cell, Plan, advantages_of, index_advantages
 from srm.data.synthetic.draw import Draw
 from srm.rl.policy import Policy, Responses, TokenStats, mark
@@ -263,8 +262,6 @@ def test_responses_to_a_level_and_their_factor() -> None:
     assert responses_to(0.39, record("a", 0, quick)) == 200
     assert responses_to(0.1, record("a", 0, quick)) == 100
     assert responses_to(0.5, record("a", 0, never)) is None
-    assert score_at_kl(250, [record("a", 0, quick)]) == pytest.approx(0.5)
-    assert math.isnan(score_at_kl(400, [record("a", 0, quick)]))
     ours, theirs = [record("a", seed, quick) for seed in (0, 1, 2)], [record("b", 0, slow), record("b", 1, never)]
     found = compare(ours, theirs, [0.39])["responses to 0.39"]
     assert found["never"] == {"ours": 0, "theirs": 1}
@@ -272,9 +269,9 @@ def test_responses_to_a_level_and_their_factor() -> None:
     assert (found["value"], found["low"], found["high"], found["seeds"]) == (1.5, 1.5, 1.5, 2)
     assert compare(ours, theirs, [0.9])["responses to 0.9"] == {"never": {"ours": 2, "theirs": 2}}
     assert compare(ours, theirs, [])["final score"]["value"] == pytest.approx((1.0 - 1.2 + 1.0 - 0.2) / 2)
-    summary = summarise([*ours, *theirs], [0.39], [250.0])
+    summary = summarise([*ours, *theirs], [0.39])
     assert summary["b"]["responses to 0.39"]["never"] == 1
-    assert summary["a"]["score at a KL of 250"] == pytest.approx(0.5)
+    assert summary["a"]["responses to 0.39"]["value"] == 200
 
 
 def test_the_interval_holds_what_seeds_vary() -> None:
