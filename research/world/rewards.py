@@ -161,7 +161,7 @@ def _response(speech: Speech, answer: Answer) -> ResponseIds:
 
 
 def _quality(model: SentenceRewardModel, speech: Speech, pairs: Sequence[tuple[Facts, Answer, Answer]]) -> dict[str, float]:
-    """On held-out pairs: how often the better answer wins, and how well `w_i * r_i` (`auc`) and `r_i` (`auc_r`) find faults of each kind."""
+    """On held-out pairs: how often the better one wins, and how well `w_i * r_i` (`auc`) and `r_i` (`auc_r`) find each kind of fault."""
     prompts = [speech.prompt(facts) for facts, *_ in pairs for _ in range(2)]
     answers = [answer for _, *both in pairs for answer in both]
     scored = model.score_tokens(prompts, [speech.response(answer) for answer in answers])
