@@ -299,7 +299,13 @@ def test_replicas_behind_one_address(model: SentenceRewardModel, folder: Path, t
     (tmp_path / "serve.yaml").write_text(shipped)
     environment = {**os.environ, "SRM_TOKEN": "secret", "RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled"}
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(tmp_path / "serve.yaml")]
-    with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as server:
+
+    def listen_to_interrupts() -> None:
+        """A shell's job in the background ignores them, and so does what it starts."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    options: dict[str, Any] = {"env": environment, "preexec_fn": listen_to_interrupts}
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log, **options) as server:
         try:
             # Until all is deployed, Serve answers with 404.
             wait_until(lambda: answers(url), 150)
@@ -323,7 +329,11 @@ def test_replicas_behind_one_address(model: SentenceRewardModel, folder: Path, t
                 wait_until(both_have_scored, 90)
         finally:
             server.send_signal(signal.SIGINT)
-            server.wait(60)
+            try:
+                server.wait(60)
+            finally:
+                # Else the `with` waits for it forever.
+                server.kill()
 
 
 def test_replicas_without_a_file_are_refused() -> None:
