@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from srm.data import ResponseRow
 from srm.errors import UserError
@@ -15,12 +15,7 @@ from srm.scoring.file import RowSettings, ScoredRows
 __all__ = ["RIVALS", "ModelName", "Rival", "RowScorer", "read_model_name"]
 
 Rival = Literal["leave_one_out", "shapley", "dpo"]
-RIVALS: Mapping[Rival, str] = {
-    "leave_one_out": "what the reward loses without the sentence, of a reward model",
-    "shapley": "the sentence's Shapley value in the reward, of a reward model",
-    "dpo": "beta times the log-ratio of a policy and --ref_model over the sentence's tokens",
-}
-"""How a rival rewards a sentence."""
+RIVALS: tuple[Rival, ...] = get_args(Rival)
 
 
 @runtime_checkable
