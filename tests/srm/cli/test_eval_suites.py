@@ -21,23 +21,6 @@ Build = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def build(awake_model: Callable[..., SentenceRewardModel], tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Save a tiny reward model with a head that is not zero."""
-
-    def build(name: str, **config: Any) -> Path:
-        path = tmp_path_factory.mktemp("models") / name
-        awake_model(seed=len(name), **config).save_pretrained(path)
-        return path
-
-    return build
-
-
-@pytest.fixture(scope="module")
-def sentence(build: Build) -> Path:
-    return build("sentence")
-
-
-@pytest.fixture(scope="module")
 def token(build: Build) -> Path:
     return build("token", granularity="token")
 
