@@ -28,7 +28,11 @@ from research.world.summary import by_cell, compare, final_score, mean_score, pl
 from research.world.train import Algorithm, Cell, Plan, run
 from srm import SentenceRewardModel
 
-SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+# 90 thousand weights, and 1.3 million.
+SHAPES = {
+    "small": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "large": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4},
+}
 PRETRAIN = {"steps": 1200, "batch_size": 64, "rate": 3e-3}
 REWARD_MODEL = {
     "num_pairs": 1000,
@@ -40,42 +44,46 @@ REWARD_MODEL = {
     "attention_learning_rate": 5e-4,
     "lr_scheduler_type": "cosine",
 }
-RATES = (3e-4, 1e-3, 2e-3)
+RATES = {"small": (3e-4, 1e-3, 2e-3), "large": (1e-4, 3e-4, 1e-3)}
 # Four updates a step are too many for a rate that suits one. Not tuned.
 PPO_RATE = 3e-4
 TUNING_SEEDS = (1000, 1001)
 ORACLES = ("oracle_sentence", "oracle_response")
-DENSE = ("oracle_sentence", "model_sentence")
 LEARNED = ("model_sentence", "model_response")
+# A sentence model per sentence and per response, and a response model.
+PAID = ("model_sentence", "model_sentence_total", "model_response")
+OPTIONS = (
+    *({"to_go": value} for value in ("min", "own")),
+    {"placement": "even"},
+    *({"whitening": value} for value in ("scale", "full", "position")),
+)
 # Algorithm, sources, options, price of KL, and how many seeds; the most important first, and wide before deep.
 Row = tuple[Algorithm, tuple[str, ...], tuple[dict[str, str], ...], float, int]
 # Learned rewards are hacked without it (the rows at 0). Of 0.1 and 0.3 the better one for the sentence model on two seeds of a pilot.
 KL_COEF = 0.3
+# Of 0.03, 0.1, 0.3, 0.6 and 1, likewise. It weighs against advantages of variance 1, that of `reinforce` against rewards.
+GRPO_KL_COEF = 0.6
 GRID: tuple[Row, ...] = (
     ("reinforce", ORACLES, ({},), 0.0, 10),
-    ("reinforce", LEARNED, ({},), 0.0, 5),
-    ("reinforce", LEARNED, ({},), KL_COEF, 5),
-    ("grpo", ORACLES, ({},), 0.0, 5),
-    ("grpo", ("oracle_sentence",), ({"baseline": "index"},), 0.0, 5),
-    ("reinforce", ("differences", "paper"), ({},), KL_COEF, 5),
-    ("reinforce", ("oracle_sentence",), ({"to_go": "min"}, {"to_go": "own"}), 0.0, 5),
-    ("reinforce", ("oracle_sentence",), ({"placement": "even"}, {"whitening": "position"}), 0.0, 5),
-    ("reinforce", ("model_sentence",), ({"to_go": "min"}, {"to_go": "own"}), KL_COEF, 5),
-    ("reinforce", LEARNED, ({},), KL_COEF, 10),
-    ("reinforce", ORACLES, ({},), KL_COEF, 5),
-    ("reinforce", LEARNED, ({},), 0.1, 5),
-    ("ppo", ORACLES, ({},), 0.0, 5),
-    ("reinforce", ("oracle_sentence",), ({"whitening": "scale"}, {"whitening": "full"}), 0.0, 5),
-    ("reinforce", ("model_sentence_r", "model_sentence_total"), ({},), KL_COEF, 5),
-    ("reinforce", ("model_sentence_total",), ({},), KL_COEF, 10),
+    ("grpo", ORACLES, ({},), 0.0, 10),
+    ("reinforce", PAID, ({},), KL_COEF, 10),
+    ("grpo", PAID, ({},), GRPO_KL_COEF, 10),
+    ("grpo", ("oracle_sentence",), ({"baseline": "steps"},), 0.0, 5),
+    ("grpo", ("model_sentence",), ({"baseline": "steps"}, {"kl_estimator": "k3"}), GRPO_KL_COEF, 5),
     ("reinforce", ("differences", "paper"), ({},), KL_COEF, 10),
-    ("reinforce", ("model_sentence",), ({"placement": "even"}, {"whitening": "position"}), KL_COEF, 5),
-    ("grpo", LEARNED, ({},), 0.0, 5),
-    ("grpo", ("oracle_sentence",), ({"to_go": "min"}, {"to_go": "own"}), 0.0, 5),
+    ("reinforce", LEARNED, ({},), 0.0, 5),
+    ("reinforce", ORACLES, ({},), KL_COEF, 5),
+    ("ppo", ORACLES, ({},), 0.0, 5),
     ("ppo", LEARNED, ({},), KL_COEF, 5),
+    *(("reinforce", ("oracle_sentence",), (option,), 0.0, 5) for option in OPTIONS),
+    *(("reinforce", ("model_sentence",), (option,), KL_COEF, 5) for option in OPTIONS),
+    ("grpo", ("oracle_sentence",), ({"to_go": "min"}, {"to_go": "own"}), 0.0, 5),
+    ("reinforce", LEARNED, ({},), 0.1, 5),
+    ("reinforce", ("model_sentence_r",), ({},), KL_COEF, 5),
+    ("grpo", LEARNED, ({},), 0.0, 5),
 )
 LEVELS = (0.5, 0.6, 0.7, 0.8)
-PRICED = f"kl_{KL_COEF:g}"
+PRICED, GRPO_PRICED = f"kl_{KL_COEF:g}", f"kl_{GRPO_KL_COEF:g}"
 SHOWN = {
     "reinforce-oracle_sentence": "oracle, per sentence",
     "reinforce-oracle_response": "oracle, per response",
@@ -84,33 +92,40 @@ SHOWN = {
     f"reinforce-differences-{PRICED}": "response model, differences",
     f"reinforce-paper-{PRICED}": "the paper's a_i r_i",
     "reinforce-model_sentence": "sentence model, KL free",
-    "grpo-oracle_sentence": "oracle, per sentence, group_advantages",
+    "grpo-oracle_sentence-baseline_steps": "oracle, per sentence, steps normalised",
 }
+_FORMS = (("reinforce", PRICED), ("grpo", GRPO_PRICED))
 COMPARED = (
-    ("reinforce-oracle_sentence", "reinforce-oracle_response"),
+    *((f"{form}-oracle_sentence", f"{form}-oracle_response") for form in ("reinforce", "grpo", "ppo")),
     *(
-        (f"reinforce-{source}-{PRICED}", f"reinforce-model_response-{PRICED}")
-        for source in ("model_sentence", "differences", "paper", "model_sentence_r", "model_sentence_total")
+        (f"{form}-{ours}-{price}", f"{form}-{theirs}-{price}")
+        for form, price in _FORMS
+        for ours, theirs in (
+            ("model_sentence", "model_response"),
+            ("model_sentence", "model_sentence_total"),
+            ("model_sentence_total", "model_response"),
+        )
     ),
+    *((f"reinforce-{source}-{PRICED}", f"reinforce-model_response-{PRICED}") for source in ("differences", "paper")),
+    ("grpo-oracle_sentence", "reinforce-oracle_sentence"),
+    ("grpo-oracle_sentence", "grpo-oracle_sentence-baseline_steps"),
+    ("grpo-oracle_sentence-baseline_steps", "grpo-oracle_response"),
+    (f"grpo-model_sentence-{GRPO_PRICED}", f"grpo-model_sentence-baseline_steps-{GRPO_PRICED}"),
+    (f"grpo-model_sentence-baseline_steps-{GRPO_PRICED}", f"grpo-model_response-{GRPO_PRICED}"),
+    (f"grpo-model_sentence-kl_estimator_k3-{GRPO_PRICED}", f"grpo-model_sentence-{GRPO_PRICED}"),
+    (f"grpo-model_sentence-{GRPO_PRICED}", f"reinforce-model_sentence-{PRICED}"),
     ("reinforce-oracle_sentence", f"reinforce-model_sentence-{PRICED}"),
     *((f"reinforce-{source}-{PRICED}", f"reinforce-{source}") for source in LEARNED),
     (f"reinforce-oracle_sentence-{PRICED}", f"reinforce-oracle_response-{PRICED}"),
     *((f"reinforce-{source}-{PRICED}", f"reinforce-{source}-kl_0.1") for source in LEARNED),
-    (f"reinforce-model_sentence-{PRICED}", f"reinforce-model_sentence_total-{PRICED}"),
     (f"reinforce-model_sentence_r-{PRICED}", f"reinforce-model_sentence-{PRICED}"),
-    ("grpo-oracle_sentence", "grpo-oracle_response"),
-    ("grpo-oracle_sentence", "reinforce-oracle_sentence"),
-    ("grpo-oracle_sentence-baseline_index", "grpo-oracle_sentence"),
-    ("grpo-oracle_sentence-baseline_index", "reinforce-oracle_sentence"),
-    ("grpo-oracle_sentence-baseline_index", "reinforce-oracle_response"),
-    ("grpo-model_sentence", "grpo-model_response"),
-    ("ppo-oracle_sentence", "ppo-oracle_response"),
     (f"ppo-model_sentence-{PRICED}", f"ppo-model_response-{PRICED}"),
     *((f"grpo-oracle_sentence-to_go_{value}", "grpo-oracle_sentence") for value in ("min", "own")),
     *(
-        (f"reinforce-{source}-{option}{price}", f"reinforce-{source}{price}")
+        (f"reinforce-{source}-{name}_{value}{price}", f"reinforce-{source}{price}")
         for source, price in (("oracle_sentence", ""), ("model_sentence", f"-{PRICED}"))
-        for option in ("to_go_min", "to_go_own", "placement_even", "whitening_position", "whitening_scale", "whitening_full")
+        for option in OPTIONS
+        for name, value in option.items()
     ),
 )
 
@@ -123,10 +138,12 @@ class Study:
         self.plan = Plan(steps=arguments.steps)
         self.pretraining = {**PRETRAIN, "steps": arguments.pretrain_steps}
         self.training = {**REWARD_MODEL, "num_pairs": arguments.num_pairs}
+        self.shape, self.learning_rates = SHAPES[arguments.size], RATES[arguments.size]
+        self.grid = GRID[: arguments.rows]
         self.seeds: int = arguments.seeds
         self.deadline = time.monotonic() + 60 * arguments.minutes
         self.speech = Speech()
-        self.settings = {"plan": asdict(self.plan), "shape": SHAPE, "start": self.pretraining, "reward models": self.training}
+        self.settings = {"plan": asdict(self.plan), "shape": self.shape, "start": self.pretraining, "reward models": self.training}
         self.found: list[dict[str, Any]] = []
 
     def prepare(self) -> None:
@@ -136,13 +153,13 @@ class Study:
             sys.exit(f"research.world: {self.work} has runs with other settings. Pass another --work, or delete it.")
         environment.write(mark, wanted)
         if not (self.work / "start" / "loss.json").exists():
-            loss = pretrain(self.speech, self.work / "start", **self.pretraining, **SHAPE)
+            loss = pretrain(self.speech, self.work / "start", **self.pretraining, **self.shape)
             environment.write(self.work / "start" / "loss.json", {"loss": loss})
         self.start = LlamaForCausalLM.from_pretrained(self.work / "start").eval()
 
     def rates(self) -> dict[str, float]:
         """For each level the learning rate with the best mean score on the tuning seeds, by REINFORCE on the oracle's rewards."""
-        return {SOURCES[source].level: max(RATES, key=lambda rate: self._tuned(source, rate)) for source in ORACLES}
+        return {SOURCES[source].level: max(self.learning_rates, key=lambda rate: self._tuned(source, rate)) for source in ORACLES}
 
     def _tuned(self, source: str, rate: float) -> float:
         return statistics.fmean(map(mean_score, self.runs(Cell(source, "reinforce", rate), TUNING_SEEDS)))
@@ -156,9 +173,9 @@ class Study:
                 found.setdefault(record["cell"], {}).setdefault(f"{record['rate']:g}", []).append(mean_score(record))
         return {cell: {rate: statistics.fmean(scores) for rate, scores in of.items()} for cell, of in found.items()}
 
-    def grid(self) -> None:
+    def go(self) -> None:
         """All runs of `GRID`; raises TimeoutError where the time is over."""
-        for algorithm, sources, options, price, count in GRID:
+        for algorithm, sources, options, price, count in self.grid:
             # grpo differs from reinforce in its baseline alone, and takes its learning rates.
             rates = {"sentence": PPO_RATE, "response": PPO_RATE} if algorithm == "ppo" else self.rates()
             for source in sources:
@@ -224,6 +241,8 @@ def _seed_of(quality: Path) -> int:
 def main() -> None:
     parser = environment.parser(__doc__)
     parser.add_argument("--work", type=Path, default=Path("outputs/world"), help="folder of start, reward models and runs")
+    parser.add_argument("--size", choices=SHAPES, default="small", help="of the policy: 90 thousand weights or 1.3 million")
+    parser.add_argument("--rows", type=int, help="of GRID, from the first on; all where not given")
     parser.add_argument("--seeds", type=int, default=10, help="most seeds of a cell")
     parser.add_argument("--steps", type=int, default=Plan.steps)
     parser.add_argument("--pretrain_steps", type=int, default=PRETRAIN["steps"])
@@ -235,7 +254,7 @@ def main() -> None:
     result: dict[str, Any] = {**environment.describe(), "settings": study.settings}
     study.prepare()
     try:
-        study.grid()
+        study.go()
         is_done = True
     except TimeoutError:
         is_done = False

@@ -130,7 +130,8 @@ def plot(runs: Sequence[Record], cells: Mapping[str, str], path: Path, title: st
     right.set_xscale("log")
     right.set_xlabel("KL from the start, nats a response")
     left.set_ylabel("the oracle's score")
-    left.legend(fontsize=7, loc="lower right")
+    if left.get_lines():
+        left.legend(fontsize=7, loc="lower right")
     figure.suptitle(title, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=150)

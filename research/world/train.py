@@ -20,11 +20,11 @@ from research.world.policy import Speech, write
 from research.world.rewards import SOURCES, Oracle, Scorer, texts_of
 from srm.data.synthetic.draw import Draw
 from srm.rl import RewardKind, group_advantages, leave_one_out, padded_gae, rewards_to_go, sentence_rewards, token_level_rewards, whiten
-from srm.rl.losses import clipped_policy_loss, clipped_value_loss, reinforce_loss
+from srm.rl.losses import clipped_policy_loss, clipped_value_loss, reference_kl, reinforce_loss
 from srm.rl.policy import Policy, Responses, TokenStats
 from srm.scoring.token_ids import ScoredTokens
 
-__all__ = ["Algorithm", "Cell", "Learner", "Plan", "advantages_of", "index_advantages", "run"]
+__all__ = ["Algorithm", "Cell", "Learner", "Plan", "advantages_of", "run", "step_advantages"]
 
 Algorithm = Literal["grpo", "reinforce", "ppo"]
 # The longest good answer has 12 sentences of 5 tokens and the end; one of 6 tokens each just fits.
@@ -61,15 +61,15 @@ class Cell:
         source: of `SOURCES`.
         algorithm: `reinforce` and `ppo` are those of `srm-rl`, `grpo` is `group_advantages`.
         rate: the policy's learning rate.
-        options: of `group_advantages` (grpo) or `token_level_rewards` (the others), where not the default. `baseline="index"` with grpo is
-            `index_advantages`.
-        kl_coef: price in the reward of one nat of KL from the start; not for grpo.
+        options: of `group_advantages` (grpo) or `token_level_rewards` (the others), where not the default. With grpo `baseline="steps"` is
+            `step_advantages`, and `kl_estimator` that of `reference_kl`.
+        kl_coef: price of one nat of KL from the start, in the reward or, with grpo, in the loss.
     """
 
     source: str
     algorithm: Algorithm
     rate: float
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     kl_coef: float = 0.0
 
     @property
@@ -193,9 +193,10 @@ def advantages_of(
     source = SOURCES[cell.source]
     mask, options = responses.mask, dict(cell.options)
     if cell.algorithm == "grpo":
+        options.pop("kl_estimator", None)
         group = torch.arange(plan.prompts).repeat_interleave(plan.num_generations)
-        if options.pop("baseline", None) == "index":
-            advantages = index_advantages(scored, plan.num_generations, mask, kind=source.kind)
+        if options.pop("baseline", None) == "steps":
+            advantages = step_advantages(scored, mask, plan.num_generations, kind=source.kind)
         else:
             advantages = group_advantages(scored, group, level=source.level, kind=source.kind, mask=mask, **options)  # type: ignore[arg-type]
         return advantages, torch.zeros_like(advantages)
@@ -214,26 +215,24 @@ def advantages_of(
     return whiten(advantages, mask), returns
 
 
-def index_advantages(scored: ScoredTokens, num_generations: int, mask: Tensor, *, kind: RewardKind) -> Tensor:
-    """[B, L]: what a sentence and those behind it earn, less what the other responses have to go from their sentence of the same index.
+def step_advantages(scored: ScoredTokens, mask: Tensor, num_generations: int, *, kind: RewardKind) -> Tensor:
+    """[B, L]: process supervision as published (arXiv 2402.03300, section 4.1.3), which `group_advantages` is measured against.
 
-    A response that has ended has 0 to go. So its end token, which has nothing to go either, pays for what the others still earn: that is
-    what `group_advantages` lacks, whose mean is taken from each sentence's reward before the sum. Over the step's standard deviation.
+    The rewards of all sentences of a group are normalised together, and a token has the sum of its own sentence's and the later ones'.
+    The end token counts to the last sentence.
     """
-    going = rewards_to_go(sentence_rewards(scored, kind), scored)
-    counts = scored.cu_boundaries.diff()
-    index = torch.arange(going.numel()) - scored.cu_boundaries[:-1][scored.response_index]
-    table = going.new_zeros(len(counts), int(counts.max()) + 1)
-    # Index 0 is the prompt's, which is paid nothing: sentence i stands in column i - 1, and behind the last one stays 0.
-    kept = scored.is_sentence
-    table[scored.response_index[kept], index[kept] - 1] = going[kept]
-    grouped = table.view(-1, num_generations, table.shape[1])
-    advantage = grouped - (grouped.sum(1, keepdim=True) - grouped) / (num_generations - 1)
-    ends = scored.ends.new_full(table.shape, scored.width)
-    ends[scored.response_index[kept], index[kept] - 1] = scored.ends[kept]
-    column = torch.searchsorted(ends, torch.arange(scored.width).expand(len(counts), -1).contiguous()).clamp(max=table.shape[1] - 1)
-    placed = torch.where(mask, advantage.view_as(table).gather(1, column), 0)
-    return placed / placed[mask].std(correction=0).clamp(min=1e-6)
+    paid, kept = sentence_rewards(scored, kind), scored.is_sentence
+    normal = torch.zeros_like(paid)
+    for rows in torch.arange(len(mask)).split(num_generations):
+        chosen = kept & torch.isin(scored.response_index, rows)
+        part = paid[chosen]
+        normal[chosen] = (part - part.mean()) / part.std().clamp(min=1e-6) if len(part) > 1 else 0.0
+    going, advantages = rewards_to_go(normal, scored), torch.zeros(mask.shape)
+    for row, (first, last) in enumerate(scored.cu_boundaries.unfold(0, 2, 1).tolist()):
+        ends, to_go = scored.ends[first + 1 : last], going[first + 1 : last]
+        if len(ends):
+            advantages[row] = to_go[torch.searchsorted(ends, torch.arange(mask.shape[1])).clamp(max=len(ends) - 1)]
+    return advantages * mask
 
 
 def _update(
@@ -258,6 +257,8 @@ def _update(
         else:
             # A single update: the ratio of GRPO's clipped objective is 1, and this is its gradient.
             loss = reinforce_loss(now.logprobs, advantages, mask)
+        if cell.algorithm == "grpo" and cell.kl_coef:
+            loss = loss + cell.kl_coef * reference_kl(now.logprobs, ref_logprobs, mask, cell.options.get("kl_estimator", "k2"))
         (loss / mask.sum()).backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), plan.max_grad_norm)
         optimizer.step()

@@ -96,15 +96,15 @@ def group_advantages(
     Args:
         scored: what `score_tokens` returned.
         group: int [B], which responses share a prompt.
-        level: `sentence` normalises the reward of all sentences of a group together, so that a token answers for what its own sentence and
-            the later ones earned (process supervision of arXiv 2402.03300, section 4.1.3); `response` normalises the response reward, and
-            all tokens of a response share one advantage.
+        level: `sentence` compares what a response has to go from its i-th sentence with what the others have to go from theirs, which is 0
+            where one has ended. `response` compares the response rewards, and all tokens of a response share one advantage
+            (arXiv 2402.03300, section 4.1.2).
         kind: what a sentence earns, as in `sentence_rewards`; `sentence` or `weighted`.
         scale: divide by the group's standard deviation, not only subtract its mean.
-        to_go: a token gets the `sum` or the `min` over its own sentence and the later ones, or its `own` sentence's alone
-            (`rewards_to_go`). Normalising comes first; the minimum is the same sentence's before and after it.
-        mask: bool or int [B, L], the policy's tokens. Those behind the text (the end token) count to the last sentence. A response's text
-            where None.
+        to_go: a token has the `sum` or the `min` over its own sentence and the later ones to go, or its `own` sentence's alone
+            (`rewards_to_go`).
+        mask: bool or int [B, L], the policy's tokens. Those behind the text (the end token) answer for ending there: they have 0 to go
+            and are compared with the others' next sentence. A response's text where None.
 
     Returns:
         fp32 [B, L]. A response without text has no sentence. At sentence level it is compared by what its reward is above the prompt's part
@@ -128,20 +128,33 @@ def group_advantages(
     inside = column < scored.lengths[:, None] if mask is None else mask.bool()
     owner = group.to(scored.reward.device).unique(return_inverse=True)[1]
     if level == "response":
-        return torch.where(inside, _normalise(scored.reward, owner, scale)[:, None], 0)
-    row = scored.response_index
-    is_empty = scored.cu_boundaries.diff() == 1
-    # A response without text is compared at its index 0.
-    is_compared = scored.is_sentence | is_empty[row]
-    paid = torch.where(scored.is_sentence, sentence_rewards(scored, kind), _without_text(scored, kind, owner, is_empty)[row])
-    normal = torch.zeros_like(paid)
-    normal[is_compared] = _normalise(paid[is_compared], owner[row[is_compared]], scale)
-    going = rewards_to_go(normal, scored, to_go)
-    return torch.where(inside, going[_sentence_of(scored, column, opens=to_go != "own")], 0)
+        reward = scored.reward[:, None]
+        return torch.where(inside, _compared(reward, torch.ones_like(reward, dtype=torch.bool), owner, scale), 0.0)
+    going, is_compared = _by_index(scored, kind, to_go, owner)
+    advantages = _compared(going, is_compared, owner, scale)
+    return torch.where(inside, advantages.gather(1, _index_of(scored, column, opens=to_go != "own")), 0.0)
 
 
-def _sentence_of(scored: ScoredTokens, column: Tensor, *, opens: bool) -> Tensor:
-    """int64 [B, L], the sentence [N] of each token of `column` [L]: behind the last one it is that one, without text index 0.
+def _by_index(scored: ScoredTokens, kind: RewardKind, to_go: ToGo, owner: Tensor) -> tuple[Tensor, Tensor]:
+    """fp32 and bool [B, most sentences + 2], what each response has to go from its i-th sentence, and where it has one.
+
+    Index 0 is the prompt's and has nothing to go, nor has what lies behind the last sentence. A response without text has its reward at 1.
+    """
+    row, first = scored.response_index, scored.cu_boundaries[:-1]
+    counts = scored.cu_boundaries.diff()
+    is_empty = counts == 1
+    shape = (counts.numel(), int(counts.max()) + 1 if counts.numel() else 1)
+    going, is_compared = scored.reward.new_zeros(shape, dtype=torch.float32), scored.is_sentence.new_zeros(shape)
+    place = torch.arange(row.numel(), device=row.device) - first[row]
+    going[row, place] = torch.where(scored.is_sentence, rewards_to_go(sentence_rewards(scored, kind), scored, to_go), 0)
+    is_compared[row, place] = scored.is_sentence
+    going[is_empty, 1] = _without_text(scored, kind, owner, is_empty)[is_empty]
+    is_compared[is_empty, 1] = True
+    return going, is_compared
+
+
+def _index_of(scored: ScoredTokens, column: Tensor, *, opens: bool) -> Tensor:
+    """int64 [B, L], the index of the sentence of each token of `column` [L], counted from 1; behind the last one it is one more.
 
     Tokens before the first sentence are its own where `opens`, else they are index 0's.
     """
@@ -149,11 +162,11 @@ def _sentence_of(scored: ScoredTokens, column: Tensor, *, opens: bool) -> Tensor
     counts = scored.cu_boundaries.diff()
     ends = scored.ends
     if scored.opening is not None and not opens:
-        ends = torch.where(scored.is_sentence, ends, scored.opening[row] - 1)
+        # All tokens of a response without text feel its reward.
+        ends = torch.where(scored.is_sentence | (counts == 1)[row], ends, scored.opening[row] - 1)
     wide = ends.new_full((counts.numel(), int(counts.max()) if counts.numel() else 0), scored.width)
     wide[row, torch.arange(row.numel(), device=row.device) - first[row]] = ends
-    index = torch.searchsorted(wide, column.expand(counts.numel(), -1).contiguous())
-    return first[:, None] + torch.minimum(index, counts[:, None] - 1)
+    return torch.searchsorted(wide, column.expand(counts.numel(), -1).contiguous())
 
 
 def token_group_advantages(reward: Tensor, mask: Tensor, group: Tensor, *, scale: bool = True, to_go: ToGo = "sum") -> Tensor:
@@ -203,16 +216,22 @@ def _without_text(scored: ScoredTokens, kind: RewardKind, owner: Tensor, is_empt
     return part - (total / count.clamp(min=1))[owner]
 
 
-def _normalise(value: Tensor, owner: Tensor, scale: bool) -> Tensor:
-    """`value` [n] minus their group's mean, over its standard deviation (n - 1) where `scale`; equal ones become 0."""
-    groups = int(owner.max()) + 1 if owner.numel() else 0
-    zeros = value.new_zeros(groups)
-    count = zeros.index_add(0, owner, torch.ones_like(value))
-    mean = zeros.index_add(0, owner, value) / count
+def _compared(value: Tensor, is_compared: Tensor, owner: Tensor, scale: bool) -> Tensor:
+    """`value` [B, n] minus the mean of its group and column, over the group's standard deviation where `scale`; equal ones become 0.
+
+    The deviation is that of the places in `is_compared` [B, n], in the square mean with one less than their number.
+    """
+    size = int(owner.max()) + 1 if owner.numel() else 0
+
+    def summed(part: Tensor) -> Tensor:
+        return part.new_zeros(size, *part.shape[1:]).index_add(0, owner, part)
+
+    mean = summed(value) / summed(torch.ones_like(owner))[:, None]
     centred = value - mean[owner]
     if not scale:
         return centred
-    deviation = (zeros.index_add(0, owner, centred.square()) / (count - 1).clamp(min=1)).sqrt()
+    squares, number = summed((centred.square() * is_compared).sum(1)), summed(is_compared.sum(1))
+    deviation = (squares / (number - 1).clamp(min=1)).sqrt()[owner, None]
     # Rounding leaves a spread of this size in equal numbers.
-    is_flat = deviation <= 1e-6 * (1 + mean.abs())
-    return torch.where(is_flat[owner], 0.0, centred / deviation[owner])
+    is_flat = deviation <= 1e-6 * (1 + mean.abs().amax(1))[owner, None]
+    return torch.where(is_flat, 0.0, centred / deviation)

@@ -20,7 +20,7 @@ _PPO_ONLY = ("lam", "cliprange_value", "vf_coef", "head_learning_rate")
 _NOT_ASKED = {
     "reinforce": (*_CLIPPED, *_PPO_ONLY),
     "ppo": (),
-    "grpo": (*_PPO_ONLY, "gamma", "kl_estimator", "reward_placement", "whitening"),
+    "grpo": (*_PPO_ONLY, "gamma", "reward_placement", "whitening"),
 }
 # What --reward response takes of the settings for sentences.
 _SENTENCE_ONLY = {
@@ -65,7 +65,7 @@ class RLConfig:
 
     algorithm: Literal["reinforce", "ppo", "grpo"] = _setting(
         "reinforce",
-        "reinforce: leave-one-out baseline; ppo: value head, clipped objective; grpo: normalised in a group, clipped objective.",
+        "reinforce: leave-one-out baseline; ppo: value head, clipped objective; grpo: the group's mean and deviation, clipped objective.",
     )
     reward: Literal["sentence", "response"] = _setting(
         "sentence", "sentence: each sentence's reward on its tokens; response: the response's reward on its last token."
@@ -83,7 +83,9 @@ class RLConfig:
     )
     normalize_advantages: bool = _setting(True, "Scale the advantages of each step to mean 0 and variance 1 over its tokens.")
     kl_coef: float = _setting(0.05, "Price of one nat of KL from the reference: in the reward, or in the loss of grpo.")
-    kl_estimator: Literal["k1", "k2", "k3"] = _setting("k1", "Estimator of the KL in the reward.")
+    kl_estimator: Literal["k1", "k2", "k3"] | None = _setting(
+        None, "Estimator of the KL: if not set, k1 in the reward and k2 in the loss of grpo, whose paper has k3."
+    )
     gamma: float = _setting(1.0, "Discount for each token.")
 
     num_generations: int = _setting(4, "Responses to each prompt of a step; reinforce and grpo compare them, so at least 2 there.")
@@ -123,6 +125,10 @@ class RLConfig:
                 f"--num_generations must be at least 2 with --algorithm {self.algorithm}, got {self.num_generations}: a response is "
                 "compared with the others to its prompt."
             )
+        if self.algorithm == "grpo" and self.kl_estimator == "k1":
+            raise UserError(
+                "--kl_estimator k1 in the loss of --algorithm grpo has a gradient of mean 0, which keeps the policy nowhere. Take k2 or k3."
+            )
         if self.reward == "response":
             for name, taken in _SENTENCE_ONLY.items():
                 if getattr(self, name) not in taken:
@@ -145,6 +151,11 @@ class RLConfig:
     def rollout_size(self) -> int:
         """Responses that one process collects for a step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+
+    @property
+    def resolved_kl_estimator(self) -> Literal["k1", "k2", "k3"]:
+        """In the reward, or in the loss of grpo."""
+        return self.kl_estimator or ("k2" if self.algorithm == "grpo" else "k1")
 
     @property
     def resolved_head_learning_rate(self) -> float:

@@ -42,7 +42,7 @@ def policy_card(config: RLConfig) -> str:
         "algorithm": config.algorithm,
         "reward": f"{config.reward}, {config.sentence_reward}" if config.reward == "sentence" else config.reward,
         **({"credit": _credit(config)} if config.reward == "sentence" else {}),
-        "price of KL": f"{config.kl_coef:g}, {'k3 in the loss' if config.algorithm == 'grpo' else config.kl_estimator}",
+        "price of KL": f"{config.kl_coef:g}, {config.resolved_kl_estimator} in the {'loss' if config.algorithm == 'grpo' else 'reward'}",
         "steps": config.max_steps,
         "responses a step and process": config.rollout_size,
         "learning rate": f"{config.learning_rate:g}",

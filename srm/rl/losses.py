@@ -5,6 +5,8 @@ Shape letters: `B` responses, `L` width of the padded responses.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -65,16 +67,19 @@ def clipped_value_loss(value: Tensor, old_value: Tensor, returns: Tensor, mask: 
     return 0.5 * torch.maximum((value - returns).square(), (clipped - returns).square()).sum()
 
 
-def reference_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """GRPO's penalty (arXiv 2402.03300, equation 4): the sum over `mask` of `p_ref / p - log(p_ref / p) - 1`, the estimator k3.
+def reference_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, estimator: Literal["k2", "k3"] = "k2") -> Tensor:
+    """A penalty in the loss for moving away from the reference, summed over `mask`.
 
     Args:
         logprobs, ref_logprobs: [B, L].
         mask: bool [B, L].
+        estimator: `k2` is half the square of `log(p / p_ref)`. On tokens of the policy its gradient is that of the KL from policy to
+            reference, as k1's in the reward (arXiv 2510.01555). `k3`, `p_ref / p - log(p_ref / p) - 1`, is GRPO's (arXiv 2402.03300,
+            equation 4). Its gradient is that of the KL from reference to policy, which holds on to all that the reference says.
 
     Returns:
         A scalar, in nats.
     """
     # Padding may hold anything; a ratio of 1 has no penalty.
     log_ratio = torch.where(mask, ref_logprobs - logprobs, 0)
-    return (log_ratio.expm1() - log_ratio).sum()
+    return (log_ratio.expm1() - log_ratio).sum() if estimator == "k3" else 0.5 * log_ratio.square().sum()

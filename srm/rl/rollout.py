@@ -69,7 +69,7 @@ def reward_tokens(scored: ScoredTokens, logprobs: Tensor, ref_logprobs: Tensor, 
         ref_logprobs=ref_logprobs,
         mask=mask,
         kl_coef=config.kl_coef,
-        estimator=config.kl_estimator,
+        estimator=config.resolved_kl_estimator,
     )
     if is_dense:
         return rewards

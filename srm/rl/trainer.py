@@ -246,7 +246,9 @@ class RLTrainer:
             "policy_kl": (log_ratio.expm1() - log_ratio).sum(),
         }
         if config.algorithm == "grpo":
-            penalty = reference_kl(stats.logprobs, batch.ref_logprobs, responses.mask)
+            estimator = config.resolved_kl_estimator
+            assert estimator != "k1", "refused with grpo"
+            penalty = reference_kl(stats.logprobs, batch.ref_logprobs, responses.mask, estimator)
             return {"loss": policy_loss + config.kl_coef * penalty, **parts}
         value_loss = clipped_value_loss(stats.value, batch.value, batch.returns, responses.mask, cliprange=config.cliprange_value)
         return {"loss": policy_loss + config.vf_coef * value_loss, "value_loss": value_loss, **parts}

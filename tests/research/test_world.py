@@ -17,7 +17,7 @@ from research.world.grammar import FAULTS, OFF_TOPIC, RATES, RUDE, VALUES, draw_
 from research.world.policy import Speech, write
 from research.world.rewards import Oracle, labelled_pairs
 from research.world.summary import bootstrap, compare, responses_to, summarise
-from research.world.train import Cell, Plan, advantages_of, index_advantages
+from research.world.train import Cell, Plan, advantages_of, step_advantages
 from srm.data.synthetic.draw import Draw
 from srm.rl.policy import Policy, Responses, TokenStats, mark
 from srm.segmentation import make_segmenter
@@ -209,14 +209,31 @@ def test_ending_early_pays_for_what_others_still_earn() -> None:
     rows = [speech.tokenizer(text)["input_ids"] for text in ("The city is Rome.", "The city is Rome. The pet is dog. The drink is tea.")]
     responses = responses_of(speech, rows)
     scored = Oracle(speech).scorer([FACTS] * 2)([], responses)
-    found = index_advantages(scored, 2, responses.mask, kind="weighted")
-    # To go: 1, 0 and 3, 2, 1, 0. Each less the other's at the same sentence.
-    expected = torch.tensor([[-2.0] * 5 + [-2.0] + [0.0] * 10, [2.0] * 5 + [2.0] * 5 + [1.0] * 5 + [0.0]])
-    scale = expected[responses.mask].std(correction=0)
-    torch.testing.assert_close(found, expected / scale * responses.mask)
-    # The library's gives the end no price at all: every sentence is as good as the others.
-    plan = Plan(prompts=1, num_generations=2)
-    assert not advantages_of(scored, responses, *unlearned(responses), Cell("oracle_sentence", "grpo", 1e-3), plan)[0].any()
+    plan, stats = Plan(prompts=1, num_generations=2), unlearned(responses)
+    found, _ = advantages_of(scored, responses, *stats, Cell("oracle_sentence", "grpo", 1e-3), plan)
+    # To go: 1, 0 and 3, 2, 1, 0. Each less the mean of both at the same sentence.
+    expected = torch.tensor([[-1.0] * 6 + [0.0] * 10, [1.0] * 10 + [0.5] * 5 + [0.0]])
+    deviation = ((1 + 1 + 1 + 0.25) / 3) ** 0.5
+    torch.testing.assert_close(found, expected / deviation)
+    # Process supervision as published gives the end no price at all: every sentence is as good as the others.
+    steps = Cell("oracle_sentence", "grpo", 1e-3, {"baseline": "steps"})
+    assert not advantages_of(scored, responses, *stats, steps, plan)[0].any()
+
+
+def test_steps_are_normalised_in_their_group() -> None:
+    speech = Speech()
+    rows = [speech.tokenizer(text)["input_ids"] for text in ("The city is Rome. You are a fool.", "The city is Rome.")]
+    responses = responses_of(speech, rows)
+    scored = Oracle(speech).scorer([FACTS] * 2)([], responses)
+    found = step_advantages(scored, responses.mask, 2, kind="sentence")
+    # 1, -1 and 1: less 1/3, over the deviation; from each token on their sum.
+    deviation = (((2 / 3) ** 2 * 2 + (4 / 3) ** 2) / 2) ** 0.5
+    expected = torch.tensor([[-2 / 3] * 5 + [-4 / 3] * 6, [2 / 3] * 6 + [0.0] * 5]) / deviation
+    torch.testing.assert_close(found, expected)
+    # Two groups of one have nobody to be compared with, but their own sentences.
+    alone = step_advantages(scored, responses.mask, 1, kind="sentence")
+    torch.testing.assert_close(alone[0, :11], torch.tensor([0.0] * 5 + [-(0.5**0.5)] * 6))
+    assert not alone[1].any()
 
 
 @pytest.mark.parametrize("source", ["oracle_sentence", "oracle_response"])
@@ -296,7 +313,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(world, "run", run)
     monkeypatch.setattr("research.world.train.MAX_TOKENS", 12)
-    monkeypatch.setattr(world, "RATES", (1e-3,))
+    monkeypatch.setattr(world, "RATES", {"small": (1e-3,)})
     monkeypatch.setattr(world, "TUNING_SEEDS", (1000,))
     monkeypatch.setattr(world, "REWARD_MODEL", {**world.REWARD_MODEL, "num_eval_pairs": 8, "num_train_epochs": 1})
     monkeypatch.setattr(world, "GRID", (("grpo", world.ORACLES, ({},), 0.0, 1), ("ppo", ("model_sentence", "paper"), ({},), 0.3, 1)))

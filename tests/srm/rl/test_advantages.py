@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Literal
 
 import pytest
 import torch
 
-from srm.rl import group_advantages, padded_gae, token_group_advantages
+from srm.rl import ToGo, group_advantages, padded_gae, token_group_advantages
 from srm.scoring.token_ids import ScoredTokens
 
 
@@ -48,30 +49,78 @@ def test_gae_is_the_recursion_on_each_row() -> None:
 
 def test_sentences_of_a_group_are_compared(scored: ScoredTokens) -> None:
     group = torch.tensor([7, 7, 7, 3])
-    got = group_advantages(scored, group, kind="sentence")
-    # The response without text earned nothing beside the prompt's part, which is 9 in all of them.
-    value = torch.tensor([1.0, 3.0, -2.0, 0.0])
-    first, second, third, _ = ((value - value.mean()) / value.std()).tolist()
-    both = first + second
+    got = group_advantages(scored, group, kind="sentence", scale=False)
+    # To go from the first sentence: 4, -2, and 0 without text, which earned the prompt's part alone. From the second: 3, and 0 twice.
+    first, second = 4 - 2 / 3, 3 - 1
     # Alone in its group, the last response is neither better nor worse.
-    want = [[both, both, second, second, 0], [0] * 5, [third, 0, 0, 0, 0], [0] * 5]
+    want = [[first, first, second, second, 0], [0] * 5, [-2 - 2 / 3, 0, 0, 0, 0], [0] * 5]
     torch.testing.assert_close(got, torch.tensor(want))
-    own = group_advantages(scored, group, kind="sentence", to_go="own")
-    torch.testing.assert_close(own[0], torch.tensor([first, first, second, second, 0]))
-    plain = group_advantages(scored, group, kind="sentence", to_go="own", scale=False)
-    torch.testing.assert_close(plain[2, 0], torch.tensor(-2 - 2 / 4))
+    # The deviation is that of the three sentences and of the response without text.
+    deviation = math.sqrt((first**2 + second**2 + (2 / 3) ** 2 + (2 + 2 / 3) ** 2) / 3)
+    torch.testing.assert_close(group_advantages(scored, group, kind="sentence"), torch.tensor(want) / deviation)
 
 
-def test_the_end_token_counts_to_the_last_sentence(scored: ScoredTokens) -> None:
+def test_the_end_token_answers_for_ending(scored: ScoredTokens) -> None:
+    """Whoever ends has nothing to go, and is compared with what the others still earn."""
     mask = torch.tensor([[1] * 5, [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1] * 4 + [0]])
-    got = group_advantages(scored, torch.zeros(4, dtype=torch.int64), kind="sentence", mask=mask)
-    assert got[0, 4] == got[0, 3] != 0
-    assert got[2, 1] == got[2, 0] != 0
-    assert got[2, 2] == 0
-    # The response without text is its end token alone.
-    value = torch.tensor([1.0, 3.0, -2.0, 4.0, 0.0])
-    assert got[1, 0].item() == pytest.approx(float((0 - value.mean()) / value.std()), abs=1e-5)
-    assert got[1, 1:].abs().sum() == 0
+    got = group_advantages(scored, torch.zeros(4, dtype=torch.int64), kind="sentence", scale=False, mask=mask)
+    # To go from the first sentence 4, 0, -2, 4, from the second 3 and thrice 0, from the third nothing.
+    want = [[2.5, 2.5, 2.25, 2.25, 0], [-1.5, 0, 0, 0, 0], [-3.5, -0.75, 0, 0, 0], [2.5, 2.5, 2.5, -0.75, 0]]
+    torch.testing.assert_close(got, torch.tensor(want))
+
+
+@pytest.mark.parametrize(
+    ("to_go", "want"),
+    [
+        # From the first sentence 1, 0, -2, 4, from the second 1 and thrice 0.
+        ("min", [[0.25, 0.25, 0.75, 0.75, 0], [-0.75, 0, 0, 0, 0], [-2.75, -0.25, 0, 0, 0], [3.25, 3.25, 3.25, -0.25, 0]]),
+        # The first sentence 3, 0, -2, 4.
+        ("own", [[1.75, 1.75, 0.75, 0.75, 0], [-1.25, 0, 0, 0, 0], [-3.25, -0.25, 0, 0, 0], [2.75, 2.75, 2.75, -0.25, 0]]),
+    ],
+)
+def test_what_is_to_go_is_compared(scored: ScoredTokens, to_go: ToGo, want: list[list[float]]) -> None:
+    mask = torch.tensor([[1] * 5, [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1] * 4 + [0]])
+    scored = replace(scored, sentence_reward=torch.tensor([9.0, 3.0, 1.0, 9.0, 9.0, -2.0, 9.0, 4.0]))
+    got = group_advantages(scored, torch.zeros(4, dtype=torch.int64), kind="sentence", scale=False, to_go=to_go, mask=mask)
+    torch.testing.assert_close(got, torch.tensor(want))
+
+
+@pytest.mark.parametrize("kind", ["weighted", "sentence"])
+def test_one_more_good_sentence_is_worth_writing(kind: Literal["weighted", "sentence"]) -> None:
+    """All sentences are alike, and earn 1. Whoever writes more of them is ahead from the first token on, and ending early is behind."""
+    counts = torch.tensor([1, 2, 4])
+    scored = ScoredTokens(
+        reward=counts.float(),
+        sentence_reward=torch.ones(10),
+        weight=torch.ones(10),
+        ends=torch.tensor([-1, 0, -1, 0, 1, -1, 0, 1, 2, 3]),
+        cu_boundaries=torch.tensor([0, 2, 5, 10]),
+        lengths=counts,
+        width=5,
+    )
+    mask = torch.arange(5) <= counts[:, None]
+    got = group_advantages(scored, torch.zeros(3, dtype=torch.int64), kind=kind, mask=mask)
+    assert got[0, 0] < got[1, 0] < 0 < got[2, 0]
+    # The end token of the shortest is worst, that of the longest has nobody to envy.
+    assert got[0, 1] < got[1, 2] < got[2, 4] == 0
+
+
+def test_the_baseline_is_the_same_whatever_the_order(scored: ScoredTokens) -> None:
+    """Groups need not lie side by side."""
+    order = torch.tensor([2, 0, 3, 1])
+    pieces = [torch.arange(int(scored.cu_boundaries[i]), int(scored.cu_boundaries[i + 1])) for i in order.tolist()]
+    rows = torch.cat(pieces)
+    mixed = replace(
+        scored,
+        reward=scored.reward[order],
+        sentence_reward=scored.sentence_reward[rows],
+        weight=scored.weight[rows],
+        ends=scored.ends[rows],
+        cu_boundaries=torch.tensor([0, *(len(piece) for piece in pieces)]).cumsum(0),
+        lengths=scored.lengths[order],
+    )
+    group = torch.tensor([5, 2, 5, 2])
+    torch.testing.assert_close(group_advantages(mixed, group[order]), group_advantages(scored, group)[order])
 
 
 @pytest.mark.parametrize("scale", [True, False])
@@ -102,8 +151,10 @@ def test_an_answer_without_text_feels_its_reward(kind: Literal["weighted", "sent
     )
     mask = torch.tensor([[1, 0, 0]] * 3 + [[1, 1, 1]])
     got = group_advantages(scored, torch.zeros(4, dtype=torch.int64), kind=kind, mask=mask)
-    torch.testing.assert_close(got, torch.tensor([[-0.5, 0, 0]] * 3 + [[1.5] * 3]))
-    torch.testing.assert_close(got, group_advantages(scored, torch.zeros(4, dtype=torch.int64), level="response", mask=mask))
+    # Behind its one sentence nobody has more to go.
+    torch.testing.assert_close(got, torch.tensor([[-0.5, 0, 0]] * 3 + [[1.5, 1.5, 0]]))
+    response = group_advantages(scored, torch.zeros(4, dtype=torch.int64), level="response", mask=mask)
+    torch.testing.assert_close(got[:, :2], response[:, :2])
     # Ending at once is better than a sentence that lowers the reward.
     worse = replace(scored, reward=torch.tensor([-3.0, -3.0, -3.0, -8.0]), sentence_reward=torch.tensor([-3.0, -3.0, -3.0, -3.0, -5.0]))
     torch.testing.assert_close(group_advantages(worse, torch.zeros(4, dtype=torch.int64), kind=kind, mask=mask), -got)
@@ -131,8 +182,9 @@ def test_response_level(scored: ScoredTokens) -> None:
 
 def test_equal_rewards_have_no_advantage(scored: ScoredTokens) -> None:
     flat = replace(scored, sentence_reward=torch.full((8,), 0.1), reward=torch.full((4,), 0.1))
-    for level in ("sentence", "response"):
-        assert group_advantages(flat, torch.tensor([0, 1, 0, 0]), level=level).abs().max() == 0
+    # At sentence level those of one sentence each; one with two has more.
+    for level, group in (("sentence", [0, 1, 2, 2]), ("response", [0, 1, 0, 0])):
+        assert group_advantages(flat, torch.tensor(group), level=level).abs().max() == 0
 
 
 def test_errors(scored: ScoredTokens) -> None:

@@ -31,6 +31,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
         ({"lam": 0.5}, "--lam is a setting of --algorithm ppo, got reinforce"),
         ({"algorithm": "grpo", "vf_coef": 0.5}, "--vf_coef is a setting of --algorithm ppo, got grpo"),
         ({"algorithm": "grpo", "gamma": 0.5}, "--gamma is a setting of --algorithm reinforce or ppo, got grpo"),
+        ({"algorithm": "grpo", "kl_estimator": "k1"}, "--kl_estimator k1 in the loss of --algorithm grpo has a gradient of mean 0"),
         ({"algorithm": "grpo", "whitening": "full"}, "--whitening is a setting of --algorithm reinforce or ppo, got grpo"),
         ({"algorithm": "grpo", "num_generations": 1}, "--num_generations must be at least 2 with --algorithm grpo, got 1"),
         ({"reward": "response", "sentence_reward": "sentence"}, "--sentence_reward sentence is a setting of --reward sentence"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -62,15 +63,39 @@ def test_a_value_gains_nothing_from_moving_past_the_clip() -> None:
     assert value.grad[0].tolist() == pytest.approx([-0.9, 0.0, 0.0])
 
 
-def test_the_penalty_of_grpo_pulls_towards_the_reference() -> None:
+@pytest.mark.parametrize(
+    ("estimator", "value", "gradient"),
+    [
+        ("k2", 0.5 * 1 + 0.5 * 4, [-1.0, 2.0, 0.0]),
+        ("k3", (math.exp(1) - 1 - 1) + (math.exp(-2) + 2 - 1), [1 - math.exp(1), 1 - math.exp(-2), 0.0]),
+    ],
+)
+def test_the_penalty_of_grpo_pulls_towards_the_reference(estimator: Any, value: float, gradient: list[float]) -> None:
     reference = torch.tensor([[-1.0, -3.0, math.nan]])
     logprobs = torch.tensor([[-2.0, -1.0, -math.inf]], requires_grad=True)
-    penalty = reference_kl(logprobs, reference, torch.tensor([[True, True, False]]))
-    assert penalty.item() == pytest.approx((math.exp(1) - 1 - 1) + (math.exp(-2) + 2 - 1))
+    penalty = reference_kl(logprobs, reference, torch.tensor([[True, True, False]]), estimator)
+    assert penalty.item() == pytest.approx(value)
     penalty.backward()
     assert logprobs.grad is not None
     # Below the reference it falls when the policy rises, above it the other way.
-    assert logprobs.grad[0].tolist() == pytest.approx([1 - math.exp(1), 1 - math.exp(-2), 0.0])
+    assert logprobs.grad[0].tolist() == pytest.approx(gradient)
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_whose_kl_the_penalty_lowers(estimator: Any) -> None:
+    """Over all tokens, each as often as the policy says it: k2 has the gradient of KL(policy, reference), k3 of KL(reference, policy)."""
+    logits = torch.tensor([2.0, 0.0, -1.0], requires_grad=True)
+    reference = torch.tensor([0.5, 1.0, 0.0]).log_softmax(-1)
+    logprobs = logits.log_softmax(-1)
+    share = logprobs.exp().detach()
+    parts = [
+        reference_kl(logprobs[i : i + 1, None], reference[i : i + 1, None], torch.ones(1, 1, dtype=torch.bool), estimator) for i in range(3)
+    ]
+    (got,) = torch.autograd.grad(sum(share[i] * part for i, part in enumerate(parts)), logits, retain_graph=True)  # type: ignore[type-var]
+    policy_first = (logprobs.exp() * (logprobs - reference)).sum()
+    reference_first = (reference.exp() * (reference - logprobs)).sum()
+    (wanted,) = torch.autograd.grad(policy_first if estimator == "k2" else reference_first, logits)
+    torch.testing.assert_close(got, wanted)
 
 
 def test_padding_may_hold_anything() -> None:
@@ -83,9 +108,10 @@ def test_padding_may_hold_anything() -> None:
             clipped_policy_loss(x, data, data, MASK, cliprange=0.2)[0],
             clipped_value_loss(x, data, data + 1, MASK, cliprange=0.2),
             reference_kl(x, data, MASK),
+            reference_kl(x, data, MASK, "k3"),
         ]
 
-    for which in range(4):
+    for which in range(5):
         runs = []
         for data in (clean, poisoned):
             x = (data + 0.1).requires_grad_()
