@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ import torch
 
 __all__ = ["UNFINISHED", "describe", "parser", "read_as_here", "say", "settings", "write"]
 
+# A list of numbers or words, over several lines as json writes it.
+_FLAT_LIST = re.compile(r"\[\n\s+([^\[\]{}]+?)\n\s+\]")
 # Exit code of a script whose time was over before it was done, and that goes on with `--resume` (EX_TEMPFAIL).
 UNFINISHED = 75
 
@@ -48,11 +51,12 @@ def parser(documentation: str | None, **options: Any) -> argparse.ArgumentParser
 
 
 def write(path: Path | None, result: Mapping[str, Any]) -> None:
-    """Write `result` as JSON, whole or not at all; nothing where no `path` was given."""
+    """Write `result` as JSON, whole or not at all, a flat list on one line; nothing where no `path` was given."""
     if path is not None:
+        text = _FLAT_LIST.sub(lambda found: "[" + re.sub(r"\n *", " ", found[1]) + "]", json.dumps(result, indent=2))
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
-        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        part.write_text(text + "\n", encoding="utf-8")
         part.replace(path)
 
 

@@ -21,7 +21,7 @@ exec python -m openrlhf.cli.train_ppo_ray \
     --train.batch_size 128 \
     --algo.advantage.estimator reinforce_baseline \
     --algo.kl.use_loss \
-    --algo.kl.estimator k3 \
+    --algo.kl.estimator k2 \
     --algo.kl.init_coef 1e-3 \
     --actor.adam.lr 5e-7 \
     --actor.num_gpus_per_node 8 \

@@ -44,7 +44,7 @@ exec python train.py "${MODEL_ARGS[@]}" "${REWARD[@]}" \
     --advantage-estimator grpo \
     --use-kl-loss \
     --kl-loss-coef 0.001 \
-    --kl-loss-type low_var_kl \
+    --kl-loss-type k2 \
     --lr 1e-6 \
     --lr-decay-style constant \
     --use-dynamic-batch-size \

@@ -96,13 +96,13 @@ class SentenceRewardFunction:
 class SentenceGRPOTrainer(GRPOTrainer):
     """`GRPOTrainer` whose advantages differ from sentence to sentence.
 
-    The only reward function must be a `SentenceRewardFunction`. The rewards of all sentences of a group are normalised together, and a
-    token's advantage is what its sentence has `to_go` (`srm.rl.group_advantages`). `scale_rewards="none"` in the arguments
-    leaves out the division by the deviation.
+    The only reward function must be a `SentenceRewardFunction`. What a completion has `to_go` from its i-th sentence is compared with what
+    the others of its group have from theirs (`srm.rl.group_advantages`). `scale_rewards="none"` in the arguments leaves out the division by
+    the deviation.
 
     Args:
         sentence_reward: what a sentence earns, `weighted` (`w_i * r_i`) or `sentence` (`r_i`).
-        to_go: a token gets the `sum` or the `min` over its own sentence and the later ones, or its `own` sentence's advantage alone.
+        to_go: the `sum` or the `min` over a token's own sentence and the later ones, or its `own` sentence's reward alone.
         *args, **kwargs: go to `GRPOTrainer`.
 
     Raises:

@@ -143,7 +143,7 @@ def _by_index(scored: ScoredTokens, kind: RewardKind, to_go: ToGo, owner: Tensor
     row, first = scored.response_index, scored.cu_boundaries[:-1]
     counts = scored.cu_boundaries.diff()
     is_empty = counts == 1
-    shape = (counts.numel(), int(counts.max()) + 1 if counts.numel() else 1)
+    shape = (counts.numel(), 1 + (int(counts.max()) if counts.numel() else 1))
     going, is_compared = scored.reward.new_zeros(shape, dtype=torch.float32), scored.is_sentence.new_zeros(shape)
     place = torch.arange(row.numel(), device=row.device) - first[row]
     going[row, place] = torch.where(scored.is_sentence, rewards_to_go(sentence_rewards(scored, kind), scored, to_go), 0)

@@ -20,6 +20,7 @@ if sys.version_info < (3, 12):
     typing.TypedDict = typing_extensions.TypedDict
 
 from skyrl.backends.skyrl_train.training_batch import TrainingInputBatch
+from skyrl.backends.skyrl_train.utils.ppo_utils import compute_approx_kl
 from skyrl.train.config import SkyRLTrainConfig
 from skyrl.train.dataset import PromptDataset
 from skyrl.train.dataset.preprocess import convert_prompts_responses_to_batch_tensors
@@ -29,6 +30,7 @@ from skyrl.train.utils import validate_cfg
 
 from srm import SentenceRewardModel, UserError
 from srm.rl import group_advantages, token_level_rewards
+from srm.rl.losses import reference_kl
 from srm.scoring.token_ids import ScoredTokens
 from tests.example_scripts import load
 from tests.servers import in_thread
@@ -153,6 +155,13 @@ def test_its_advantages_keep_the_sentences(model: SentenceRewardModel, url: str,
     trainer.cfg.trainer.algorithm.advantage_estimator = "gae"
     data["values"] = 0.1 * torch.randn(rewards.shape, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(trainer.compute_advantages_and_returns(data)["returns"][inside], rewards[inside])
+
+
+def test_its_price_of_kl_is_what_the_docs_say() -> None:
+    """docs/rl.md sends people to SkyRL's k2 for the penalty in the loss."""
+    logprobs, reference = -torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    ours = reference_kl(logprobs, reference, torch.ones(3, 5, dtype=torch.bool), "k2")
+    torch.testing.assert_close(compute_approx_kl(logprobs, reference, kl_estimator_type="k2").sum(), ours)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from verl import DataProto
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
 from verl.experimental.reward_loop import RewardLoopManager
 from verl.trainer import main_ppo
-from verl.trainer.ppo.core_algos import FixedKLController
+from verl.trainer.ppo.core_algos import FixedKLController, kl_penalty
 from verl.trainer.ppo.ray_trainer import apply_kl_penalty, compute_advantage
 from verl.trainer.ppo.reward import load_reward_manager
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
@@ -29,6 +29,7 @@ from verl.utils.dataset import RLHFDataset
 
 from srm import SentenceRewardModel, UserError
 from srm.rl import ToGo, group_advantages, token_level_rewards
+from srm.rl.losses import reference_kl
 from tests.example_scripts import arguments_of, load
 
 PROMPTS = ["Why is bread salty?", "Where does the cat sit?"] * 2
@@ -175,6 +176,14 @@ def test_the_estimator_compares_sentences(model: SentenceRewardModel, folder: Pa
     config.use_kl_in_reward = True
     with pytest.raises(UserError, match=r"adv_estimator=srm needs algorithm\.use_kl_in_reward=False"):
         srm.integrations.verl.sentence_group_advantages(dense := token_level_rewards(scored), dense, data.non_tensor_batch["uid"], config)
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_its_price_of_kl_is_what_the_docs_say(estimator: Literal["k2", "k3"]) -> None:
+    """docs/rl.md sends people to verl's k2 for the penalty in the loss."""
+    logprobs, reference = -torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    ours = reference_kl(logprobs, reference, torch.ones(3, 5, dtype=torch.bool), estimator)
+    torch.testing.assert_close(kl_penalty(logprobs, reference, estimator).sum(), ours)
 
 
 @pytest.mark.parametrize(

@@ -195,3 +195,38 @@ def test_errors(scored: ScoredTokens) -> None:
         group_advantages(scored, group, level="token")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pays no sentence"):
         group_advantages(scored, group, kind="response")
+
+
+@pytest.mark.parametrize(("kind", "first"), [("weighted", [1.25, 0.5, -1.5]), ("sentence", [0.0, 1.0, -2.0])])
+def test_a_response_without_text_is_paid_what_it_has_above_the_prompts_part(
+    kind: Literal["weighted", "sentence"], first: list[float]
+) -> None:
+    """The prompt's part is 2 for the first, and 1 and 0.5, or 2 each without weights, for the others."""
+    scored = ScoredTokens(
+        reward=torch.tensor([2.0, 1.5, -1.0]),
+        sentence_reward=torch.tensor([2.0, 2.0, 1.0, 2.0, -2.0]),
+        weight=torch.tensor([1.0, 0.5, 0.5, 0.25, 0.75]),
+        ends=torch.tensor([-1, -1, 0, -1, 0]),
+        cu_boundaries=torch.tensor([0, 1, 3, 5]),
+        lengths=torch.tensor([0, 1, 1]),
+        width=1,
+    )
+    got = group_advantages(scored, torch.zeros(3, dtype=torch.int64), kind=kind, scale=False, mask=torch.ones(3, 1))
+    torch.testing.assert_close(got[:, 0], torch.tensor(first) - sum(first) / 3)
+
+
+def test_no_responses_have_no_advantages(scored: ScoredTokens) -> None:
+    nothing = replace(
+        scored,
+        **{name: getattr(scored, name)[:0] for name in ("reward", "sentence_reward", "weight", "ends", "lengths")},
+        cu_boundaries=torch.zeros(1, dtype=torch.int64),
+    )
+    for level in ("sentence", "response"):
+        assert group_advantages(nothing, torch.zeros(0, dtype=torch.int64), level=level).shape == (0, 5)
+
+
+def test_token_rewards_of_half_precision_are_summed_in_full(scored: ScoredTokens) -> None:
+    reward = torch.tensor([[256.0, 1.0], [0.0, 0.0]], dtype=torch.bfloat16)
+    got = token_group_advantages(reward, torch.ones(2, 2), torch.tensor([0, 0]), scale=False)
+    # 257 is no bf16 number.
+    assert got.tolist() == [[128.5, 0.5], [-128.5, -128.5]]
