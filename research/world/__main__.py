@@ -45,8 +45,8 @@ REWARD_MODEL = {
     "lr_scheduler_type": "cosine",
 }
 RATES = {"small": (3e-4, 1e-3, 2e-3), "large": (1e-4, 3e-4, 1e-3)}
-# Four updates a step are too many for a rate that suits one. Not tuned.
-PPO_RATE = 3e-4
+# Four updates a step are too many for a rate that suits one.
+PPO_RATES = (1e-4, 3e-4, 1e-3)
 TUNING_SEEDS = (1000, 1001)
 ORACLES = ("oracle_sentence", "oracle_response")
 LEARNED = ("model_sentence", "model_response")
@@ -73,8 +73,8 @@ GRID: tuple[Row, ...] = (
     ("reinforce", ("differences", "paper"), ({},), KL_COEF, 10),
     ("reinforce", LEARNED, ({},), 0.0, 5),
     ("reinforce", ORACLES, ({},), KL_COEF, 5),
-    ("ppo", ORACLES, ({},), 0.0, 5),
-    ("ppo", LEARNED, ({},), KL_COEF, 5),
+    ("ppo", ORACLES, ({},), 0.0, 10),
+    ("ppo", PAID, ({},), KL_COEF, 10),
     *(("reinforce", ("oracle_sentence",), (option,), 0.0, 5) for option in OPTIONS),
     *(("reinforce", ("model_sentence",), (option,), KL_COEF, 5) for option in OPTIONS),
     ("grpo", ("oracle_sentence",), ({"to_go": "min"}, {"to_go": "own"}), 0.0, 5),
@@ -94,7 +94,7 @@ SHOWN = {
     "reinforce-model_sentence": "sentence model, KL free",
     "grpo-oracle_sentence-baseline_steps": "oracle, per sentence, steps normalised",
 }
-_FORMS = (("reinforce", PRICED), ("grpo", GRPO_PRICED))
+_FORMS = (("reinforce", PRICED), ("grpo", GRPO_PRICED), ("ppo", PRICED))
 COMPARED = (
     *((f"{form}-oracle_sentence", f"{form}-oracle_response") for form in ("reinforce", "grpo", "ppo")),
     *(
@@ -119,7 +119,6 @@ COMPARED = (
     (f"reinforce-oracle_sentence-{PRICED}", f"reinforce-oracle_response-{PRICED}"),
     *((f"reinforce-{source}-{PRICED}", f"reinforce-{source}-kl_0.1") for source in LEARNED),
     (f"reinforce-model_sentence_r-{PRICED}", f"reinforce-model_sentence-{PRICED}"),
-    (f"ppo-model_sentence-{PRICED}", f"ppo-model_response-{PRICED}"),
     *((f"grpo-oracle_sentence-to_go_{value}", "grpo-oracle_sentence") for value in ("min", "own")),
     *(
         (f"reinforce-{source}-{name}_{value}{price}", f"reinforce-{source}{price}")
@@ -157,12 +156,16 @@ class Study:
             environment.write(self.work / "start" / "loss.json", {"loss": loss})
         self.start = LlamaForCausalLM.from_pretrained(self.work / "start").eval()
 
-    def rates(self) -> dict[str, float]:
-        """For each level the learning rate with the best mean score on the tuning seeds, by REINFORCE on the oracle's rewards."""
-        return {SOURCES[source].level: max(self.learning_rates, key=lambda rate: self._tuned(source, rate)) for source in ORACLES}
+    def rates(self, algorithm: Algorithm) -> dict[str, float]:
+        """For each level the learning rate with the best mean score on the tuning seeds, on the oracle's rewards.
 
-    def _tuned(self, source: str, rate: float) -> float:
-        return statistics.fmean(map(mean_score, self.runs(Cell(source, "reinforce", rate), TUNING_SEEDS)))
+        grpo differs from reinforce in its baseline alone, and takes its learning rates.
+        """
+        tuned, rates = ("ppo", PPO_RATES) if algorithm == "ppo" else ("reinforce", self.learning_rates)
+        return {SOURCES[source].level: max(rates, key=lambda rate: self._tuned(Cell(source, tuned, rate))) for source in ORACLES}
+
+    def _tuned(self, cell: Cell) -> float:
+        return statistics.fmean(map(mean_score, self.runs(cell, TUNING_SEEDS)))
 
     def tuning(self) -> dict[str, dict[str, float]]:
         """What `rates` chose from, as far as it has run."""
@@ -176,8 +179,7 @@ class Study:
     def go(self) -> None:
         """All runs of `GRID`; raises TimeoutError where the time is over."""
         for algorithm, sources, options, price, count in self.grid:
-            # grpo differs from reinforce in its baseline alone, and takes its learning rates.
-            rates = {"sentence": PPO_RATE, "response": PPO_RATE} if algorithm == "ppo" else self.rates()
+            rates = self.rates(algorithm)
             for source in sources:
                 for option in options:
                     cell = Cell(source, algorithm, rates[SOURCES[source].level], option, price)

@@ -82,7 +82,7 @@ class RLConfig:
         "Of each step's rewards, before the KL penalty. scale: variance 1; full: mean 0 too; position: both for the sentence's position.",
     )
     normalize_advantages: bool = _setting(True, "Scale the advantages of each step to mean 0 and variance 1 over its tokens.")
-    kl_coef: float = _setting(0.05, "Price of one nat of KL from the reference: in the reward, or in the loss of grpo.")
+    kl_coef: float = _setting(0.1, "Price of one nat of KL from the reference: in the reward, or in the loss of grpo.")
     kl_estimator: Literal["k1", "k2", "k3"] | None = _setting(
         None, "Estimator of the KL: if not set, k1 in the reward and k2 in the loss of grpo, whose paper has k3."
     )

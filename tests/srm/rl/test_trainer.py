@@ -73,9 +73,9 @@ def test_the_policy_has_a_card_whose_lines_run(
     [
         (
             {"to_go": "min", "whitening": "position"},
-            ["| credit | min to go, on the last token, whitening position |", "| price of KL | 0.05, k1 in the reward |"],
+            ["| credit | min to go, on the last token, whitening position |", "| price of KL | 0.1, k1 in the reward |"],
         ),
-        ({"algorithm": "grpo", "to_go": "own"}, ["| credit | own to go |", "| price of KL | 0.05, k2 in the loss |"]),
+        ({"algorithm": "grpo", "to_go": "own"}, ["| credit | own to go |", "| price of KL | 0.1, k2 in the loss |"]),
         ({"reward": "response"}, ["| reward | response |"]),
     ],
 )
