@@ -105,7 +105,8 @@ def sentence_group_advantages(
         UserError: `trainer.algorithm.use_kl_in_reward`, which pays every token, so that sentences cannot be told from tokens.
     """
     if config is not None and config.use_kl_in_reward:
-        raise UserError("advantage_estimator=srm needs trainer.algorithm.use_kl_in_reward=false. Use use_kl_loss=true for the penalty.")
+        name = "srm" if to_go == "sum" else f"srm_{to_go}"
+        raise UserError(f"advantage_estimator={name} needs trainer.algorithm.use_kl_in_reward=false. Use use_kl_loss=true for the penalty.")
     group = torch.from_numpy(np.unique(index, return_inverse=True)[1])
     advantages = token_group_advantages(token_level_rewards, response_mask, group, scale=grpo_norm_by_std, to_go=to_go)
     return advantages, advantages

@@ -173,7 +173,10 @@ def sentence_group_advantages(
     """
     settings = config or {}
     if settings.get("use_kl_in_reward", False):
-        raise UserError("algorithm.adv_estimator=srm needs algorithm.use_kl_in_reward=False. Use actor.use_kl_loss=True for the penalty.")
+        name = "srm" if to_go == "sum" else f"srm_{to_go}"
+        raise UserError(
+            f"algorithm.adv_estimator={name} needs algorithm.use_kl_in_reward=False. Use actor.use_kl_loss=True for the penalty."
+        )
     group = torch.from_numpy(np.unique(index, return_inverse=True)[1])
     scale = settings.get("norm_adv_by_std_in_grpo", True)
     advantages = token_group_advantages(token_level_rewards, response_mask, group, scale=scale, to_go=to_go)

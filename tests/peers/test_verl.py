@@ -162,7 +162,8 @@ def test_dense_rewards_reach_the_advantages(model: SentenceRewardModel, folder: 
 
 @pytest.mark.parametrize(("name", "to_go"), [("srm", "sum"), ("srm_min", "min"), ("srm_own", "own")])
 def test_the_estimator_compares_sentences(model: SentenceRewardModel, folder: Path, name: str, to_go: ToGo) -> None:
-    import srm.integrations.verl  # registers it, as the reward manager's path does in verl's own processes
+    # Registers it, as the reward manager's path does in verl's own processes.
+    import srm.integrations.verl  # noqa: F401
 
     data = rollouts(model)
     scored = expected_tokens(model, data)
@@ -174,8 +175,8 @@ def test_the_estimator_compares_sentences(model: SentenceRewardModel, folder: Pa
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
     assert got[3].unique().numel() > 2
     config.use_kl_in_reward = True
-    with pytest.raises(UserError, match=r"adv_estimator=srm needs algorithm\.use_kl_in_reward=False"):
-        srm.integrations.verl.sentence_group_advantages(dense := token_level_rewards(scored), dense, data.non_tensor_batch["uid"], config)
+    with pytest.raises(UserError, match=rf"adv_estimator={name} needs algorithm\.use_kl_in_reward=False"):
+        compute_advantage(data, config.adv_estimator, config=config)
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
