@@ -156,19 +156,19 @@ class Study:
             environment.write(self.work / "start" / "loss.json", {"loss": loss})
         self.start = LlamaForCausalLM.from_pretrained(self.work / "start").eval()
 
-    def rates(self, algorithm: Algorithm) -> dict[str, float]:
-        """For each level the learning rate with the best mean score on the tuning seeds, on the oracle's rewards.
+    def rate(self, algorithm: Algorithm) -> float:
+        """The learning rate with the best mean score on the tuning seeds, over both of the oracle's rewards.
 
-        grpo differs from reinforce in its baseline alone, and takes its learning rates.
+        One for both, so that nothing but the rewards differs. grpo differs from reinforce in its baseline alone, and takes its rate.
         """
         tuned, rates = ("ppo", PPO_RATES) if algorithm == "ppo" else ("reinforce", self.learning_rates)
-        return {SOURCES[source].level: max(rates, key=lambda rate: self._tuned(Cell(source, tuned, rate))) for source in ORACLES}
+        return max(rates, key=lambda rate: self._tuned([Cell(source, tuned, rate) for source in ORACLES]))
 
-    def _tuned(self, cell: Cell) -> float:
-        return statistics.fmean(map(mean_score, self.runs(cell, TUNING_SEEDS)))
+    def _tuned(self, cells: Sequence[Cell]) -> float:
+        return statistics.fmean(mean_score(run) for cell in cells for run in self.runs(cell, TUNING_SEEDS))
 
     def tuning(self) -> dict[str, dict[str, float]]:
-        """What `rates` chose from, as far as it has run."""
+        """What `rate` chose from, as far as it has run."""
         found: dict[str, dict[str, list[float]]] = {}
         for file in sorted((self.work / "runs").glob("*.json")):
             record = json.loads(file.read_text())
@@ -179,10 +179,10 @@ class Study:
     def go(self) -> None:
         """All runs of `GRID`; raises TimeoutError where the time is over."""
         for algorithm, sources, options, price, count in self.grid:
-            rates = self.rates(algorithm)
+            rate = self.rate(algorithm)
             for source in sources:
                 for option in options:
-                    cell = Cell(source, algorithm, rates[SOURCES[source].level], option, price)
+                    cell = Cell(source, algorithm, rate, option, price)
                     found = self.runs(cell, range(min(count, self.seeds)))
                     self.found += [record for record in found if record not in self.found]
 
