@@ -11,7 +11,9 @@ import pytest
 
 from bench.tiny import save_backbone
 from research import demo, packed_attention, real_pairs, score_start
+from research.claim import rivals
 from research.commands import run_command
+from srm import SentenceRewardModel
 from srm.data import read_responses
 from srm.data.synthetic import generate_pairs
 from srm.scoring.lines import score_line
@@ -94,3 +96,28 @@ def test_a_score_is_compared_with_the_values_that_start_at_it(tiny_tokenizer_dir
         # It reads its score at another token.
         assert measured["mean difference of the last value to the classifier's score"] > 0.01
         assert 0 <= measured["credit"]["auc"] <= 1
+
+
+def test_rivals_are_judged_on_marked_errors(tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    SentenceRewardModel.from_backbone(tiny_backbone_dir, granularity="response").save_pretrained(tmp_path / "response")
+    texts = {"It needs salt. You fool. Ask.": 15, "On the mat. You fool. It is warm.": 12}
+    spans = tmp_path / "spans.jsonl"
+    spans.write_text(
+        "".join(
+            json.dumps({"prompt": "Why?", "response": text, "errors": [{"type": "rude", "start": at, "end": at + 9}]}) + "\n"
+            for text, at in texts.items()
+        )
+    )
+
+    def call(folder: str) -> None:
+        command = ["rivals", "--models", str(tmp_path / folder), "--suite", str(spans), "--output_dir", str(tmp_path / "out" / folder)]
+        monkeypatch.setattr("sys.argv", [*command, "--json", str(tmp_path / "rivals.json")])
+        rivals.main()
+
+    call("response")
+    found = json.loads((tmp_path / "rivals.json").read_text())
+    assert found["rows"] == 2
+    (judged,) = [of for name, of in found["models"].items() if name.startswith("leave_one_out:")]
+    assert judged["num_responses"] == 2
+    with pytest.raises(SystemExit):
+        call("nothing")
