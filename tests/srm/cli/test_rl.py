@@ -79,7 +79,7 @@ def test_resume_goes_on_and_says_what_has_changed(flags: Flags, tmp_path: Path, 
     assert main(flags("--resume_from_checkpoint", "true", kl_coef=0.2)) == 0
     out = capsys.readouterr().out
     assert "resuming from" in out
-    assert "not as when this run began: kl_coef was 0.05, is 0.2" in out
+    assert "not as when this run began: kl_coef was 0.1, is 0.2" in out
     assert "max_steps was" not in out
     log = (tmp_path / "out" / "log.jsonl").read_text()
     assert log.startswith(first)
