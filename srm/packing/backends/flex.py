@@ -5,6 +5,7 @@ Shape letters: `H` query heads, `G` key and value heads, `T` tokens, `E` head wi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -122,9 +123,12 @@ def _mask(plan: AttentionPlan, window: int | None, device: torch.device) -> Bloc
             return related & (distance >= 0) & (distance < reach)
 
         # Compiled, it never holds the matrix of all tokens by all tokens.
-        plan.cache[name] = create_block_mask(
-            visible, None, None, plan.num_tokens, plan.num_tokens, device=device, _compile=device.type == "cuda"
-        )
+        with warnings.catch_warnings():
+            # torch 2.11 wants `torch.compile(create_block_mask)` in its place, and still takes it.
+            warnings.filterwarnings("ignore", message="_compile flag on create_block_mask")
+            plan.cache[name] = create_block_mask(
+                visible, None, None, plan.num_tokens, plan.num_tokens, device=device, _compile=device.type == "cuda"
+            )
     return plan.cache[name]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from srm.packing.backends import cpu_backward
@@ -19,6 +20,8 @@ from srm.packing.plan import QUERY_BLOCK, AttentionPlan
 __all__ = ["NAME", "REASON", "attend", "refuse"]
 
 NAME = "sdpa"
+# Without cuDNN, which torch prefers on an H200: there siblings with masks ended in a misaligned address (torch 2.11).
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 REASON = "one scaled_dot_product_attention call per segment"
 
 
@@ -69,13 +72,15 @@ def attend(
     """
     assert softcap is None
     assert sinks is None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.is_cuda:
         # With shared key heads and a mask, or in fp32, torch 2.11 takes a kernel there that writes the whole matrix of scores.
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
-    elif query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with sdpa_kernel(_KERNELS):
+            return _attend(query, key, value, plan, scale=scale, dropout=dropout, window=window)
+    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         # As autocast would for every segment, and a parent's keys are cast once.
         query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if cpu_backward.is_worth_it(query, key, value, dropout):
         return _CpuAttention.apply(query, key, value, plan, scale, window)
     return _attend(query, key, value, plan, scale=scale, dropout=dropout, window=window)

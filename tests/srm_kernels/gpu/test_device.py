@@ -229,7 +229,8 @@ def test_the_head_on_tensor_cores_is_as_exact_as_fp32():
         norm = torch.linalg.vector_norm(wanted)
         error, usual = (torch.linalg.vector_norm(x.double() - wanted) / norm for x in (ours, theirs))
         rounding = 2**-8 if i == 4 else 0  # Of the gradient of `hidden`, to bf16.
-        assert error < max(4 * usual, 1e-6) + rounding, i
+        # A tensor core takes 16 products a step and cuts its sum off where fp32 rounds, so errors add up with the steps.
+        assert error < max(4 * usual, width / 16 * 2**-24) + rounding, (i, float(error), float(usual))
 
 
 def test_a_second_device_is_chosen_by_the_tensors():
