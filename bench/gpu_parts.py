@@ -111,7 +111,7 @@ def _throughput(setup: Setup, name: str, seconds: float, model: str, *more: str,
         model = "random-tiny"
         tiny = "--device cpu --pairs 24 --max_length 64 --batch_size 4 --rounds 2 --lengths 512,1024 --tokens_per_batch 512 --check 2"
         more = (*more, *tiny.split(), "--group", "4x8x24")
-    return Part(name=name, command=(*before, *command, "--model", model, *more), seconds=seconds)
+    return Part(name=name, command=(*before, *command, "--model", model, *more), seconds=seconds, least=0.8 * min(seconds, 30))
 
 
 def _claim(setup: Setup, has: HasPackage) -> Part:

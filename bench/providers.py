@@ -138,11 +138,12 @@ class Models:
     def pad_token_id(self) -> int:
         return self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
 
-    def reference(self, rows: Rows) -> Tensor:
-        """Rewards of each response by the peer in fp32, one by one."""
-        model = self.peer(torch.float32)
+    def reference(self, rows: Rows, dtype: torch.dtype = torch.float32) -> Tensor:
+        """fp32, the rewards of each response by the peer in `dtype`, one by one."""
+        model = self.peer(dtype)
         with torch.no_grad():
-            return torch.cat([model(input_ids=ids.to(self.device)[None], use_cache=False).logits[:, 0] for ids in _sequences(rows)]).cpu()
+            rewards = [model(input_ids=ids.to(self.device)[None], use_cache=False).logits[:, 0] for ids in _sequences(rows)]
+        return torch.cat(rewards).float().cpu()
 
 
 def ours(models: Models, rows: Rows, *, provider: str, budget: int) -> Contender:
