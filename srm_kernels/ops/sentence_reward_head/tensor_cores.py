@@ -1,4 +1,4 @@
-"""The head on bf16 rows where kernels run: its products on tensor cores, as exact as those of fp32.
+"""The head on bf16 rows where kernels run: its products on tensor cores, without rounding weights to bf16.
 
 Shape letters: `N` boundaries, `B` responses, `D` hidden, `A` attention width, `E` = D + 1 in eights, `P` and `Q`: see `Columns`.
 
