@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, PreTrainedModel
 from workloads import real_tokens
 
 from srm.data import EncodedComparison, PairCollator
@@ -89,9 +89,10 @@ class Models:
         torch.manual_seed(0)
         if name in _SHAPES:
             config = LlamaConfig(**_SHAPES[name], num_key_value_heads=_KV_HEADS[name], max_position_embeddings=131_072, pad_token_id=2)
-            # Drawn where it will run: a billion normal numbers take one CPU core a minute and a half.
+            # Drawn where it will run: a billion normal numbers take one CPU core a minute and a half. In its dtype from the start, as
+            # `to` would round the rotary frequencies too.
             with device:
-                self.backbone: PreTrainedModel = LlamaModel(config).to(dtype)
+                self.backbone: PreTrainedModel = AutoModel.from_config(config, dtype=dtype)
             self.tokenizer = _any_tokenizer()
         else:
             path = resolve_model_name(name)

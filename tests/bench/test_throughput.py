@@ -20,6 +20,15 @@ TINY = (
 OURS = ("shared", "shared-all-rows", "packed", "none")
 
 
+def test_random_weights_in_bf16_are_those_of_the_peer(load: Any) -> None:
+    """The rotary frequencies stay fp32, as in a model that is loaded."""
+    models = load("providers").Models("random-tiny", dtype=torch.bfloat16, device=torch.device("cpu"))
+    ours, theirs = models.copy_of_backbone(), models.peer().base_model
+    assert ours.rotary_emb.inv_freq.dtype == torch.float32
+    assert torch.equal(ours.rotary_emb.inv_freq, theirs.rotary_emb.inv_freq)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
 def test_every_mode_end_to_end(load: Any, tmp_path: Path) -> None:
     pytest.importorskip("trl", reason="trl is one of the providers")
     pytest.importorskip("greenlet", reason="the trainers are greenlets")
