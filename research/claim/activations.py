@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from bench import environment
 from srm import SentenceRewardConfig, SentenceRewardModel
 from srm.packing import PromptGroup, pack, run_backbone
 from srm.scoring.batching import split_passes
@@ -56,12 +57,12 @@ def _rows(start: int, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def lower_layers(backbone: PreTrainedModel, num_trained: int) -> PreTrainedModel:
-    """A copy of `backbone` without its last `num_trained` layers and its final norm, in bf16."""
+    """A copy of `backbone` without its last `num_trained` layers and its final norm; in bf16 where the device has units for it."""
     number = len(backbone.layers) - num_trained
     lower = _like(backbone, num_hidden_layers=number)
     lower.load_state_dict({name: weight for name, weight in backbone.state_dict().items() if _layer(name) < number})
     lower.norm = nn.Identity()
-    return lower.to(device=backbone.device, dtype=DTYPE).eval()
+    return lower.to(device=backbone.device, dtype=DTYPE if environment.has_bf16_units() else torch.float32).eval()
 
 
 def _like(backbone: PreTrainedModel, **changes: Any) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, logsigmoid
+from torch.nn.functional import cross_entropy, linear, logsigmoid
 
 from bench import environment
 from research.claim.activations import Activations, upper_model, with_table
@@ -77,7 +77,7 @@ def train_policy(model: SentenceRewardModel, weight: Tensor, pairs: Texts, *, ra
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(order))
     model.train()
     for step, picked in enumerate(order):
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with _autocast(model):
             found = _logprobs(model, weight, [rows[i] for i in picked], [pairs.groups[i] for i in picked])
         ratio_P2 = torch.stack([one.sum() for one in found]).view(-1, 2) - reference_P2[picked]
         loss = -logsigmoid(BETA * (ratio_P2[:, 0] - ratio_P2[:, 1])).mean()
@@ -128,7 +128,7 @@ def _all_logprobs(model: SentenceRewardModel, weight: Tensor, groups: Sequence[P
     for parts in split_passes(rows, tokens_per_batch=4096, packing="shared"):
         # A group is never split: `cached_activations` refuses those that would be.
         texts = groups[done : done + len(parts)]
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with _autocast(model):
             found += _logprobs(model, weight, [part.group for part in parts], texts)
         done += len(parts)
     return found
@@ -149,5 +149,8 @@ def _logprobs(model: SentenceRewardModel, weight: Tensor, rows: Sequence[PromptG
 
 
 def _of_rows(hidden: Tensor, ids: Tensor, weight: Tensor) -> Tensor:
-    logits = linear(hidden, weight).float()
-    return logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
+    return -cross_entropy(linear(hidden, weight).float(), ids, reduction="none")
+
+
+def _autocast(model: SentenceRewardModel) -> torch.autocast:
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=environment.has_bf16_units())

@@ -20,11 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from bench import environment
-from research.claim import dpo
 from research.claim.activations import (
     Activations,
     cached_activations,
@@ -37,8 +35,8 @@ from research.claim.activations import (
 from research.claim.data import draw
 from research.claim.runs import Run, scores_of
 from research.claim.summary import RANKED, accuracy, summarise, table, write
-from research.claim.variants import BUDGETS, GRANULARITIES, VARIANTS
-from srm import SentenceRewardModel
+from research.claim.variants import BUDGETS, GRANULARITIES, VARIANTS, Budget
+from srm import ScoredResponse, SentenceRewardModel
 from srm.data import encode_comparisons, read_comparisons
 from srm.errors import UserError
 from srm.evaluation.score_suite import read_rewards, response_rows
@@ -74,29 +72,32 @@ DRY = dataclasses.replace(
     seeds=(0, 1),
 )
 NUM_TRAINED = 3
-# The levels, and a policy, whose runs take three times as long: one seed.
-DPO = "DPO's implicit reward"
-TRAINED = (*GRANULARITIES, DPO)
-_LATER = {"token": 1, DPO: 2}
+_LATER = {"token": 1}
 FILES = ("train", "tune", *RANKED, "spans")
 WAIT_SECONDS = 5.0
 
 
 class Study:
-    """The activations of every file, and the runs on them."""
+    """The activations of some files, and runs on them.
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.size = DRY if arguments.dry else SIZE
+    Args:
+        arguments: those of `study_parser`.
+        size: how much of each file, and which learning rates and seeds.
+        files: of `FILES`, those that the runs read.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, size: Budget, files: Sequence[str] = FILES) -> None:
+        self.size = size
         self.name: str = arguments.model_name_or_path
         self.output: Path = arguments.output_dir
         self.folder = self.output / "runs"
         self.files = draw(arguments.data, self.output / "data", self.size)
-        self.suites = {name: read_suite(str(self.files[name])) for name in ("tune", *RANKED)}
+        self.suites = {name: read_suite(str(self.files[name])) for name in ("tune", *RANKED) if name in files}
         self.spans = read_spans(str(self.files["spans"]))
         self.rows: dict[str, tuple[SuiteRow, ...]] = {name: suite.rows for name, suite in self.suites.items()}
         self.rows["spans"] = tuple(row.to_suite_row() for row in self.spans)
         with hold(self.output / "activations"):
-            for name in FILES:
+            for name in files:
                 self.activations(name)
 
     @cached_property
@@ -142,24 +143,23 @@ class Study:
 
     def missing(self) -> list[Run]:
         """What is left to do: first the primary figure. Runs come once their learning rate is known."""
-        tuning = [self.tuning_run(variant, rate) for variant in TRAINED for rate in self.size.learning_rates]
+        tuning = [self.tuning_run(variant, rate) for variant in GRANULARITIES for rate in self.size.learning_rates]
         left = [run for run in [*tuning, *self.runs()] if not self.is_done(run)]
         return sorted(left, key=lambda run: (_LATER.get(run.variant, 0), run.max_pairs is None))
 
     def runs(self) -> list[Run]:
         """Those that results come from, as far as their learning rates are known."""
-        rates = {variant: found[0] for variant in TRAINED if (found := self.tuned(variant))}
+        rates = {variant: found[0] for variant in GRANULARITIES if (found := self.tuned(variant))}
         return [
             Run(variant=variant, learning_rate=rate, seed=seed, suites=(*RANKED, "spans"))
             for seed in self.size.seeds
             for variant, rate in rates.items()
-            if variant != DPO or seed == self.size.seeds[0]
         ]
 
     def finish(self, run: Run) -> None:
         """Train, write the weights and the scores of every suite, as srm-score would; last what says that all is there."""
         home, started = self.folder / run.name, time.monotonic()
-        model, command = (self._train_policy if run.variant == DPO else self._train)(run)
+        model, command = self._train(run)
         seconds = time.monotonic() - started
         save_file({name: weight.contiguous() for name, weight in upper_weights(model).items()}, home / "upper.safetensors")
         for suite in run.suites:
@@ -189,32 +189,14 @@ class Study:
         SentenceRewardTrainer(model, config, train_dataset=rows[: run.max_pairs]).train()
         return model, shlex.join(flags)
 
-    def _train_policy(self, run: Run) -> tuple[SentenceRewardModel, str]:
-        texts, batch = self._texts("train"), 8
-        model = dpo.policy(self.whole, NUM_TRAINED, texts.activations.table)
-        dpo.train_policy(model, self._output_weight, texts.first(run.max_pairs), rate=run.learning_rate, seed=run.seed, batch=batch)
-        return model, f"dpo beta {dpo.BETA} batch {batch} learning rate {run.learning_rate:g} seed {run.seed}"
-
-    @property
-    def _output_weight(self) -> torch.Tensor:
-        if not self.whole.backbone.config.tie_word_embeddings:
-            raise ValueError(f"{self.name}: its output has weights of its own, which a backbone comes without.")
-        return self.whole.backbone.embed_tokens.weight.detach()
-
-    def _texts(self, name: str) -> dpo.Texts:
-        activations, groups, path = self.activations(name), self.groups[name], self.output / "reference" / f"{name}.pt"
-        start = dpo.policy(self.whole, NUM_TRAINED, activations.table)
-        return dpo.Texts(groups, activations, dpo.reference_logprobs(path, start, self._output_weight, groups, activations))
-
     def _lines(self, run: Run, model: SentenceRewardModel, suite: str) -> list[str]:
-        activations, groups = self.activations(suite), self.groups[suite]
-        with_table(model, activations.table)
-        if run.variant == DPO:
-            responses = dpo.scored(groups, dpo.implicit_rewards(model, self._output_weight, self._texts(suite)))
-        else:
-            scored = score_all(model, activations.rows_of(groups), tokens_per_batch=8192, packing="shared")
-            responses = [one for group, scores in zip(groups, scored, strict=True) for one in read_off_group(group, scores)]
+        responses = self._score(with_table(model, self.activations(suite).table), suite)
         return [score_line(row, response) for row, response in zip(response_rows(self.rows[suite]), responses, strict=True)]
+
+    def _score(self, model: SentenceRewardModel, suite: str) -> list[ScoredResponse]:
+        groups = self.groups[suite]
+        scored = score_all(model, self.activations(suite).rows_of(groups), tokens_per_batch=8192, packing="shared")
+        return [one for group, scores in zip(groups, scored, strict=True) for one in read_off_group(group, scores)]
 
     def trained(self, run: Run) -> SentenceRewardModel:
         """The whole reward model of a finished run: the lower layers with what it trained."""
@@ -226,13 +208,13 @@ class Study:
 
 def main() -> None:
     arguments = _arguments()
-    study = Study(arguments)
+    study = Study(arguments, DRY if arguments.dry else SIZE)
     while left := [] if arguments.report else study.missing():
-        if not any(_take(study, run) for run in left):
+        if not any(take(study, run) for run in left):
             # Others hold what is left; a run may follow from theirs.
             time.sleep(WAIT_SECONDS)
     if arguments.save_models is not None:
-        for run in [run for run in study.runs() if run.variant != DPO and study.is_done(run)]:
+        for run in [run for run in study.runs() if study.is_done(run)]:
             study.trained(run).save_pretrained(arguments.save_models / run.name)
     result = _result(study)
     title = f"last {NUM_TRAINED} layers of {study.name}: {result['device']}; bars: 95 % over prompts and seeds"
@@ -240,7 +222,7 @@ def main() -> None:
     print(table(result["rows"]))
 
 
-def _take(study: Study, run: Run) -> bool:
+def take(study: Study, run: Run) -> bool:
     """Do a run, unless it is done or another process is at it."""
     home = study.folder / run.name
     home.mkdir(parents=True, exist_ok=True)
@@ -267,20 +249,26 @@ def _result(study: Study) -> dict[str, Any]:
         "size": dataclasses.asdict(study.size),
         "rows_used": {name: len(groups) for name, groups in study.groups.items()},
         "tokens": {name: len(study.activations(name).table) for name in FILES},
-        "tuning_accuracy": {variant: found[1] for variant in TRAINED if (found := study.tuned(variant))},
+        "tuning_accuracy": {variant: found[1] for variant in GRANULARITIES if (found := study.tuned(variant))},
         "runs": [{**dataclasses.asdict(run), **records[run.name]} for run in runs],
         "rows": summarise(runs, study.folder, {name: study.suites[name] for name in RANKED}, study.spans),
     }
 
 
-def _arguments() -> argparse.Namespace:
-    parser = environment.parser(__doc__)
+def study_parser(documentation: str | None, output_dir: str) -> argparse.ArgumentParser:
+    """The flags of a `Study`."""
+    parser = environment.parser(documentation)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model_name_or_path", default="smollm2-135m", help="a decoder of the Llama form: layers, norm, embed_tokens")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/top_layers"), help="data, activations, weights and scores")
+    parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help="data, activations, weights and scores")
+    parser.add_argument("--dry", action="store_true", help="a few pairs: shows that everything runs")
+    return parser
+
+
+def _arguments() -> argparse.Namespace:
+    parser = study_parser(__doc__, "outputs/top_layers")
     parser.add_argument("--save_models", type=Path, help="folder for a whole reward model of each run, half a gigabyte each")
     parser.add_argument("--report", action="store_true", help="train nothing: report the runs that are done")
-    parser.add_argument("--dry", action="store_true", help="a few pairs: shows that everything runs")
     return parser.parse_args()
 
 

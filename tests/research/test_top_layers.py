@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from research.claim import dpo, summary, top_layers
+from research.claim import dpo, dpo_credit, summary, top_layers
 from research.claim.activations import cached_activations, lower_layers, upper_model, whole_model
 from research.claim.summary import over_seeds
 from srm import SentenceRewardModel
@@ -86,13 +86,14 @@ def tied_dir(tiny_backbone_dir: Path, tmp_path: Path) -> Path:
 def test_a_policy_learns_and_its_rewards_are_those_of_the_whole_one(
     tied_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(top_layers, "NUM_TRAINED", 1)
+    for module in (top_layers, dpo_credit):
+        monkeypatch.setattr(module, "NUM_TRAINED", 1)
     monkeypatch.setattr("research.claim.activations.DTYPE", torch.float32)
-    monkeypatch.setattr(top_layers, "DRY", dataclasses.replace(top_layers.DRY, max_chars=5000, score_max_length=256))
     folders = ["--data", data, "--output_dir", tmp_path / "work"]
-    monkeypatch.setattr("sys.argv", ["top_layers.py", "--dry", "--model_name_or_path", str(tied_dir), *map(str, folders)])
-    study = top_layers.Study(top_layers._arguments())
-    texts, weight = study._texts("train"), study._output_weight
+    monkeypatch.setattr("sys.argv", ["dpo_credit.py", "--dry", "--model_name_or_path", str(tied_dir), *map(str, folders)])
+    small = dataclasses.replace(top_layers.DRY, max_chars=5000, score_max_length=256)
+    study = dpo_credit.PolicyStudy(dpo_credit._arguments(), small, dpo_credit.FILES)
+    texts, weight = study.texts("train"), study.output_weight
     policy = dpo.policy(study.whole, 1, texts.activations.table).eval()
     assert all(not reward.any() for reward in dpo.implicit_rewards(policy, weight, texts))
     # Log-probabilities are those of the whole language model.
@@ -107,7 +108,7 @@ def test_a_policy_learns_and_its_rewards_are_those_of_the_whole_one(
     dpo.train_policy(policy, weight, texts, rate=1e-2, seed=0, batch=4)
     rewards = torch.stack([reward.sum() for reward in dpo.implicit_rewards(policy, weight, texts)]).view(-1, 2)
     assert (rewards[:, 0] - rewards[:, 1]).mean() > 0.1
-    marked = study._texts("spans")
+    marked = study.texts("spans")
     earned = dpo.implicit_rewards(policy, weight, marked)
     responses = dpo.scored(marked.groups, earned)
     assert max(len(response.sentences) for response in responses) > 1
@@ -168,3 +169,23 @@ def test_every_run_is_done_once_and_reported(data: Path, tied_dir: Path, tmp_pat
     done.clear()
     top_layers.main()
     assert done == []
+
+
+def test_the_credit_of_a_tuned_policy_is_reported(data: Path, tied_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (top_layers, dpo_credit):
+        monkeypatch.setattr(module, "NUM_TRAINED", 1)
+    monkeypatch.setattr(dpo_credit, "DRY", dataclasses.replace(top_layers.DRY, max_chars=5000, train_pairs=6, score_max_length=256))
+    result = tmp_path / "dpo_credit.json"
+    folders = ["--data", data, "--output_dir", tmp_path / "work", "--json", result]
+    flags = ["--dry", "--tuning_pairs", "4", "--model_name_or_path", str(tied_dir)]
+    monkeypatch.setattr("sys.argv", ["dpo_credit.py", *flags, *map(str, folders)])
+    done: list[str] = []
+    finish = dpo_credit.PolicyStudy.finish
+    monkeypatch.setattr(dpo_credit.PolicyStudy, "finish", lambda study, run: (done.append(run.name), finish(study, run)))
+    dpo_credit.main()
+    found = json.loads(result.read_text())
+    assert len(done) == len(found["runs"]) == len(found["tuning_accuracy"]) == 2
+    assert found["tuning_accuracy"][f"{found['learning_rate']:g}"] == max(found["tuning_accuracy"].values())
+    assert 0 <= found["credit"]["auc"]["low"] <= found["credit"]["auc"]["estimate"] <= found["credit"]["auc"]["high"] <= 1
+    dpo_credit.main()
+    assert len(done) == 2
