@@ -115,8 +115,8 @@ def _counts(setting: Setting) -> tuple[int, int, int, int]:
 
 
 def gather(setting: Setting) -> Case:
-    index, (t, n, _, size) = _layout(setting).boundaries, _counts(setting)
-    d = setting.width
+    layout, (t, n, _, size) = _layout(setting), _counts(setting)
+    index, d = layout.boundaries, setting.width
     hidden = _draw(setting, t, d)
     _dynamic(hidden, index)
     compiled = setting.compile("gather", gather_boundaries_reference)
@@ -125,7 +125,7 @@ def gather(setting: Setting) -> Case:
         floats={"hidden": hidden},
         definition=_tuple(lambda hidden: gather_boundaries_reference(hidden, index)),
         providers={
-            OURS: Provider(run=_tuple(lambda hidden: ours.gather_boundaries(hidden, index, backend=setting.backend))),
+            OURS: Provider(run=_tuple(lambda hidden: ours.gather_boundaries(hidden, layout, backend=setting.backend))),
             EAGER: Provider(run=_tuple(lambda hidden: gather_boundaries_reference(hidden, index)), tolerance=BF16_SUMS),
             COMPILED: Provider(run=_tuple(lambda hidden: compiled(hidden, index)), tolerance=BF16_SUMS),
             "hidden[boundaries]": Provider(run=_tuple(lambda hidden: hidden[index]), tolerance=BF16_SUMS),

@@ -23,6 +23,7 @@ __all__ = [
     "WAYS_LOG2",
     "acc_type",
     "aligned",
+    "blocks_of",
     "device_of",
     "first_not_below",
     "joined",
@@ -56,6 +57,11 @@ def aligned(x: Tensor) -> Tensor:
     """`x`, contiguous and at a multiple of 16 bytes: a slice that begins in between is copied, or Triton would compile anew for it."""
     x = x.contiguous()
     return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def blocks_of(size: int, block: int) -> int:
+    """How many cover `size`. `triton.cdiv` takes 2 µs, because it may be asked inside kernels."""
+    return -(-size // block)
 
 
 def device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
+from .._ops import add_op_namespace_prefix
 from ..layout import BoundaryOrder, SentenceLayout, check_index, check_offset_count, check_offset_values, values_readable
 
 __all__ = [
@@ -21,28 +23,71 @@ __all__ = [
     "check_shape",
     "kept_order",
     "order_of",
-    "refuse_double_backward",
-    "second_derivative",
+    "register_backward_op",
+    "register_op",
     "with_layout",
 ]
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def refuse_double_backward(backward_op: torch.library.CustomOpDef, name: str) -> None:
-    """A backward op has no derivative of its own. Say so, instead of letting autograd return a wrong second derivative."""
-
-    def refuse(ctx: Any, *grads: Tensor) -> NoReturn:
-        raise second_derivative(name)
-
-    backward_op.register_autograd(refuse)
+_NAMESPACE = add_op_namespace_prefix("").partition("::")[0]
+_LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 
 
-def second_derivative(name: str) -> RuntimeError:
-    """What is said to who asks for one."""
-    return RuntimeError(
-        f"{name}: it cannot be differentiated twice. Use `{name}_reference` from srm_kernels.ops.{name}.reference, which is plain PyTorch."
-    )
+def register_op(
+    name: str, run: Callable[..., Any], fake: Callable[..., Any], *, save: Callable[[Any, Any, Any], None], backward: Callable[..., Any]
+) -> Any:
+    """An op that `torch.compile` sees as one call.
+
+    `torch.library.custom_op` does the same, but looks up the schema's arguments one by one at each call. That costs the host more than all
+    else that PyTorch does for an op.
+
+    Args:
+        name: without a namespace.
+        run: computes it, on whatever backend it chooses. Its annotations make the schema. No output is an input or a view of one.
+        fake: the same on tensors without data.
+        save: `save(ctx, inputs, output)` keeps on an autograd context what `backward` needs.
+        backward: `backward(ctx, *grads)`, a gradient or None for each input.
+
+    Returns:
+        The op, as `torch.ops` has it.
+    """
+
+    class Autograd(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = op(*inputs)
+            save(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            return backward(ctx, *grads)
+
+    op = _register(name, run, fake, Autograd)
+    return op
+
+
+def register_backward_op(name: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """The op `{name}_backward`. It has no derivative of its own and says so, where autograd would return a wrong one."""
+
+    def refuse(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        raise RuntimeError(
+            f"{name}: it cannot be differentiated twice. Use `{name}_reference` from srm_kernels.ops.{name}.reference, "
+            "which is plain PyTorch."
+        )
+
+    return register_op(f"{name}_backward", run, fake, save=lambda ctx, inputs, output: None, backward=refuse)
+
+
+def _register(name: str, run: Callable[..., Any], fake: Callable[..., Any], autograd: type[torch.autograd.Function]) -> Any:
+    _LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()))
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, autograd.apply, "Autograd")
+    torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=_LIBRARY)
+    return getattr(getattr(torch.ops, _NAMESPACE), name).default
 
 
 def with_layout(boundaries: Tensor | SentenceLayout) -> tuple[Tensor, SentenceLayout | None]:

@@ -30,11 +30,13 @@ class CountCase:
         op: its name, and how it is called where there are several ways.
         size: what the batch is like.
         make: gives the function that runs the forward pass: an output, and the inputs that its gradient is for.
+        whole: all programs run, because a later kernel reads places that an earlier one wrote.
     """
 
     op: str
     size: str
     make: Callable[[], Run]
+    whole: bool = False
 
 
 @cache
@@ -118,7 +120,7 @@ def _cases() -> Iterator[CountCase]:
             yield CountCase(op=f"sentence_attention_pool {pooling}", size=narrow, make=partial(pool, num_tokens, ATTENTION, pooling))
         yield CountCase(op="sentence_pool mean", size=plain, make=partial(plain_pool, num_tokens))
         yield CountCase(op="sentence_reward_head", size=f"{wide} A={ATTENTION}", make=partial(head, num_tokens, HIDDEN, ATTENTION))
-        yield CountCase(op="token_rewards k3", size=plain, make=partial(token_rewards, num_tokens))
+        yield CountCase(op="token_rewards k3", size=plain, make=partial(token_rewards, num_tokens), whole=True)
         yield CountCase(op="packed_gae", size=plain, make=partial(gae, num_tokens))
     for num_responses in RESPONSES:
         yield CountCase(op="bradley_terry_loss", size=f"B={num_responses}", make=partial(bradley_terry, num_responses, False))

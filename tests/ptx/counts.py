@@ -1,8 +1,9 @@
 """Counts what the compiled kernels execute, with no GPU and no clock: `python -m tests.ptx.counts [--write --reason TEXT]`.
 
 Warp instructions, and the bytes, 32-byte sectors and requests of global memory, for every op, forward and backward, at three sizes. A grid
-is sampled: up to `SAMPLE` of its programs run, evenly spread, and stand for the rest. `--write` puts the table into `counts.json` beside
-this file and into docs/kernels.md; where a number rises by more than 3 % it asks for the reason, which the file keeps.
+is sampled where no kernel needs the whole of another's work: up to `SAMPLE` of its programs run, evenly spread, and stand for the rest.
+`--write` puts the table into `counts.json` beside this file and into docs/kernels.md; where a number rises by more than 3 % it asks for
+the reason, which the file keeps.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def count(case: CountCase, target: int = TARGET) -> dict[str, Row]:
     """
     run = case.make()
     rows = {}
-    with emulated(target, check=False, sample=_spread) as driver:
+    with emulated(target, check=False, sample=None if case.whole else _spread) as driver:
         output, inputs = run()
         rows["forward"] = _row(driver)
         driver.launches.clear()

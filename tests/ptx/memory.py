@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class Shadow:
 
     def __init__(self, num_cells: int, written: bool) -> None:
         self.written = np.full(num_cells, written)
-        self.writers, self.readers = Marks(num_cells), Marks(num_cells)
+        self.writers, self.readers, self.adders = (Marks(num_cells) for _ in range(3))
 
     def load(self, cells: Array, owner: Array, cta: Array, epoch: Array) -> str | None:
         """Takes a load of `cells` [L, E] down, and says what is wrong with it."""
@@ -74,7 +74,7 @@ class Shadow:
             return "race: reads what another thread wrote, without a barrier in between"
         if self.writers.foreign(cells, cta):
             return "race: reads what another CTA wrote"
-        return None
+        return self._beside_adders(cells, owner, cta, epoch)
 
     def store(self, cells: Array, owner: Array, cta: Array, epoch: Array) -> str | None:
         """Takes a store to `cells` [L, E] down, and says what is wrong with it."""
@@ -85,9 +85,26 @@ class Shadow:
             problem = "race: writes what another thread read, without a barrier in between"
         elif self.writers.foreign(cells, cta) or self.readers.foreign(cells, cta):
             problem = "race: writes what another CTA read or wrote"
+        else:
+            problem = self._beside_adders(cells, owner, cta, epoch)
         self.writers.put(cells, owner, cta, epoch)
         self.written[cells] = True
         return problem
+
+    def add(self, cells: Array, owner: Array, cta: Array, epoch: Array) -> str | None:
+        """Takes an atomic addition down, and says what is wrong with it: others may add at the same time, but not read or write."""
+        self.adders.add(cells, owner, cta, epoch)
+        if not self.written[cells].all():
+            return "uninitialised read: nobody wrote there"
+        for marks in (self.writers, self.readers):
+            if marks.clash(cells, owner, cta, epoch) or marks.foreign(cells, cta):
+                return "race: adds to what another thread reads or writes as it likes"
+        return None
+
+    def _beside_adders(self, cells: Array, owner: Array, cta: Array, epoch: Array) -> str | None:
+        if self.adders.clash(cells, owner, cta, epoch) or self.adders.foreign(cells, cta):
+            return "race: reads or writes what another thread adds to"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +125,7 @@ class Lanes:
 
 
 class Memory(ABC):
-    """Bytes that lanes load from and store to.
+    """Bytes that lanes load from, store to and add to.
 
     Attributes:
         space: `global` or `shared`.
@@ -149,7 +166,7 @@ class Memory(ABC):
         Raises:
             PtxError: an access out of bounds or not aligned, of bytes that nobody wrote, or a race.
         """
-        first = self._touch(lanes, address, size * count, writes=False)
+        first = self._touch(lanes, address, size * count, "load")
         view = self.views[size]
         return [view[first // size + i] for i in range(count)]
 
@@ -159,20 +176,36 @@ class Memory(ABC):
         Raises:
             PtxError: an access out of bounds or not aligned, a race, or lanes that store different data at one address.
         """
-        first = self._touch(lanes, address, size * len(values), writes=True)
+        first = self._touch(lanes, address, size * len(values), "store")
         view = self.views[size]
         for i, value in enumerate(values):
             view[first // size + i] = value
         if any((view[first // size + i] != value).any() for i, value in enumerate(values)):
             raise PtxError("race: two threads store different data at one address")
 
-    def _touch(self, lanes: Lanes, address: Array, num_bytes: int, *, writes: bool) -> Array:
+    def add(self, lanes: Lanes, address: Array, size: int, value: Array) -> Array:
+        """Adds `value`, unsigned integers [L], at each address, one lane after the other.
+
+        Returns:
+            [L], what each lane found there.
+
+        Raises:
+            PtxError: as a load's or a store's, or another thread that reads or writes there without adding.
+        """
+        place = self._touch(lanes, address, size, "add") // size
+        found = np.empty_like(value)
+        for lane, at in enumerate(place):
+            found[lane] = self.views[size][at]
+            self.views[size][at] += value[lane]
+        return found
+
+    def _touch(self, lanes: Lanes, address: Array, num_bytes: int, what: Literal["load", "store", "add"]) -> Array:
         first, cell = self.locate(address, lanes.cta, num_bytes)
         if (address % np.uint64(num_bytes)).any():
             raise PtxError(f"misaligned: {num_bytes} bytes at {int(address[address % np.uint64(num_bytes) != 0][0]):#x}")
         if self.shadow is not None:
             cells = cell[:, None] + np.arange(num_bytes // self.cell)
-            check = self.shadow.store if writes else self.shadow.load
+            check = getattr(self.shadow, what)
             who = (np.broadcast_to(x[:, None], cells.shape) for x in (self.owner(lanes.thread), lanes.cta_id, lanes.epoch))
             if problem := check(cells, *who):
                 raise PtxError(problem)

@@ -307,6 +307,14 @@ def _global_memory() -> Iterator[OpcodeCase]:
     yield case("st.global.v4.b32", "b32 b32 -> b64 b64", (1, 2, 2**33 + 1, 2**33 + 1), code=four)
 
 
+def _atomics() -> Iterator[OpcodeCase]:
+    # Inputs of a lane lie at its own address, and those of lane 0 at the first parameter.
+    own = "atom.global.gpu.relaxed.add.u32 {x}, [{in}], {b}; ld.global.b32 {y}, [{in}];"
+    yield case("atom.global.gpu.relaxed.add.u32", "b32 b32 -> b32 b32", (5, 7, 5, 12), (MAX32, 2**31 + 2, MAX32, 1), code=own)
+    off = "mov.u32 {x}, 9; @{c} atom.global.gpu.relaxed.add.u32 {x}, [ {in} + 0 ], {b}; ld.global.b32 {y}, [{in}];"
+    yield case("atom.global.gpu.relaxed.add.u32", "b32 b32 pred -> b32 b32", (5, 7, 1, 5, 12), (5, 7, 0, 9, 5), code=off)
+
+
 def _shared_memory() -> Iterator[OpcodeCase]:
     """Lanes 0 and 1 read what the other one wrote, 16 bytes apart."""
     widths = [
@@ -372,6 +380,7 @@ CASES: list[OpcodeCase] = [
     *_branches(),
     *_lanes(),
     *_global_memory(),
+    *_atomics(),
     *_shared_memory(),
     *_matrices(),
 ]

@@ -64,6 +64,23 @@ FLAGGED = {
     "read after write": ("st.global.b32 [%rd3], %r1;\nld.global.b32 %r9, [%rd4];", "race: reads what another thread wrote"),
     "read after write between warps": ("st.shared.b32 [%r3], %r1;\nld.shared.b32 %r9, [%r5];", "race: reads what another thread wrote"),
     "different data at one address": ("st.global.b32 [%rd1], %r1;", "race: two threads store different data at one address"),
+    "read beside an addition": (
+        "atom.global.gpu.relaxed.add.u32 %r9, [%rd1], 1;\nld.global.b32 %r9, [%rd1];",
+        "race: reads or writes what another thread adds to",
+    ),
+    "write beside an addition": (
+        "atom.global.gpu.relaxed.add.u32 %r9, [%rd3], 1;\nst.global.b32 [%rd4], %r1;",
+        "race: reads or writes what another thread adds to",
+    ),
+    "addition beside a read": (
+        "ld.global.b32 %r9, [%rd3];\natom.global.gpu.relaxed.add.u32 %r9, [%rd4], 1;",
+        "race: adds to what another thread reads or writes as it likes",
+    ),
+    "addition beside a write": (
+        "st.global.b32 [%rd3], %r1;\natom.global.gpu.relaxed.add.u32 %r9, [%rd4], 1;",
+        "race: adds to what another thread reads or writes as it likes",
+    ),
+    "addition past the end": ("atom.global.gpu.relaxed.add.u32 %r9, [%rd3+4], 1;", "out of bounds: 4 bytes at"),
     "barrier for a part of the threads": (
         "setp.lt.s32 %p1, %r1, 8;\n@%p1 bra $L_end;\nbar.sync 0;\n$L_end:",
         "only a part of the threads arrives",
@@ -118,6 +135,10 @@ PASSES = {
 @pytest.mark.parametrize("name", PASSES)
 def test_passes(name):
     run(*PASSES[name])
+
+
+def test_additions_of_all_threads_meet():
+    assert run("atom.global.gpu.relaxed.add.u32 %r9, [%rd1], %r1;", grid=3)[0] == 1000 + 3 * sum(range(64))
 
 
 def test_barriers_exchange_between_warps():

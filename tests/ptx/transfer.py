@@ -1,4 +1,4 @@
-"""Loads and stores (PTX ISA, "Data Movement and Conversion": `ld`, `st`, `ldmatrix`, `stmatrix`)."""
+"""Loads and stores (PTX ISA, "Data Movement and Conversion": `ld`, `st`, `ldmatrix`, `stmatrix`; "Parallel Synchronization": `atom`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CACHE = r"(\.L1::(evict_first|evict_last|no_allocate))?"
 
 def element_size(instruction: Instruction) -> int | None:
     """Bytes of the narrowest access that it makes at once, or None if it makes none."""
-    if instruction.opcode not in ("ld", "st", "ldmatrix", "stmatrix") or "param" in instruction.modifiers:
+    if instruction.opcode not in ("ld", "st", "ldmatrix", "stmatrix", "atom") or "param" in instruction.modifiers:
         return None
     return dtype_of(instruction.kind).itemsize
 
@@ -75,6 +75,26 @@ def _store(instruction: Instruction, operands: Operands) -> Step:
         threads.memory(space).store(lanes, at, size, [read(threads)[index] for read in reads])
 
     return store
+
+
+@form(r"atom\.global\.gpu\.relaxed\.add\.u32")
+def _add(instruction: Instruction, operands: Operands) -> Step:
+    """Each lane gets what it found. No order comes with it: nothing else may be read or written on the strength of it."""
+    write, address = operands.write(instruction.operands[0]), operands.address(instruction.operands[1])
+    read = operands.read(instruction.operands[2], "u32")
+
+    def add(threads: Threads, mask: Array | None) -> None:
+        index, lanes = threads.lanes(mask)
+        if not len(index):
+            return
+        at = address(threads)[index]
+        # It goes to the memory as a store does.
+        threads.launch.counters.access("global", "st", index, at, 4)
+        found = np.zeros(threads.count, np.uint32)
+        found[index] = threads.memory("global").add(lanes, at, 4, read(threads)[index])
+        write(threads, found, mask)
+
+    return add
 
 
 def _space(instruction: Instruction) -> str:

@@ -247,7 +247,7 @@ def arguments(name: str) -> tuple[object, ...]:
         ),
         "bradley_terry_loss": (rewards, PAIRS, None, None, 0.1, 0.01, "torch"),
         "bradley_terry_loss_backward": (fixed[rewards].sum(), fixed[rewards], fixed[rewards]),
-        "token_rewards": (scores, BOUNDARIES, CU, logprobs, ref_logprobs, *ORDER, 0.1, "k2", "torch"),
+        "token_rewards": (scores, BOUNDARIES, CU, logprobs, ref_logprobs, 0.1, "k2", "torch"),
         "token_rewards_backward": (fixed[logprobs], fixed[scores], BOUNDARIES, CU, fixed[logprobs], fixed[logprobs], 0.1, "k2", "torch"),
         "packed_gae": (logprobs, ref_logprobs, CU_TOKENS, rewards, 0.9, 0.8, "torch"),
         "packed_gae_backward": (fixed[logprobs], fixed[logprobs], CU_TOKENS, 0.9, 0.8, "torch"),

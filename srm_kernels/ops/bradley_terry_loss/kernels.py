@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import acc_type, aligned, device_of, joined, num_warps, split_float
+from ..device import acc_type, aligned, blocks_of, device_of, joined, num_warps, split_float
 from ..segments import accumulate_dtype
 
 __all__ = ["bradley_terry_loss_with_grad"]
@@ -158,7 +158,7 @@ def bradley_terry_loss_with_grad(
     loss = torch.empty((), dtype=dtype, device=reward.device)
     grad = torch.empty(reward.shape, dtype=dtype, device=reward.device)
     with device_of(reward):
-        bradley_terry_kernel[(1 + triton.cdiv(reward.numel(), BLOCK_B),)](
+        bradley_terry_kernel[(1 + blocks_of(reward.numel(), BLOCK_B),)](
             aligned(reward),
             aligned(pairs),
             None if margin is None else aligned(margin),

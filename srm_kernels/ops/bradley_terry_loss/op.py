@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
 from ...layout import INDEX_DTYPES
-from ..registration import check_finite, check_float, check_positions, check_same_device, check_shape, refuse_double_backward
+from ..registration import check_finite, check_float, check_positions, check_same_device, check_shape, register_backward_op, register_op
 from ..segments import accumulate_dtype
 from .reference import bradley_terry_loss_with_grad_reference
 
@@ -76,10 +75,9 @@ def bradley_terry_loss(
             raise ValueError(f"{op}: `{name}` is data and gets no gradient, but requires one. Pass `{name}.detach()`.")
     check_same_device(op, reward=reward, pairs=pairs, margin=margin, weight=weight)
     check_positions(op, "pairs", pairs, reward.numel())
-    return _bradley_terry(reward, pairs, margin, weight, label_smoothing, centering, backend)[0]
+    return _bradley_terry_op(reward, pairs, margin, weight, label_smoothing, centering, backend)[0]
 
 
-@torch.library.custom_op(add_op_namespace_prefix("bradley_terry_loss"), mutates_args=())
 def _bradley_terry(
     reward: Tensor,
     pairs: Tensor,
@@ -97,8 +95,7 @@ def _bradley_terry(
     return bradley_terry_loss_with_grad_reference(reward, pairs, margin, weight, label_smoothing, centering)
 
 
-@_bradley_terry.register_fake
-def _(
+def _fake(
     reward: Tensor,
     pairs: Tensor,
     margin: Tensor | None,
@@ -111,25 +108,23 @@ def _(
     return reward.new_empty((), dtype=dtype), reward.new_empty(reward.shape, dtype=dtype)
 
 
-@torch.library.custom_op(add_op_namespace_prefix("bradley_terry_loss_backward"), mutates_args=())
 def _bradley_terry_backward(grad: Tensor, grad_reward: Tensor, reward: Tensor) -> Tensor:
     """The gradient is known since the forward: scale it. An op of its own, so that a second derivative is refused, not wrong."""
     return (grad * grad_reward).to(reward.dtype)
 
 
-@_bradley_terry_backward.register_fake
-def _(grad: Tensor, grad_reward: Tensor, reward: Tensor) -> Tensor:
+def _fake_backward(grad: Tensor, grad_reward: Tensor, reward: Tensor) -> Tensor:
     return reward.new_empty(reward.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1], inputs[0])
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     grad_reward, reward = ctx.saved_tensors
-    return _bradley_terry_backward(grad, grad_reward, reward), None, None, None, None, None, None
+    return _bradley_terry_backward_op(grad, grad_reward, reward), None, None, None, None, None, None
 
 
-_bradley_terry.register_autograd(_backward, setup_context=_setup_context)
-refuse_double_backward(_bradley_terry_backward, "bradley_terry_loss")
+_bradley_terry_op = register_op("bradley_terry_loss", _bradley_terry, _fake, save=_save, backward=_backward)
+_bradley_terry_backward_op = register_backward_op("bradley_terry_loss", _bradley_terry_backward, _fake_backward)

@@ -13,12 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import WAYS_LOG2, acc_type, aligned, device_of, num_warps, search_shift, segment_of_each, strided
+from ..device import WAYS_LOG2, acc_type, aligned, blocks_of, device_of, num_warps, search_shift, segment_of_each, strided
 from ..segments import accumulate_dtype
 
 __all__ = ["difference_rewards_backward", "difference_rewards_forward"]
 
-BLOCK_N = 512
+BLOCK_N = 128
 
 
 @triton.jit(do_not_specialize=["num", "num_offsets", "shift"])
@@ -65,7 +65,7 @@ def _launch(kernel: triton.runtime.JITFunction, x: Tensor, cu_boundaries: Tensor
     if x.numel():
         sizes = (x.numel(), cu_boundaries.numel(), search_shift(cu_boundaries.numel()))
         with device_of(x):
-            kernel[(triton.cdiv(x.numel(), BLOCK_N),)](
+            kernel[(blocks_of(x.numel(), BLOCK_N),)](
                 x,
                 cu_boundaries,
                 out,

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
-from ..registration import check_float, check_offsets, check_same_device, refuse_double_backward
+from ..registration import check_float, check_offsets, check_same_device, register_backward_op, register_op
 from .reference import difference_rewards_backward_reference, difference_rewards_reference
 
 __all__ = ["difference_rewards"]
@@ -40,10 +38,9 @@ def difference_rewards(value: Tensor, cu_boundaries: Tensor, *, backend: Backend
         raise ValueError(f"{op}: `value` must have shape [N], got {list(value.shape)}.")
     check_offsets(op, "cu_boundaries", cu_boundaries, value.shape[0], "len(value)")
     check_same_device(op, value=value, cu_boundaries=cu_boundaries)
-    return _difference_rewards(value, cu_boundaries, backend)
+    return _difference_rewards_op(value, cu_boundaries, backend)
 
 
-@torch.library.custom_op(add_op_namespace_prefix("difference_rewards"), mutates_args=())
 def _difference_rewards(value: Tensor, cu_boundaries: Tensor, backend: str) -> Tensor:
     if choose_backend("difference_rewards", backend, value.device) == "triton":
         from .kernels import difference_rewards_forward
@@ -52,7 +49,6 @@ def _difference_rewards(value: Tensor, cu_boundaries: Tensor, backend: str) -> T
     return difference_rewards_reference(value, cu_boundaries)
 
 
-@torch.library.custom_op(add_op_namespace_prefix("difference_rewards_backward"), mutates_args=())
 def _difference_rewards_backward(grad: Tensor, cu_boundaries: Tensor, backend: str) -> Tensor:
     if choose_backend("difference_rewards", backend, grad.device) == "triton":
         from .kernels import difference_rewards_backward
@@ -61,21 +57,19 @@ def _difference_rewards_backward(grad: Tensor, cu_boundaries: Tensor, backend: s
     return difference_rewards_backward_reference(grad, cu_boundaries)
 
 
-@_difference_rewards.register_fake
-@_difference_rewards_backward.register_fake
-def _(value: Tensor, cu_boundaries: Tensor, backend: str) -> Tensor:
+def _fake(value: Tensor, cu_boundaries: Tensor, backend: str) -> Tensor:
     return value.new_empty(value.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, cu_boundaries, ctx.backend = inputs
     ctx.save_for_backward(cu_boundaries)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (cu_boundaries,) = ctx.saved_tensors
-    return _difference_rewards_backward(grad, cu_boundaries, ctx.backend), None, None
+    return _difference_rewards_backward_op(grad, cu_boundaries, ctx.backend), None, None
 
 
-_difference_rewards.register_autograd(_backward, setup_context=_setup_context)
-refuse_double_backward(_difference_rewards_backward, "difference_rewards")
+_difference_rewards_op = register_op("difference_rewards", _difference_rewards, _fake, save=_save, backward=_backward)
+_difference_rewards_backward_op = register_backward_op("difference_rewards", _difference_rewards_backward, _fake)

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import WAYS_LOG2, acc_type, aligned, device_of, first_not_below, num_warps, search_shift, sort_positions
+from ..device import WAYS_LOG2, acc_type, aligned, blocks_of, device_of, first_not_below, num_warps, search_shift, sort_positions
 from ..segments import accumulate_dtype
 
 __all__ = ["gather_boundaries_backward", "gather_boundaries_forward"]
@@ -103,7 +103,7 @@ def gather_boundaries_forward(hidden: Tensor, boundaries: Tensor, out_dtype: tor
     out = torch.empty(num, width, dtype=out_dtype, device=hidden.device)
     if out.numel():
         config = tile_config(width, accumulate_dtype(hidden.dtype).itemsize, begins_aligned(hidden))
-        row_blocks, column_blocks = triton.cdiv(num, config["ROWS"]), triton.cdiv(width, config["BLOCK_D"])
+        row_blocks, column_blocks = blocks_of(num, config["ROWS"]), blocks_of(width, config["BLOCK_D"])
         with device_of(hidden):
             gather_rows_kernel[(row_blocks * column_blocks,)](
                 hidden, boundaries, out, num, hidden.stride(0), **config, num_warps=num_warps()
@@ -122,7 +122,7 @@ def gather_boundaries_backward(
         config = tile_config(width, acc.itemsize)
         positions, indices = order or sort_positions(aligned(boundaries), num_tokens)
         with device_of(grad):
-            scatter_rows_kernel[(triton.cdiv(num_tokens, config["ROWS"]),)](
+            scatter_rows_kernel[(blocks_of(num_tokens, config["ROWS"]),)](
                 aligned(grad),
                 aligned(positions),
                 aligned(indices),

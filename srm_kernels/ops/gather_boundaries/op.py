@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
 from ...layout import SentenceLayout, check_index
 from ..registration import (
@@ -20,7 +19,8 @@ from ..registration import (
     check_same_device,
     kept_order,
     order_of,
-    refuse_double_backward,
+    register_backward_op,
+    register_op,
     with_layout,
 )
 from .reference import gather_boundaries_backward_reference, gather_boundaries_reference
@@ -65,10 +65,9 @@ def gather_boundaries(
         raise TypeError(f"{op}: `out_dtype` must be floating point (fp16, bf16, fp32 or fp64), got {out_dtype}.")
     # The gradient alone asks for the order.
     order = order_of(layout if hidden.requires_grad and torch.is_grad_enabled() else None, backend)
-    return _gather_boundaries(hidden, boundaries, *order, out_dtype or hidden.dtype, backend)
+    return _gather_boundaries_op(hidden, boundaries, *order, out_dtype or hidden.dtype, backend)
 
 
-@torch.library.custom_op(add_op_namespace_prefix("gather_boundaries"), mutates_args=())
 def _gather_boundaries(
     hidden: Tensor,
     boundaries: Tensor,
@@ -85,8 +84,7 @@ def _gather_boundaries(
     return run(hidden, boundaries, out_dtype)
 
 
-@_gather_boundaries.register_fake
-def _(
+def _fake(
     hidden: Tensor,
     boundaries: Tensor,
     positions: Tensor | None,
@@ -98,7 +96,6 @@ def _(
     return hidden.new_empty((boundaries.shape[0], hidden.shape[1]), dtype=out_dtype)
 
 
-@torch.library.custom_op(add_op_namespace_prefix("gather_boundaries_backward"), mutates_args=())
 def _gather_boundaries_backward(
     grad: Tensor,
     boundaries: Tensor,
@@ -117,8 +114,7 @@ def _gather_boundaries_backward(
     return gather_boundaries_backward_reference(grad, boundaries, num_tokens, dtype)
 
 
-@_gather_boundaries_backward.register_fake
-def _(
+def _fake_backward(
     grad: Tensor,
     boundaries: Tensor,
     positions: Tensor | None,
@@ -131,7 +127,7 @@ def _(
     return grad.new_empty((num_tokens, grad.shape[1]), dtype=dtype)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     hidden, *indices, ctx.version, _, ctx.backend = inputs
     # Not `hidden` itself: its [T, D] would be kept for a shape.
     ctx.num_tokens, ctx.dtype = hidden.shape[0], hidden.dtype
@@ -139,9 +135,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grad_hidden = _gather_boundaries_backward(grad, *ctx.saved_tensors, ctx.version, ctx.num_tokens, ctx.dtype, ctx.backend)
+    grad_hidden = _gather_boundaries_backward_op(grad, *ctx.saved_tensors, ctx.version, ctx.num_tokens, ctx.dtype, ctx.backend)
     return grad_hidden, None, None, None, None, None, None
 
 
-_gather_boundaries.register_autograd(_backward, setup_context=_setup_context)
-refuse_double_backward(_gather_boundaries_backward, "gather_boundaries")
+_gather_boundaries_op = register_op("gather_boundaries", _gather_boundaries, _fake, save=_save, backward=_backward)
+_gather_boundaries_backward_op = register_backward_op("gather_boundaries", _gather_boundaries_backward, _fake_backward)

@@ -17,7 +17,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import WAYS_LOG2, acc_type, aligned, device_of, joined, num_warps, search_shift, segment_of_each, split_float, strided
+from ..device import (
+    WAYS_LOG2,
+    acc_type,
+    aligned,
+    blocks_of,
+    device_of,
+    joined,
+    num_warps,
+    search_shift,
+    segment_of_each,
+    split_float,
+    strided,
+)
 from ..segments import accumulate_dtype
 
 __all__ = ["packed_gae_backward", "packed_gae_forward"]
@@ -251,7 +263,7 @@ def packed_gae_backward(
     grad_delta, grad_value = (torch.empty(num, dtype=dtype, device=device) for _ in range(2))
     grad_bootstrap = torch.empty(cu_seqlens.numel() - 1, dtype=dtype, device=device)
     _scan(grad_advantage, grad_return, None, cu_seqlens, gamma, lam, grad_delta, None, backward=True)
-    blocks = triton.cdiv(max(num, grad_bootstrap.numel()), CHUNK)
+    blocks = blocks_of(max(num, grad_bootstrap.numel()), CHUNK)
     if blocks:
         with device_of(grad_delta):
             value_gradient_kernel[(blocks,)](
@@ -287,7 +299,7 @@ def _scan(
     num, a, b, cu_seqlens = a.numel(), aligned(a), aligned(b), aligned(cu_seqlens)
     if num == 0:
         return
-    num_chunks = triton.cdiv(num, CHUNK)
+    num_chunks = blocks_of(num, CHUNK)
     sizes = (num, cu_seqlens.numel(), search_shift(cu_seqlens.numel()), *split_float(gamma), *split_float(lam))
     constants = {
         "ACC": acc_type(out.dtype),

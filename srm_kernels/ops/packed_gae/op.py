@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
-from ..registration import check_finite, check_float, check_offsets, check_same_device, check_shape, refuse_double_backward
+from ..registration import check_finite, check_float, check_offsets, check_same_device, check_shape, register_backward_op, register_op
 from ..segments import accumulate_dtype
 from .reference import packed_gae_backward_reference, packed_gae_reference
 
@@ -58,10 +56,9 @@ def packed_gae(
     check_shape(op, "bootstrap_value", bootstrap_value, (cu_seqlens.numel() - 1,), "[S]")
     check_finite(op, gamma=gamma, lam=lam)
     check_same_device(op, reward=reward, value=value, cu_seqlens=cu_seqlens, bootstrap_value=bootstrap_value)
-    return _packed_gae(reward, value, cu_seqlens, bootstrap_value, gamma, lam, backend)
+    return _packed_gae_op(reward, value, cu_seqlens, bootstrap_value, gamma, lam, backend)
 
 
-@torch.library.custom_op(add_op_namespace_prefix("packed_gae"), mutates_args=())
 def _packed_gae(
     reward: Tensor, value: Tensor, cu_seqlens: Tensor, bootstrap_value: Tensor | None, gamma: float, lam: float, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -72,15 +69,13 @@ def _packed_gae(
     return packed_gae_reference(reward, value, cu_seqlens, gamma, lam, bootstrap_value)
 
 
-@_packed_gae.register_fake
-def _(
+def _fake(
     reward: Tensor, value: Tensor, cu_seqlens: Tensor, bootstrap_value: Tensor | None, gamma: float, lam: float, backend: str
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulate_dtype(reward, value, bootstrap_value)
     return reward.new_empty(reward.shape, dtype=dtype), reward.new_empty(reward.shape, dtype=dtype)
 
 
-@torch.library.custom_op(add_op_namespace_prefix("packed_gae_backward"), mutates_args=())
 def _packed_gae_backward(
     grad_advantage: Tensor, grad_return: Tensor, cu_seqlens: Tensor, gamma: float, lam: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,15 +87,14 @@ def _packed_gae_backward(
     return run(grad_advantage, grad_return, cu_seqlens, gamma, lam)
 
 
-@_packed_gae_backward.register_fake
-def _(
+def _fake_backward(
     grad_advantage: Tensor, grad_return: Tensor, cu_seqlens: Tensor, gamma: float, lam: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = grad_advantage.shape
     return grad_advantage.new_empty(shape), grad_advantage.new_empty(shape), grad_advantage.new_empty(cu_seqlens.shape[0] - 1)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     reward, value, cu_seqlens, bootstrap_value, ctx.gamma, ctx.lam, ctx.backend = inputs
     ctx.dtypes = reward.dtype, value.dtype, None if bootstrap_value is None else bootstrap_value.dtype
     ctx.save_for_backward(cu_seqlens)
@@ -108,12 +102,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad_advantage: Tensor, grad_return: Tensor) -> tuple[Tensor | None, ...]:
     (cu_seqlens,) = ctx.saved_tensors
-    grads = _packed_gae_backward(grad_advantage, grad_return, cu_seqlens, ctx.gamma, ctx.lam, ctx.backend)
+    grads = _packed_gae_backward_op(grad_advantage, grad_return, cu_seqlens, ctx.gamma, ctx.lam, ctx.backend)
     grad_reward, grad_value, grad_bootstrap = (
         None if dtype is None else grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)
     )
     return grad_reward, grad_value, None, grad_bootstrap, None, None, None
 
 
-_packed_gae.register_autograd(_backward, setup_context=_setup_context)
-refuse_double_backward(_packed_gae_backward, "packed_gae")
+_packed_gae_op = register_op("packed_gae", _packed_gae, _fake, save=_save, backward=_backward)
+_packed_gae_backward_op = register_backward_op("packed_gae", _packed_gae_backward, _fake_backward)

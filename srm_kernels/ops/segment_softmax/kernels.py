@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import acc_type, aligned, device_of, num_warps
+from ..device import acc_type, aligned, blocks_of, device_of, num_warps
 from ..segments import accumulate_dtype
 
 __all__ = ["segment_softmax_backward", "segment_softmax_forward"]
@@ -125,4 +125,4 @@ def segment_softmax_backward(grad: Tensor, weight: Tensor, cu_seqlens: Tensor) -
 
 
 def _grid(cu_seqlens: Tensor, config: dict[str, Any]) -> tuple[int]:
-    return ((cu_seqlens.numel() - 1) * triton.cdiv(config["H"], config["BLOCK_H"]),)
+    return ((cu_seqlens.numel() - 1) * blocks_of(config["H"], config["BLOCK_H"]),)

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
-from ..registration import check_float, check_offsets, check_same_device, refuse_double_backward
+from ..registration import check_float, check_offsets, check_same_device, register_backward_op, register_op
 from .reference import segment_softmax_backward_reference, segment_softmax_reference
 
 __all__ = ["segment_softmax"]
@@ -42,10 +40,9 @@ def segment_softmax(score: Tensor, cu_seqlens: Tensor, *, backend: Backend = "au
         raise ValueError(f"{op}: `score` must have shape [N] or [N, H], got {list(score.shape)}.")
     check_offsets(op, "cu_seqlens", cu_seqlens, score.shape[0], "len(score)")
     check_same_device(op, score=score, cu_seqlens=cu_seqlens)
-    return _segment_softmax(score, cu_seqlens, backend)
+    return _segment_softmax_op(score, cu_seqlens, backend)
 
 
-@torch.library.custom_op(add_op_namespace_prefix("segment_softmax"), mutates_args=())
 def _segment_softmax(score: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
     if choose_backend("segment_softmax", backend, score.device) == "triton":
         from .kernels import segment_softmax_forward
@@ -54,12 +51,10 @@ def _segment_softmax(score: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
     return segment_softmax_reference(score, cu_seqlens)
 
 
-@_segment_softmax.register_fake
-def _(score: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
+def _fake(score: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
     return score.new_empty(score.shape)
 
 
-@torch.library.custom_op(add_op_namespace_prefix("segment_softmax_backward"), mutates_args=())
 def _segment_softmax_backward(grad: Tensor, weight: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
     if choose_backend("segment_softmax", backend, grad.device) == "triton":
         from .kernels import segment_softmax_backward
@@ -68,20 +63,19 @@ def _segment_softmax_backward(grad: Tensor, weight: Tensor, cu_seqlens: Tensor, 
     return segment_softmax_backward_reference(grad, weight, cu_seqlens, weight.dtype)
 
 
-@_segment_softmax_backward.register_fake
-def _(grad: Tensor, weight: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
+def _fake_backward(grad: Tensor, weight: Tensor, cu_seqlens: Tensor, backend: str) -> Tensor:
     return weight.new_empty(weight.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, cu_seqlens, ctx.backend = inputs
     ctx.save_for_backward(output, cu_seqlens)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     weight, cu_seqlens = ctx.saved_tensors
-    return _segment_softmax_backward(grad, weight, cu_seqlens, ctx.backend), None, None
+    return _segment_softmax_backward_op(grad, weight, cu_seqlens, ctx.backend), None, None
 
 
-_segment_softmax.register_autograd(_backward, setup_context=_setup_context)
-refuse_double_backward(_segment_softmax_backward, "segment_softmax")
+_segment_softmax_op = register_op("segment_softmax", _segment_softmax, _fake, save=_save, backward=_backward)
+_segment_softmax_backward_op = register_backward_op("segment_softmax", _segment_softmax_backward, _fake_backward)

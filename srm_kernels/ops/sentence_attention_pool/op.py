@@ -8,13 +8,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
 from ...pooling import ATTENTION_POOLINGS, PLAIN_POOLINGS, Pooling, check_pooling
-from ..registration import check_float, check_offsets, check_same_device, check_shape, refuse_double_backward
+from ..registration import check_float, check_offsets, check_same_device, check_shape, register_backward_op, register_op
 from ..segments import accumulate_dtype
 from .reference import pooling_of, sentence_attention_pool_backward_reference, sentence_attention_pool_reference
 
@@ -73,7 +71,7 @@ def sentence_attention_pool(
     check_shape(op, "key", key, (value.shape[0], width), "[N, A]")
     check_same_device(op, query=query, key=key, value=value, cu_boundaries=cu_boundaries)
     of = pooling_of(pooling, difference)
-    return _pool(query, key, value, cu_boundaries, rope_theta, include_prompt, difference, of, backend)
+    return _pool_op(query, key, value, cu_boundaries, rope_theta, include_prompt, difference, of, backend)
 
 
 def sentence_pool(
@@ -111,7 +109,7 @@ def sentence_pool(
     check_float(op, value=value)
     _check(op, value, cu_boundaries)
     check_same_device(op, value=value, cu_boundaries=cu_boundaries)
-    return _pool(None, None, value, cu_boundaries, None, include_prompt, difference, pooling, backend)
+    return _pool_op(None, None, value, cu_boundaries, None, include_prompt, difference, pooling, backend)
 
 
 def check_width(op: str, name: str, x: Tensor, width: int, rope_theta: float | None) -> None:
@@ -131,7 +129,6 @@ def _check(op: str, value: Tensor, cu_boundaries: Tensor) -> None:
     check_offsets(op, "cu_boundaries", cu_boundaries, value.shape[0], "len(value)")
 
 
-@torch.library.custom_op(add_op_namespace_prefix("sentence_attention_pool"), mutates_args=())
 def _pool(
     query: Tensor | None,
     key: Tensor | None,
@@ -150,8 +147,7 @@ def _pool(
     return sentence_attention_pool_reference(query, key, value, cu_boundaries, rope_theta, include_prompt, difference, pooling)
 
 
-@_pool.register_fake
-def _(
+def _fake(
     query: Tensor | None,
     key: Tensor | None,
     value: Tensor,
@@ -167,7 +163,6 @@ def _(
     return reward_B, value.new_empty(value.shape, dtype=dtype), value.new_empty(value.shape, dtype=dtype)
 
 
-@torch.library.custom_op(add_op_namespace_prefix("sentence_attention_pool_backward"), mutates_args=())
 def _pool_backward(
     grad_reward: Tensor,
     grad_sentence_reward: Tensor,
@@ -198,8 +193,7 @@ def _pool_backward(
     return grad_query, grad_key, grad_value
 
 
-@_pool_backward.register_fake
-def _(
+def _fake_backward(
     grad_reward: Tensor,
     grad_sentence_reward: Tensor,
     grad_weight: Tensor,
@@ -220,18 +214,18 @@ def _(
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     query, key, value, cu_boundaries, *ctx.options = inputs
     ctx.save_for_backward(query, key, value, cu_boundaries, output[1], output[2])
 
 
 def _backward(ctx: Any, grad_reward: Tensor, grad_sentence_reward: Tensor, grad_weight: Tensor) -> tuple[Tensor | None, ...]:
     query, *_ = saved = ctx.saved_tensors
-    grad_query, grad_key, grad_value = _pool_backward(grad_reward, grad_sentence_reward, grad_weight, *saved, *ctx.options)
+    grad_query, grad_key, grad_value = _pool_backward_op(grad_reward, grad_sentence_reward, grad_weight, *saved, *ctx.options)
     if query is None:
         return None, None, grad_value, None, None, None, None, None, None
     return grad_query, grad_key, grad_value, None, None, None, None, None, None
 
 
-_pool.register_autograd(_backward, setup_context=_setup_context)
-refuse_double_backward(_pool_backward, "sentence_attention_pool")
+_pool_op = register_op("sentence_attention_pool", _pool, _fake, save=_save, backward=_backward)
+_pool_backward_op = register_backward_op("sentence_attention_pool", _pool_backward, _fake_backward)

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import aligned, device_of, num_warps, upper_bound
+from ..device import aligned, blocks_of, device_of, num_warps, upper_bound
 from ..gather_boundaries.kernels import begins_aligned, rows_contiguous
 
 __all__ = ["Columns", "operands", "outputs_of_terms", "split_gradients", "weight_gradients_of_terms"]
@@ -50,11 +50,6 @@ class Columns(NamedTuple):
 def in_eights(size: int) -> int:
     """The next multiple of 8."""
     return (size + 7) // 8 * 8
-
-
-def blocks_of(size: int, block: int) -> int:
-    """How many cover `size`. `triton.cdiv` takes 2 µs, because it may be asked inside kernels."""
-    return -(-size // block)
 
 
 @triton.jit

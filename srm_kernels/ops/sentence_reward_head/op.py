@@ -6,13 +6,12 @@ Shape letters: `T` tokens, `N` boundaries, `B` responses, `D` hidden, `A` attent
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
 from ...layout import SentenceLayout
 from ...pooling import ATTENTION_POOLINGS, POOLINGS, Pooling, check_pooling
@@ -24,7 +23,8 @@ from ..registration import (
     check_shape,
     kept_order,
     order_of,
-    second_derivative,
+    register_backward_op,
+    register_op,
 )
 from ..segments import accumulate_dtype
 from ..sentence_attention_pool.op import check_width
@@ -288,61 +288,25 @@ def _fake_head_backward(
     return hidden, first, second, third, fourth, fifth, sixth
 
 
-class _Head(torch.autograd.Function):
-    """What the op is to autograd."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
-            outputs: tuple[Tensor, ...] = _head_op(*inputs)
-        hidden, boundaries, cu_boundaries, positions, indices, ctx.version, *weights = inputs[:12]
-        # Not `hidden` itself: its [T, D] would be kept for a shape.
-        ctx.num_tokens, ctx.options = hidden.shape[0], inputs[12:]
-        ctx.set_materialize_grads(False)  # Zeros for whatever nobody differentiates, rows among them.
-        ctx.mark_non_differentiable(*outputs[4:])
-        ctx.save_for_backward(*outputs[1:], boundaries, cu_boundaries, positions, indices, *weights)
-        return outputs
-
-    @staticmethod
-    def backward(ctx: Any, *flowing: Tensor | None) -> tuple[Tensor | None, ...]:
-        needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[6:12]]
-        saved, weights = ctx.saved_tensors[:11], ctx.saved_tensors[11:]
-        grads = _head_backward_op(*flowing[:4], *saved, ctx.version, *weights, ctx.num_tokens, needed, *ctx.options)
-        hidden, *of_weights = (grad if need else None for grad, need in zip(grads, needed, strict=True))
-        return (hidden, None, None, None, None, None, *of_weights, None, None, None, None, None)
+def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+    hidden, boundaries, cu_boundaries, positions, indices, ctx.version, *weights = inputs[:12]
+    # Not `hidden` itself: its [T, D] would be kept for a shape.
+    ctx.num_tokens, ctx.options = hidden.shape[0], inputs[12:]
+    ctx.set_materialize_grads(False)  # Zeros for whatever nobody differentiates, rows among them.
+    ctx.mark_non_differentiable(*outputs[4:])
+    ctx.save_for_backward(*outputs[1:], boundaries, cu_boundaries, positions, indices, *weights)
 
 
-class _HeadBackward(torch.autograd.Function):
-    """What its backward op is to autograd."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
-            gradients: tuple[Tensor, ...] = _head_backward_op(*inputs)
-        return gradients
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor | None) -> NoReturn:
-        raise second_derivative("sentence_reward_head")
+def _backward(ctx: Any, *flowing: Tensor | None) -> tuple[Tensor | None, ...]:
+    needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[6:12]]
+    saved, weights = ctx.saved_tensors[:11], ctx.saved_tensors[11:]
+    grads = _head_backward_op(*flowing[:4], *saved, ctx.version, *weights, ctx.num_tokens, needed, *ctx.options)
+    hidden, *of_weights = (grad if need else None for grad, need in zip(grads, needed, strict=True))
+    return (hidden, None, None, None, None, None, *of_weights, None, None, None, None, None)
 
 
-# `custom_op` would add autograd.Functions that look up the schema's arguments one by one at each call: at this many, that costs
-# more than all else that PyTorch does for the op.
-_NAMESPACE = add_op_namespace_prefix("").partition("::")[0]
-_LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
-
-
-def _register(name: str, run: Callable[..., Any], fake: Callable[..., Any], autograd: type[torch.autograd.Function]) -> Any:
-    """The op that `torch.ops` has then."""
-    _LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()))
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    _LIBRARY.impl(name, autograd.apply, "Autograd")
-    torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=_LIBRARY)
-    return getattr(getattr(torch.ops, _NAMESPACE), name).default
-
-
-_head_op = _register("sentence_reward_head", _head, _fake_head, _Head)
-_head_backward_op = _register("sentence_reward_head_backward", _head_backward, _fake_head_backward, _HeadBackward)
+_head_op = register_op("sentence_reward_head", _head, _fake_head, save=_save, backward=_backward)
+_head_backward_op = register_backward_op("sentence_reward_head", _head_backward, _fake_head_backward)
 
 
 def _implementation(backend: str, rows: Tensor, value_weight: Tensor) -> Implementation:

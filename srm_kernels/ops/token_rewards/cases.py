@@ -17,12 +17,14 @@ def cases() -> Iterator[CompileCase]:
     for dtype in DTYPES:
         for code, estimator in enumerate(ESTIMATORS):
             data, wider, index = f"*{dtype}", f"*{ACC_NAME[dtype]}", f"*{INDEX[dtype]}"
-            constants = {"ACC": ACC[dtype], "ESTIMATOR": code, "BLOCK": k.BLOCK, "WAYS_LOG2": WAYS_LOG2}
-            shared = {"cu_boundaries_ptr": index, "logprob_ptr": data, "ref_logprob_ptr": data, "kl_high": "fp32", "kl_low": "fp32"}
-            shared |= dict.fromkeys(("num", "num_offsets", "num_tokens", "shift"), "i32")
-            forward = {**shared, "reward_ptr": data, "sorted_ptr": "*i32", "order_ptr": "*i64", "out_ptr": wider, "earned_ptr": wider}
-            label = f"{dtype} {estimator}"
-            yield CompileCase(kernel=k.token_rewards_kernel, label=label, signature=forward, constants={**constants, "LANES": NUM_THREADS})
-            backward = {**shared, "grad_ptr": wider, "boundary_ptr": index}
-            backward |= dict.fromkeys(("grad_reward_ptr", "grad_logprob_ptr", "grad_ref_logprob_ptr"), data)
+            label, block = f"{dtype} {estimator}", {"BLOCK": k.BLOCK, "WAYS_LOG2": WAYS_LOG2}
+            constants = {"ACC": ACC[dtype], "ESTIMATOR": code, **block}
+            shared = {"boundary_ptr": index, "cu_boundaries_ptr": index, "logprob_ptr": data, "ref_logprob_ptr": data}
+            shared |= {"kl_high": "fp32", "kl_low": "fp32", **dict.fromkeys(("num", "num_offsets", "num_tokens", "shift"), "i32")}
+            penalty = {**shared, "payee_ptr": index, "count_ptr": "*i32", "out_ptr": wider}
+            yield CompileCase(kernel=k.penalty_kernel, label=label, signature=penalty, constants=constants)
+            backward = {**shared, "grad_ptr": wider, **dict.fromkeys(("grad_reward_ptr", "grad_logprob_ptr", "grad_ref_logprob_ptr"), data)}
             yield CompileCase(kernel=k.token_rewards_backward_kernel, label=label, signature=backward, constants=constants)
+        pay = {"reward_ptr": data, "payee_ptr": index, "count_ptr": "*i32", "out_ptr": wider, "num": "i32"}
+        constants = {"ACC": ACC[dtype], "BLOCK": NUM_THREADS, "TILE": k.TILE}
+        yield CompileCase(kernel=k.pay_kernel, label=dtype, signature=pay, constants=constants)

@@ -1,4 +1,4 @@
-"""token_rewards in Triton: a program owns a block of tokens, and finds the sentences that end there by one search in the sorted boundaries.
+"""token_rewards in Triton: one kernel sets the penalties, and counts who pays which token. The next one pays, sentence by sentence.
 
 Shape letters: `T` tokens, `N` boundaries, `B` responses.
 """
@@ -18,23 +18,23 @@ from ..device import (
     WAYS_LOG2,
     acc_type,
     aligned,
+    blocks_of,
     device_of,
     joined,
     num_warps,
-    places_between,
     search_shift,
     segment_of_each,
-    sort_positions,
     split_float,
     strided,
-    upper_bound,
 )
 from ..segments import accumulate_dtype
 from .reference import ESTIMATORS
 
 __all__ = ["token_rewards_backward", "token_rewards_forward"]
 
-BLOCK = 512
+BLOCK = 128
+# Sentences that a program looks at together where some share a token.
+TILE = 8
 K1: tl.constexpr = tl.constexpr(0)
 K2: tl.constexpr = tl.constexpr(1)
 NUM_TERMS: tl.constexpr = tl.constexpr(16)
@@ -65,14 +65,13 @@ def log_ratio(logprob_ptr, ref_logprob_ptr, i, mask, kl_coef, ACC: tl.constexpr)
 
 
 @triton.jit(do_not_specialize=["num", "num_offsets", "num_tokens", "shift"])
-def token_rewards_kernel(
-    reward_ptr,
-    sorted_ptr,
-    order_ptr,
+def penalty_kernel(
+    boundary_ptr,
     cu_boundaries_ptr,
     logprob_ptr,
     ref_logprob_ptr,
-    earned_ptr,
+    payee_ptr,
+    count_ptr,
     out_ptr,
     num,
     num_offsets,
@@ -83,51 +82,59 @@ def token_rewards_kernel(
     ACC: tl.constexpr,
     ESTIMATOR: tl.constexpr,
     BLOCK: tl.constexpr,
-    LANES: tl.constexpr,
     WAYS_LOG2: tl.constexpr,
 ):
-    """out [T] = sentence rewards at their last token - kl_coef · KL estimate. earned [N] is for the programs' own use."""
+    """out [T] = - kl_coef · KL estimate. payee [N] = the token that a sentence pays, or -1; count [T] = sentences that pay a token."""
     kl_coef = joined(kl_high, kl_low, ACC)
-    begin = tl.program_id(0).to(tl.int64) * BLOCK
-    token = begin + strided(BLOCK)
-    in_range = token < num_tokens
-    # Few tokens close a sentence: from here on a lane is a sorted boundary of the block, not a token.
-    lane = tl.arange(0, LANES)
-    first, last = places_between(sorted_ptr, num, begin, begin + BLOCK, shift, WAYS_LOG2)
-    first, last = first.to(tl.int64), last.to(tl.int64)
-    start = first
-    while start < last:
-        j = start + lane
-        n = tl.load(order_ptr + j, mask=j < last, other=0).to(tl.int64)
-        response = upper_bound(cu_boundaries_ptr, n, num_offsets * 0, num_offsets).to(tl.int64) - 1
-        opening = tl.load(cu_boundaries_ptr + response, mask=j < last, other=0).to(tl.int64)
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    i = start + strided(BLOCK)
+    if start < num:
+        response = segment_of_each(cu_boundaries_ptr, num_offsets, i, start, start + BLOCK, shift, WAYS_LOG2)
+        begin = tl.load(cu_boundaries_ptr + response, mask=i < num, other=0).to(tl.int64)
+        position = tl.load(boundary_ptr + i, mask=i < num, other=0).to(tl.int64)
         # Index 0 sits on the prompt and earns nothing.
-        tl.store(earned_ptr + j, tl.load(reward_ptr + n, mask=(j < last) & (n > opening), other=0).to(ACC), mask=j < last)
-        start += LANES
-    x, _ = log_ratio(logprob_ptr, ref_logprob_ptr, token, in_range, kl_coef, ACC)
+        earns = (i < num) & (i > begin)
+        tl.store(payee_ptr + i, tl.where(earns, position, -1), mask=i < num)
+        tl.atomic_add(count_ptr + position, 1, mask=earns, sem="relaxed")
+    x, _ = log_ratio(logprob_ptr, ref_logprob_ptr, i, i < num_tokens, kl_coef, ACC)
     if ESTIMATOR == K1:
         kl = x
     elif ESTIMATOR == K2:
         kl = 0.5 * x * x
     else:
         kl = expm1_less_y(-x)
-    tl.store(out_ptr + token, 0.0 - kl_coef * kl, mask=in_range)
-    tl.debug_barrier()  # From here on threads read what others wrote to `out` and `earned`.
-    start = first
-    while start < last:
-        j = start + lane
-        position = tl.load(sorted_ptr + j, mask=j < last, other=-1).to(tl.int64)
-        # The first boundary of a token adds up what all of them earned.
-        adds = (j < last) & (position != tl.load(sorted_ptr + (j - 1), mask=(j < last) & (j > 0), other=-1).to(tl.int64))
-        paid = tl.load(out_ptr + position, mask=adds, other=0)
-        total = tl.zeros((LANES,), ACC)
-        more = adds
-        while tl.max(more.to(tl.int32), 0) > 0:
-            total += tl.load(earned_ptr + j, mask=more, other=0)
-            j += 1
-            more = more & (j < last) & (tl.load(sorted_ptr + j, mask=more & (j < last), other=-1).to(tl.int64) == position)
-        tl.store(out_ptr + position, total + paid, mask=adds)
-        start += LANES
+    tl.store(out_ptr + i, 0.0 - kl_coef * kl, mask=i < num_tokens)
+
+
+@triton.jit(do_not_specialize=["num"])
+def pay_kernel(
+    reward_ptr,
+    payee_ptr,
+    count_ptr,
+    out_ptr,
+    num,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """out [T] += the reward of each sentence that pays a token, in an order that the layout alone decides."""
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    payee = tl.load(payee_ptr + n, mask=n < num, other=-1).to(tl.int64)
+    pays = payee >= 0
+    total = tl.load(reward_ptr + n, mask=pays, other=0).to(ACC)
+    if tl.max(tl.load(count_ptr + payee, mask=pays, other=0), 0) > 1:
+        # Some share a token, as only sentences that end within one token do. The first of them looks for the others and pays for all.
+        total = tl.zeros((BLOCK,), ACC)
+        start = num * 0
+        while start < num:
+            m = start.to(tl.int64) + tl.arange(0, TILE)
+            other = tl.load(payee_ptr + m, mask=m < num, other=-1).to(tl.int64)
+            reward = tl.load(reward_ptr + m, mask=other >= 0, other=0).to(ACC)
+            same = payee[:, None] == other[None, :]
+            total += tl.sum(tl.where(same, reward[None, :], 0.0), 1)
+            pays = pays & (tl.max((same & (m[None, :] < n[:, None])).to(tl.int32), 1) == 0)
+            start += TILE
+    tl.store(out_ptr + payee, tl.load(out_ptr + payee, mask=pays, other=0) + total, mask=pays)
 
 
 @triton.jit(do_not_specialize=["num", "num_offsets", "num_tokens", "shift"])
@@ -182,36 +189,46 @@ def token_rewards_forward(
     ref_logprobs: Tensor,
     kl_coef: float,
     estimator: str,
-    order: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Rewards [T]. `order`: sorted positions and their indices, where somebody has them."""
+    """Rewards [T]."""
     dtype = accumulate_dtype(sentence_reward, logprobs, ref_logprobs)
     num, num_tokens, cu_boundaries = boundaries.numel(), logprobs.numel(), aligned(cu_boundaries)
     out = torch.empty(num_tokens, dtype=dtype, device=logprobs.device)
     if num_tokens:
-        positions, indices = order or sort_positions(boundaries, num_tokens)
+        payee = torch.empty(num, dtype=boundaries.dtype, device=logprobs.device)
+        count = torch.zeros(num_tokens, dtype=torch.int32, device=logprobs.device)
         with device_of(logprobs):
-            token_rewards_kernel[(triton.cdiv(num_tokens, BLOCK),)](
-                aligned(sentence_reward),
-                aligned(positions),
-                aligned(indices),
+            penalty_kernel[(blocks_of(max(num, num_tokens), BLOCK),)](
+                aligned(boundaries),
                 cu_boundaries,
                 aligned(logprobs),
                 aligned(ref_logprobs),
-                torch.empty(num, dtype=dtype, device=logprobs.device),
+                payee,
+                count,
                 out,
                 num,
                 cu_boundaries.numel(),
                 num_tokens,
-                search_shift(num),
+                search_shift(cu_boundaries.numel()),
                 *split_float(kl_coef),
                 ACC=acc_type(dtype),
                 ESTIMATOR=ESTIMATORS.index(estimator),
                 BLOCK=BLOCK,
-                LANES=NUM_THREADS,
                 WAYS_LOG2=WAYS_LOG2,
                 num_warps=num_warps(),
             )
+            if num:
+                pay_kernel[(blocks_of(num, NUM_THREADS),)](
+                    aligned(sentence_reward),
+                    payee,
+                    count,
+                    out,
+                    num,
+                    ACC=acc_type(dtype),
+                    BLOCK=NUM_THREADS,
+                    TILE=TILE,
+                    num_warps=num_warps(),
+                )
     return out
 
 
@@ -230,7 +247,7 @@ def token_rewards_backward(
     grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (sentence_reward, logprobs, ref_logprobs))
     if max(num, num_tokens):
         with device_of(grad):
-            token_rewards_backward_kernel[(triton.cdiv(max(num, num_tokens), BLOCK),)](
+            token_rewards_backward_kernel[(blocks_of(max(num, num_tokens), BLOCK),)](
                 aligned(grad),
                 aligned(boundaries),
                 cu_boundaries,

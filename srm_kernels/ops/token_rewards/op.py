@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from ..._ops import add_op_namespace_prefix
 from ...backend import Backend, choose_backend
 from ...layout import SentenceLayout, check_index
 from ..registration import (
@@ -20,9 +18,8 @@ from ..registration import (
     check_positions,
     check_same_device,
     check_shape,
-    kept_order,
-    order_of,
-    refuse_double_backward,
+    register_backward_op,
+    register_op,
     with_layout,
 )
 from ..segments import accumulate_dtype
@@ -47,7 +44,7 @@ def token_rewards(
     Args:
         sentence_reward: [N], `r_i` or `w_i · r_i`; fp16, bf16, fp32 or fp64. Index 0 of each response is the prompt's and earns nothing.
         boundaries: int32 or int64 [N] in [0, T), the token that closes each sentence; rewards that share a token sum.
-            Or the layout they are of: it sorts them once, where the kernels of several ops and steps would each do it.
+            Or the layout they are of.
         cu_boundaries: int32 or int64 [B + 1], offsets in boundaries: response `b` owns `cu_boundaries[b]:cu_boundaries[b + 1]`.
         logprobs: [T], log-probability of each token under the policy, in nats; any of these dtypes. A token at -inf under both is free.
         ref_logprobs: [T], the same under the reference. Make them equal (0, say) where no penalty is due, such as on prompts.
@@ -65,7 +62,7 @@ def token_rewards(
         RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "token_rewards"
-    boundaries, layout = with_layout(boundaries)
+    boundaries, _ = with_layout(boundaries)
     check_float(op, sentence_reward=sentence_reward, logprobs=logprobs, ref_logprobs=ref_logprobs)
     check_index(op, "boundaries", boundaries)
     check_offsets(op, "cu_boundaries", cu_boundaries, boundaries.numel(), "len(boundaries)")
@@ -85,42 +82,32 @@ def token_rewards(
         ref_logprobs=ref_logprobs,
     )
     check_positions(op, "boundaries", boundaries, logprobs.numel())
-    order = order_of(layout, backend)
-    return _token_rewards(sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, *order, kl_coef, estimator, backend)
+    return _token_rewards_op(sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, kl_coef, estimator, backend)
 
 
-@torch.library.custom_op(add_op_namespace_prefix("token_rewards"), mutates_args=())
 def _token_rewards(
     sentence_reward: Tensor,
     boundaries: Tensor,
     cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
-    positions: Tensor | None,
-    indices: Tensor | None,
-    version: int | None,
     kl_coef: float,
     estimator: str,
     backend: str,
 ) -> Tensor:
     if choose_backend("token_rewards", backend, logprobs.device) == "triton":
-        from .kernels import token_rewards_forward
+        from .kernels import token_rewards_forward as run
+    else:
+        run = token_rewards_reference
+    return run(sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, kl_coef, estimator)
 
-        order = kept_order(boundaries, positions, indices, version)
-        return token_rewards_forward(sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, kl_coef, estimator, order)
-    return token_rewards_reference(sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, kl_coef, estimator)
 
-
-@_token_rewards.register_fake
-def _(
+def _fake(
     sentence_reward: Tensor,
     boundaries: Tensor,
     cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
-    positions: Tensor | None,
-    indices: Tensor | None,
-    version: int | None,
     kl_coef: float,
     estimator: str,
     backend: str,
@@ -128,7 +115,6 @@ def _(
     return logprobs.new_empty(logprobs.shape, dtype=accumulate_dtype(sentence_reward, logprobs, ref_logprobs))
 
 
-@torch.library.custom_op(add_op_namespace_prefix("token_rewards_backward"), mutates_args=())
 def _token_rewards_backward(
     grad: Tensor,
     sentence_reward: Tensor,
@@ -148,8 +134,7 @@ def _token_rewards_backward(
     return run(grad, sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, kl_coef, estimator)
 
 
-@_token_rewards_backward.register_fake
-def _(
+def _fake_backward(
     grad: Tensor,
     sentence_reward: Tensor,
     boundaries: Tensor,
@@ -163,17 +148,17 @@ def _(
     return tuple(x.new_empty(x.shape) for x in (sentence_reward, logprobs, ref_logprobs))  # type: ignore[return-value]  # Three of them.
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, _, _, _, ctx.kl_coef, ctx.estimator, ctx.backend = inputs
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.kl_coef, ctx.estimator, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grad_sentence_reward, grad_logprobs, grad_ref_logprobs = _token_rewards_backward(
+    grad_sentence_reward, grad_logprobs, grad_ref_logprobs = _token_rewards_backward_op(
         grad, *ctx.saved_tensors, ctx.kl_coef, ctx.estimator, ctx.backend
     )
-    return grad_sentence_reward, None, None, grad_logprobs, grad_ref_logprobs, None, None, None, None, None, None
+    return grad_sentence_reward, None, None, grad_logprobs, grad_ref_logprobs, None, None, None
 
 
-_token_rewards.register_autograd(_backward, setup_context=_setup_context)
-refuse_double_backward(_token_rewards_backward, "token_rewards")
+_token_rewards_op = register_op("token_rewards", _token_rewards, _fake, save=_save, backward=_backward)
+_token_rewards_backward_op = register_backward_op("token_rewards", _token_rewards_backward, _fake_backward)

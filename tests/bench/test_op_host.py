@@ -1,6 +1,7 @@
-"""bench/head_host.py: what the head launches, and the bytes that this moves. Nothing is computed."""
+"""bench/op_host.py: what the head launches, the bytes that this moves, and that every op is timed. Nothing is computed."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +16,9 @@ def host():
     pytest.importorskip("triton")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCH))
-        import head_host
+        import op_host
 
-        yield head_host
+        yield op_host
 
 
 def launches(host, **sizes):
@@ -57,3 +58,18 @@ def test_the_host_is_timed(host):
     with host.dropped_launches():
         spent = host.microseconds(host.make_step(torch.bfloat16), rounds=10)
     assert 0 < spent["tenth"] <= spent["median"]
+
+
+def test_every_op_is_timed(host):
+    spent = host.measure(rounds=10)
+    assert {name.split()[0] for name in spent} == set(host.op_cases.OPS)
+    assert all(0 < one["tenth"] <= one["median"] for one in spent.values())
+
+
+def test_two_checkouts_take_turns(host, tmp_path):
+    """A checkout that is not what a process imports is noticed."""
+    root = BENCH.parent
+    here = host.in_turns({"before": root, "now": root}, SimpleNamespace(turns=1, rounds=10))
+    assert here["before"].keys() == here["now"].keys()
+    with pytest.raises(SystemExit, match="was imported, not what lies in"):
+        host.in_turns({"now": tmp_path}, SimpleNamespace(turns=1, rounds=10))

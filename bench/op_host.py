@@ -1,6 +1,7 @@
-"""What the head costs the host, and what it launches: forward and backward on one CPU core, with launches that do nothing.
+"""What the ops cost the host, and what the head launches: forward and backward on one CPU core, with launches that do nothing.
 
-    python bench/head_host.py --json bench/results/head_host_cpu.json
+    python bench/op_host.py --json bench/results/op_host_cpu.json
+    python bench/op_host.py --against CHECKOUT --json ...      # beside another version of srm_kernels, in turns
 
 A stand-in for Triton's driver takes each launch and drops it, behind all that Triton does in Python before. Products on tensor cores
 become products of one number. So the results are nonsense, and the time is that of PyTorch's dispatch, of autograd, and of Triton's and
@@ -9,18 +10,24 @@ our own Python. A CUDA device adds the driver's calls.
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
 import environment
 import lengths
+import op_cases
 import torch
 import triton
 from torch import Tensor
@@ -168,6 +175,30 @@ def make_step(dtype: torch.dtype, *, width: int = WIDTH, attention: int = ATTENT
     return step
 
 
+def op_step(op: str) -> Callable[[], None]:
+    """A function that runs another op forward and backward, on tensors of fp32."""
+    device = torch.device("cpu")
+    packed = lengths.pack_lengths(lengths.generated_groups(), TOKENS)
+    width = {"gather_boundaries": WIDTH, "sentence_attention_pool": ATTENTION, "bradley_terry_loss": 64}.get(op, 0)
+    setting = op_cases.Setting(
+        op=op,
+        lengths=packed,
+        width=width,
+        dtype=torch.float32,
+        device=device,
+        backend="triton",
+        compile=lambda name, function, **_: function,
+    )
+    case = op_cases.make_case(setting)
+    run, inputs = case.providers[op_cases.OURS].run, case.floats
+
+    def step() -> None:
+        out = run(**inputs)[: case.grad_outputs]
+        torch.autograd.grad(out, list(inputs.values()), out)
+
+    return step
+
+
 def microseconds(step: Any, rounds: int) -> dict[str, float]:
     """CPU time of the process, the median and what a tenth of the rounds stays below: on a busy machine caches are other programs' too."""
     for _ in range(20):
@@ -180,15 +211,48 @@ def microseconds(step: Any, rounds: int) -> dict[str, float]:
     return {"median": round(median(spent), 1), "tenth": round(sorted(spent)[rounds // 10], 1)}
 
 
+def measure(rounds: int) -> dict[str, dict[str, float]]:
+    """Every op with what this process imports as srm_kernels."""
+    with dropped_launches():
+        steps = {op: op_step(op) for op in op_cases.OPS if op != "sentence_reward_head"}
+        steps |= {f"sentence_reward_head {name}": make_step(getattr(torch, name)) for name in ("bfloat16", "float32")}
+        return {op: microseconds(step, rounds) for op, step in steps.items()}
+
+
+def in_turns(checkouts: dict[str, Path], arguments: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
+    """For each checkout its `measure`, the medians over turns of a process each."""
+    found: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in checkouts}
+    for turn in range(arguments.turns):
+        for name, folder in checkouts.items():
+            environment.say(f"turn {turn + 1} of {arguments.turns}: {name}")
+            command = [sys.executable, __file__, "--rounds", str(arguments.rounds), "--child"]
+            path = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+            child = subprocess.run(command, env={**os.environ, **path}, stdout=subprocess.PIPE, text=True, check=True)
+            answer = json.loads(child.stdout)
+            if Path(answer["imported"]).resolve() != folder.resolve() / "srm_kernels" / "__init__.py":
+                raise SystemExit(f"{name}: {answer['imported']} was imported, not what lies in {folder}.")
+            found[name].append(answer["microseconds"])
+    return {
+        name: {op: {key: round(median(turn[op][key] for turn in turns), 1) for key in turns[0][op]} for op in turns[0]}
+        for name, turns in found.items()
+    }
+
+
 def main() -> None:
     parser = environment.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--against", type=Path, help="another checkout of this project, which the table calls `before`")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    result: dict[str, Any] = {**environment.describe(), "microseconds": {}, "launches": {}}
-    with dropped_launches():
-        for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-            result["microseconds"][name] = microseconds(make_step(dtype), arguments.rounds)
+    if arguments.child:
+        print(json.dumps({"imported": srm_kernels.__file__, "microseconds": measure(arguments.rounds)}))
+        return
+    checkouts = {"now": Path(__file__).resolve().parents[1]}
+    if arguments.against is not None:
+        checkouts = {"before": arguments.against, **checkouts}
+    result: dict[str, Any] = {**environment.describe(), "microseconds": in_turns(checkouts, arguments), "launches": {}}
     with dropped_launches(watch=True) as launches:
         make_step(torch.bfloat16)()
         result["launches"]["bf16"] = dict(launches.names)
