@@ -14,7 +14,8 @@ from pathlib import Path
 __all__ = ["Part", "Setup", "gpu_parts"]
 
 DATA_FILES = ("pairs_train", "pairs_test", "suite_dev", "error_spans")
-GPU_TESTS = ("tests/srm_kernels", "tests/srm/packing/test_gpu.py", "tests/srm/training/test_loss_check.py")
+OP_TESTS = ("tests/srm_kernels", "tests/srm/training/test_loss_check.py")
+ATTENTION_TESTS = "tests/srm/packing/test_gpu.py"
 HasPackage = Callable[[str], bool]
 
 
@@ -63,15 +64,22 @@ def _correctness(setup: Setup, has: HasPackage) -> list[Part]:
     if setup.dry:
         pytest = (*pytest, "--collect-only")
     missing = _without(has, "pytest", "hypothesis")
-    # By file: tests of 17, 21 and 56 GB are in one, and must not meet on one card. Most of the others' time is compilation, on the CPU.
-    by_file = ("-n", str(max(2, min(8, (os.cpu_count() or 2) // 2))), "--dist", "loadfile") if has("xdist") else ()
+    # Most of the time is compilation, on the CPU. By file: tests of 17, 21 and 56 GB are in one, and must not meet on one card.
+    workers = ("-n", str(max(2, min(8, (os.cpu_count() or 2) // 2))), "--dist") if has("xdist") else ()
+    by_file, by_test = ((*workers, how) if workers else () for how in ("loadfile", "load"))
     # One process a checker.
     each = ("-n", "4") if has("xdist") else ()
     return [
         Part(
             name="tests",
-            command=(*pytest, *GPU_TESTS, "-k", "not sanitizer", *by_file, "--junitxml", "{out}/tests.xml"),
-            seconds=85,
+            command=(*pytest, *OP_TESTS, "-k", "not sanitizer", *by_file, "--junitxml", "{out}/tests.xml"),
+            seconds=60,
+            missing=missing,
+        ),
+        Part(
+            name="attention-tests",
+            command=(*pytest, ATTENTION_TESTS, "--tb", "short", *by_test, "--junitxml", "{out}/attention-tests.xml"),
+            seconds=60,
             missing=missing,
         ),
         Part(
@@ -87,7 +95,7 @@ def _ops(setup: Setup) -> Part:
     lengths = ("--input", setup.lengths) if setup.lengths else ()
     sizes = ("--smoke", "--budget", "0") if setup.dry else ("--budget", "0.5")
     command = ("{python}", "bench/ops.py", "--resume", "--output_dir", "{out}", "--time_limit", "{seconds}", *sizes, *lengths)
-    return Part(name="ops", command=command, seconds=150)
+    return Part(name="ops", command=command, seconds=120)
 
 
 def _backbones(setup: Setup) -> list[Part]:

@@ -21,7 +21,7 @@ import torch
 from bench import environment
 
 BACKBONES = ["llama-1b", "smollm2-135m", "groups", "groups-cascade", "long-groups", "long-groups-cascade"]
-PARTS = ["tests", "sanitizer", "ops", *BACKBONES, "claim", "reward-model", "rl"]
+PARTS = ["tests", "attention-tests", "sanitizer", "ops", *BACKBONES, "claim", "reward-model", "rl"]
 
 
 @pytest.fixture
@@ -228,13 +228,12 @@ def test_what_is_missing_is_named(gpu):
 
 def test_files_of_tests_stay_on_one_worker_and_leave_a_report(gpu, bench):
     parts = load_parts(gpu)
-    tests, sanitizer, *_ = parts.gpu_parts(parts.Setup(), has=lambda name: True)
-    words = " ".join(tests.command)
-    assert "--dist loadfile" in words
-    assert "--junitxml {out}/tests.xml" in words
-    assert "--junitxml {out}/sanitizer.xml" in " ".join(sanitizer.command)
+    tests, attention, sanitizer, *_ = parts.gpu_parts(parts.Setup(), has=lambda name: True)
+    assert "--dist loadfile" in " ".join(tests.command)
+    for part in (tests, attention, sanitizer):
+        assert f"--junitxml {{out}}/{part.name}.xml" in " ".join(part.command)
     marked = {path for path in bench.parent.glob("tests/srm*/**/test_*.py") if "mark.gpu" in path.read_text()}
-    given = [bench.parent / word for word in tests.command if word.startswith("tests/")]
+    given = [bench.parent / word for word in (*tests.command, *attention.command) if word.startswith("tests/")]
     assert marked
     assert all(any(path.is_relative_to(place) for place in given) for path in marked)
 

@@ -22,8 +22,8 @@ from srm_kernels import (
 
 pytestmark = pytest.mark.interpreter
 
-# The last program of a grid owns the last 488 tokens at least.
-NUM_TOKENS, TAIL = 2**31 + 1000, 400
+# The last four programs of 128 tokens own the last 488.
+NUM_TOKENS, TAIL, FOUR = 2**31 + 1000, 400, 4
 WIDTH = 1024
 NUM_ROWS = 2**31 // WIDTH + 8
 # Segments of 8 rows: short, because a program walks through all of one.
@@ -109,8 +109,8 @@ def test_pool(half):
     ends_agree((run(CU_ROWS), far), (run(torch.tensor([0, 8])), tails))
 
 
-def test_difference(half):
-    values = half(0, TAIL)
+def test_difference(half, last):
+    values, last["programs"] = half(0, TAIL), FOUR
 
     def run(*offsets: int) -> Callable[..., Tensor]:
         return lambda x: difference_rewards(x, torch.tensor(offsets), backend="triton")
@@ -118,7 +118,8 @@ def test_difference(half):
     ends_agree((run(0, NUM_TOKENS - TAIL, NUM_TOKENS), [untouched(values, NUM_TOKENS)]), (run(0, TAIL), [values]))
 
 
-def test_token_rewards(half):
+def test_token_rewards(half, last):
+    last["programs"] = FOUR
     boundaries, cu, tails = torch.tensor([TAIL // 2, TAIL - 1]), torch.tensor([0, 2]), [half(0, TAIL), half(1, TAIL)]
 
     def run(offset: int) -> Callable[..., Tensor]:
