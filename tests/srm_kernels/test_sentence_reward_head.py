@@ -318,7 +318,8 @@ def test_bf16_rows_lose_nothing_to_tensor_cores(lane, random):
     errors = [
         (off_by(ours, wanted.detach()), off_by(theirs, wanted.detach())) for ours, theirs, wanted in zip(got, fp32, exact, strict=True)
     ]
-    assert errors[3][0] < 2.5e-7  # The values, a product and nothing else. Two terms would be off by 1e-5.
+    # The values, a product and nothing else. Two terms would be off by 1e-5; what fp32 loses depends on how a CPU's units add up.
+    assert errors[3][0] < max(2.5e-7, 2 * errors[3][1])
     for i, (ours, theirs) in enumerate(errors):
         rounding = 2**-8 if i == len(out) else 0  # Of the gradient of `hidden`, to bf16.
         assert ours < max(4 * theirs, 1e-6) + rounding, i
