@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             environment.say(f"{mode}: out of GPU memory; the other modes go on")
             continue
         result["attention"] = models.attention
-        result["product_tflops"] = round(statistics.median(product) / 1e12, 4)
+        result["product_tflops"] = float(f"{statistics.median(product) / 1e12:.4g}")
         # After every mode: the next one may be stopped.
         environment.write(arguments.json, result)
     if result["modes"]:

@@ -72,7 +72,7 @@ def _ratios(per_unit: dict[str, list[float]], tokens_per_unit: dict[str, float])
 def print_result(result: dict[str, Any]) -> None:
     """The table of each mode."""
     attention = f"; packed attention {result['attention']}" if result.get("attention") else ""
-    print(f"\n{result['device']}, {result['threads']} threads; bf16 product {result['product_tflops']:.3f} TFLOP/s{attention}")
+    print(f"\n{result['device']}, {result['threads']} threads; bf16 product {result['product_tflops']:.3g} TFLOP/s{attention}")
     for mode, found in result["modes"].items():
         if "lengths" in found:
             print_lengths(mode, found)

@@ -196,7 +196,7 @@ def token_rewards_forward(
     out = torch.empty(num_tokens, dtype=dtype, device=logprobs.device)
     if num_tokens:
         payee = torch.empty(num, dtype=boundaries.dtype, device=logprobs.device)
-        count = torch.zeros(num_tokens, dtype=torch.int32, device=logprobs.device)
+        count = logprobs.new_zeros(num_tokens, dtype=torch.int32)
         with device_of(logprobs):
             penalty_kernel[(blocks_of(max(num, num_tokens), BLOCK),)](
                 aligned(boundaries),
