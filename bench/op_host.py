@@ -219,8 +219,8 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
         return {op: microseconds(step, rounds) for op, step in steps.items()}
 
 
-def in_turns(checkouts: dict[str, Path], arguments: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
-    """For each checkout its `measure`, the medians over turns of a process each."""
+def in_turns(checkouts: dict[str, Path], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """For each checkout its `measure`, the medians over turns of a process each; beside them the median of the ratios in a turn."""
     found: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in checkouts}
     for turn in range(arguments.turns):
         for name, folder in checkouts.items():
@@ -232,16 +232,22 @@ def in_turns(checkouts: dict[str, Path], arguments: argparse.Namespace) -> dict[
             if Path(answer["imported"]).resolve() != folder.resolve() / "srm_kernels" / "__init__.py":
                 raise SystemExit(f"{name}: {answer['imported']} was imported, not what lies in {folder}.")
             found[name].append(answer["microseconds"])
-    return {
+    result = {
         name: {op: {key: round(median(turn[op][key] for turn in turns), 1) for key in turns[0][op]} for op in turns[0]}
         for name, turns in found.items()
     }
+    if "before" in found:
+        pairs = list(zip(found["now"], found["before"], strict=True))
+        result["now / before, tenth"] = {
+            op: round(median(now[op]["tenth"] / before[op]["tenth"] for now, before in pairs), 3) for op in pairs[0][0]
+        }
+    return result
 
 
 def main() -> None:
     parser = environment.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=1000)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--against", type=Path, help="another checkout of this project, which the table calls `before`")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
