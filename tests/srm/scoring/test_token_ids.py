@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,6 +171,9 @@ def test_another_tokenizer_maps_through_characters(model: SentenceRewardModel, o
         model.score_tokens([[1], [1]], rows, tokenizer=other_tokenizer)
     blank = model.score_tokens([[1]], [[other_tokenizer.eos_token_id]], tokenizer=other_tokenizer, prompts=PROMPTS[:1])
     assert blank.ends.tolist() == [-1]
+    assert blank.opening is None
+    (letter,) = other_tokenizer("A", add_special_tokens=False)["input_ids"]
+    assert model.score_tokens([[1]], [[letter]], tokenizer=other_tokenizer, prompts=PROMPTS[:1]).ends.tolist() == [-1, 0]
 
 
 def test_a_sentence_of_one_token(model: SentenceRewardModel) -> None:
@@ -182,6 +186,50 @@ def test_a_sentence_of_one_token(model: SentenceRewardModel) -> None:
     assert scored.is_sentence.tolist() == [False, True, False, True]
     assert scored.spans.tolist() == [[0, 0], [0, 1], [0, 0], [0, 1]]
     assert scored.to_padded(scored.sentence_reward).tolist() == scored.sentence_reward[1::2, None].tolist()
+
+
+def test_a_policy_that_writes_the_templates_header_itself(
+    tiny_backbone_dir: Path, tmp_path: Path, awake_model: Callable[..., SentenceRewardModel]
+) -> None:
+    """The model reads it as part of the prompt; what comes back is counted on the policy's ids."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone_dir)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ':\\n' + m['content'] + eos_token }}{% endfor %}"
+    shutil.copytree(tiny_backbone_dir, tmp_path, dirs_exist_ok=True)
+    tokenizer.save_pretrained(tmp_path)
+    model = awake_model(tmp_path, segmenter={"name": "punkt", "thinking": "left_out"})
+    header = tokenizer("assistant:\n", add_special_tokens=False)["input_ids"]
+    prompt, answers = ids_of(model, PROMPTS[:1], ["<think>\nHm. Yes.\n</think>\n\n" + RESPONSES[0], RESPONSES[1]])
+    assert prompt[0][-len(header) :] == header
+    assert len(header) > 2
+    bare = prompt[0][: -len(header)]
+    want = model.score_tokens([*prompt, *prompt], answers)
+    written = [[*header, *answers[0]], answers[1], [*header, *answers[1]]]
+    padded = torch.tensor([[*row, *[0] * (max(map(len, written)) - len(row))] for row in written])
+    # Of the last one there is less than the header.
+    lengths = torch.tensor([len(written[0]), len(written[1]), 2])
+    got = model.score_tokens([bare, *prompt, bare], padded, response_lengths=lengths)
+    assert got.cu_boundaries.tolist() == [*want.cu_boundaries.tolist(), want.cu_boundaries[-1].item() + 1]
+    torch.testing.assert_close(got.reward[:2], want.reward, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got.sentence_reward[:-1], want.sentence_reward, atol=1e-5, rtol=1e-5)
+    shift = torch.where(want.is_sentence & (want.response_index == 0), len(header), 0)
+    assert got.ends.tolist() == [*(want.ends + shift).tolist(), -1]
+    assert got.opening is not None
+    assert want.opening is not None
+    assert got.opening.tolist() == [want.opening[0].item() + len(header), 0, 0]
+
+
+def test_the_longest_that_the_model_reads(model: SentenceRewardModel) -> None:
+    (prompt, *_), (answer, *_) = ids_of(model, PROMPTS, RESPONSES[:1])
+    room = 256 - len(prompt)
+    assert model.score_tokens([prompt], [(answer * 40)[:room]]).lengths.tolist() == [room]
+    with pytest.raises(UserError, match="have 257 tokens, the reward model reads 256"):
+        model.score_tokens([prompt], [(answer * 40)[: room + 1]])
+
+
+def test_responses_without_thoughts_have_no_opening(model: SentenceRewardModel) -> None:
+    eos = model.tokenizer.eos_token_id  # type: ignore[union-attr]
+    prompt_ids, response_ids = ids_of(model, PROMPTS, RESPONSES[:1])
+    assert model.score_tokens(prompt_ids, [*response_ids, [eos]]).opening is None
 
 
 def test_no_rows(model: SentenceRewardModel) -> None:
