@@ -228,6 +228,31 @@ def test_bad_rows_are_left_out_where_asked(model: SentenceRewardModel, source: P
     assert_same(tmp_path / "out.jsonl", whole)
 
 
+def test_the_input_is_not_written_over(model: SentenceRewardModel, source: Path) -> None:
+    before = source.read_bytes()
+    with pytest.raises(UserError, match=r"^output .*in\.jsonl"):
+        share(model, source, source, 0, 2)
+    assert source.read_bytes() == before
+
+
+def test_another_process_that_joins_first_leaves_nothing_behind(
+    model: SentenceRewardModel, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one has joined the parts and deleted them while this one was about to read them."""
+    output = tmp_path / "out.jsonl"
+    assert share(model, source, output, 0, 2) is None
+    copy = module.shutil.copyfileobj
+
+    def too_late(*arguments: object) -> None:
+        monkeypatch.setattr(module.shutil, "copyfileobj", copy)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(module.shutil, "copyfileobj", too_late)
+    assert share(model, source, output, 1, 2) is None
+    assert not list(tmp_path.glob("*.partial"))
+    assert not output.exists()
+
+
 def test_overwriting_is_left_to_one_process(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
