@@ -32,7 +32,8 @@ ZERO3 = {
     **AUTO,
     "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True},
 }
-QUESTION = (["Is this right?"], ["It is warm. No, it is wrong!"])
+PROMPTS = ["Is this right?", "Where does the cat sit?"]
+ANSWERS = ["It is warm. No, it is wrong!", "The cat sat on the mat. It was warm there. No, it is wrong!"]
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +128,15 @@ def history(run: Path) -> list[dict[str, float]]:
 def assert_same_run(ours: Path, theirs: Path, tolerance: float) -> None:
     for one, two in zip(history(ours), history(theirs), strict=True):
         assert one == pytest.approx(two, rel=tolerance)
-    scores = [SentenceRewardModel.from_pretrained(run).score(*QUESTION)[0] for run in (ours, theirs)]
-    assert scores[0].reward == pytest.approx(scores[1].reward, rel=tolerance) != 0
+    # All of them together: in a single reward sentences cancel, and what bf16 has rounded differs from CPU to CPU.
+    mine, others = (sentence_rewards(run) for run in (ours, theirs))
+    assert (mine - others).norm() <= tolerance * others.norm()
+    assert others.norm() > 0
+
+
+def sentence_rewards(run: Path) -> torch.Tensor:
+    responses = SentenceRewardModel.from_pretrained(run).score(PROMPTS, ANSWERS)
+    return torch.tensor([reward for one in responses for reward in (one.prompt_reward, *(sentence.reward for sentence in one.sentences))])
 
 
 def saved_head(run: Path) -> dict[str, torch.Tensor]:
@@ -205,7 +213,7 @@ def test_the_command_of_the_shipped_settings(flags: Any, environment: dict[str, 
     assert history(run)[0]["loss"] > 0
     weights = load_file(run / "model.safetensors")
     assert {weight.dtype for name, weight in weights.items() if name.startswith("backbone.")} == {torch.bfloat16}
-    assert SentenceRewardModel.from_pretrained(run).score(*QUESTION)[0].reward != 0
+    assert SentenceRewardModel.from_pretrained(run).score(PROMPTS, ANSWERS)[0].reward != 0
 
 
 @pytest.mark.parametrize(
