@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["UNFINISHED", "describe", "has_bf16_units", "parser", "read_as_here", "say", "settings", "write"]
+__all__ = ["UNFINISHED", "describe", "parser", "read_as_here", "say", "settings", "write"]
 
 # A list of numbers or words, over several lines as json writes it.
 _FLAT_LIST = re.compile(r"\[\n\s+([^\[\]{}]+?)\n\s+\]")
@@ -41,11 +41,6 @@ def describe() -> dict[str, Any]:
         "commit": _commit(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def has_bf16_units() -> bool:
-    """Whether the device multiplies bf16 matrices in hardware; a CPU without is up to a hundred times slower in bf16 than in float32."""
-    return _gpu() is not None or "_bf16" in _cpu()
 
 
 def parser(documentation: str | None, **options: Any) -> argparse.ArgumentParser:

@@ -219,6 +219,12 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
         return {op: microseconds(step, rounds) for op, step in steps.items()}
 
 
+def commit_of(folder: Path) -> str:
+    """Of a checkout, as git names it."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
 def in_turns(checkouts: dict[str, Path], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """For each checkout its `measure`, the medians over turns of a process each; beside them the median of the ratios in a turn."""
     found: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in checkouts}
@@ -258,7 +264,8 @@ def main() -> None:
     checkouts = {"now": Path(__file__).resolve().parents[1]}
     if arguments.against is not None:
         checkouts = {"before": arguments.against, **checkouts}
-    result: dict[str, Any] = {**environment.describe(), "microseconds": in_turns(checkouts, arguments), "launches": {}}
+    result: dict[str, Any] = {**environment.describe(), "commits": {name: commit_of(folder) for name, folder in checkouts.items()}}
+    result |= {"microseconds": in_turns(checkouts, arguments), "launches": {}}
     with dropped_launches(watch=True) as launches:
         make_step(torch.bfloat16)()
         result["launches"]["bf16"] = dict(launches.names)

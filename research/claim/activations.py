@@ -23,12 +23,21 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
-from bench import environment
 from srm import SentenceRewardConfig, SentenceRewardModel
+from srm.cli.demo import cpu_is_fast_at_bf16
 from srm.packing import PromptGroup, pack, run_backbone
 from srm.scoring.batching import split_passes
 
-__all__ = ["Activations", "cached_activations", "lower_layers", "upper_model", "upper_weights", "whole_model", "with_table"]
+__all__ = [
+    "Activations",
+    "cached_activations",
+    "is_fast_at_bf16",
+    "lower_layers",
+    "upper_model",
+    "upper_weights",
+    "whole_model",
+    "with_table",
+]
 
 TOKENS_PER_BATCH = 4096
 DTYPE = torch.bfloat16
@@ -56,13 +65,18 @@ def _rows(start: int, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.arange(start, start + len(ids), dtype=np.int32)
 
 
+def is_fast_at_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 matrices in hardware."""
+    return device.type != "cpu" or cpu_is_fast_at_bf16()
+
+
 def lower_layers(backbone: PreTrainedModel, num_trained: int) -> PreTrainedModel:
     """A copy of `backbone` without its last `num_trained` layers and its final norm; in bf16 where the device has units for it."""
     number = len(backbone.layers) - num_trained
     lower = _like(backbone, num_hidden_layers=number)
     lower.load_state_dict({name: weight for name, weight in backbone.state_dict().items() if _layer(name) < number})
     lower.norm = nn.Identity()
-    return lower.to(device=backbone.device, dtype=DTYPE if environment.has_bf16_units() else torch.float32).eval()
+    return lower.to(device=backbone.device, dtype=DTYPE if is_fast_at_bf16(backbone.device) else torch.float32).eval()
 
 
 def _like(backbone: PreTrainedModel, **changes: Any) -> PreTrainedModel:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, logsigmoid
 
 from bench import environment
-from research.claim.activations import Activations, upper_model, with_table
+from research.claim.activations import Activations, is_fast_at_bf16, upper_model, with_table
 from srm import ScoredResponse, SentenceRewardModel
 from srm.data import EncodedComparison, EncodedResponse
 from srm.packing import PromptGroup, pack, run_backbone
@@ -153,4 +153,4 @@ def _of_rows(hidden: Tensor, ids: Tensor, weight: Tensor) -> Tensor:
 
 
 def _autocast(model: SentenceRewardModel) -> torch.autocast:
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=environment.has_bf16_units())
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=is_fast_at_bf16(model.device))

@@ -17,6 +17,7 @@ import torch
 
 from bench import environment
 from research.claim import dpo
+from research.claim.activations import is_fast_at_bf16
 from research.claim.runs import Run, scores_of
 from research.claim.summary import accuracy
 from research.claim.top_layers import DRY, NUM_TRAINED, SIZE, Study, study_parser, take
@@ -81,7 +82,7 @@ def _result(study: PolicyStudy, runs: list[Run]) -> dict[str, Any]:
         **environment.describe(),
         "model": study.name,
         "layers_trained": NUM_TRAINED,
-        "bf16": environment.has_bf16_units(),
+        "bf16": is_fast_at_bf16(study.whole.device),
         "size": dataclasses.asdict(study.size),
         "rows_used": {name: len(groups) for name, groups in study.groups.items()},
         "tuning_accuracy": {f"{run.learning_rate:g}": value for run, value in tuned.items()},

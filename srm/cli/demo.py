@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from srm.evaluation.generated import GeneratedResult
     from srm.training import RewardConfig
 
-__all__ = ["DemoSettings", "demo", "main"]
+__all__ = ["DemoSettings", "cpu_is_fast_at_bf16", "demo", "main"]
 
 T = TypeVar("T")
 
@@ -174,7 +174,7 @@ def _config(settings: DemoSettings, folder: Path) -> RewardConfig:
         learning_rate=settings.learning_rate,
         warmup_steps=max(1, steps // 10),
         # None leaves the choice on a GPU to RewardConfig.
-        bf16=None if torch.accelerator.is_available() else _cpu_is_fast_at_bf16(),
+        bf16=None if torch.accelerator.is_available() else cpu_is_fast_at_bf16(),
         logging_steps=1,
         save_strategy="no",
         report_to="none",
@@ -182,7 +182,7 @@ def _config(settings: DemoSettings, folder: Path) -> RewardConfig:
     )
 
 
-def _cpu_is_fast_at_bf16() -> bool:
+def cpu_is_fast_at_bf16() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware; elsewhere bf16 is slower than float32."""
     try:
         words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())

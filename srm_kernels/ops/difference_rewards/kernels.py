@@ -13,12 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..device import WAYS_LOG2, acc_type, aligned, blocks_of, device_of, num_warps, search_shift, segment_of_each, strided
+from ..device import NUM_THREADS, WAYS_LOG2, acc_type, aligned, blocks_of, device_of, num_warps, search_shift, segment_of_each
 from ..segments import accumulate_dtype
 
 __all__ = ["difference_rewards_backward", "difference_rewards_forward"]
 
-BLOCK_N = 128
+BLOCK_N = NUM_THREADS
 
 
 @triton.jit(do_not_specialize=["num", "num_offsets", "shift"])
@@ -27,7 +27,7 @@ def difference_kernel(
 ):
     """out [N] = value - previous value; the first of a segment keeps its own."""
     start = tl.program_id(0).to(tl.int64) * BLOCK_N
-    n = start + strided(BLOCK_N)
+    n = start + tl.arange(0, BLOCK_N)
     segment = segment_of_each(cu_boundaries_ptr, num_offsets, n, start, start + BLOCK_N, shift, WAYS_LOG2)
     begin = tl.load(cu_boundaries_ptr + segment, mask=n < num, other=0).to(tl.int64)
     value = tl.load(value_ptr + n, mask=n < num, other=0).to(ACC)
@@ -41,7 +41,7 @@ def difference_backward_kernel(
 ):
     """out [N] = grad - next grad; the last of a segment keeps its own."""
     start = tl.program_id(0).to(tl.int64) * BLOCK_N
-    n = start + strided(BLOCK_N)
+    n = start + tl.arange(0, BLOCK_N)
     segment = segment_of_each(cu_boundaries_ptr, num_offsets, n, start, start + BLOCK_N, shift, WAYS_LOG2)
     end = tl.load(cu_boundaries_ptr + (segment + 1), mask=n < num, other=0).to(tl.int64)
     grad = tl.load(grad_ptr + n, mask=n < num, other=0).to(ACC)

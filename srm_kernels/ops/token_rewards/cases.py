@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..compile_case import ACC, ACC_NAME, DTYPES, INDEX, CompileCase
-from ..device import NUM_THREADS, WAYS_LOG2
+from ..device import WAYS_LOG2
 from . import kernels as k
 from .reference import ESTIMATORS
 
@@ -26,5 +26,5 @@ def cases() -> Iterator[CompileCase]:
             backward = {**shared, "grad_ptr": wider, **dict.fromkeys(("grad_reward_ptr", "grad_logprob_ptr", "grad_ref_logprob_ptr"), data)}
             yield CompileCase(kernel=k.token_rewards_backward_kernel, label=label, signature=backward, constants=constants)
         pay = {"reward_ptr": data, "payee_ptr": index, "count_ptr": "*i32", "out_ptr": wider, "num": "i32"}
-        constants = {"ACC": ACC[dtype], "BLOCK": NUM_THREADS, "TILE": k.TILE}
+        constants = {"ACC": ACC[dtype], "BLOCK": k.BLOCK, "TILE": k.TILE}
         yield CompileCase(kernel=k.pay_kernel, label=dtype, signature=pay, constants=constants)

@@ -25,14 +25,14 @@ from ..device import (
     search_shift,
     segment_of_each,
     split_float,
-    strided,
 )
 from ..segments import accumulate_dtype
 from .reference import ESTIMATORS
 
 __all__ = ["token_rewards_backward", "token_rewards_forward"]
 
-BLOCK = 128
+# A token or a sentence a thread.
+BLOCK = NUM_THREADS
 # Sentences that a program looks at together where some share a token.
 TILE = 8
 K1: tl.constexpr = tl.constexpr(0)
@@ -64,6 +64,14 @@ def log_ratio(logprob_ptr, ref_logprob_ptr, i, mask, kl_coef, ACC: tl.constexpr)
     return tl.where(free, 0.0, policy - reference), free
 
 
+@triton.jit
+def closed_by_each(boundary_ptr, cu_boundaries_ptr, n, start, num, num_offsets, shift, BLOCK: tl.constexpr, WAYS_LOG2: tl.constexpr):
+    """The token (int64) that each sentence n closes with, and whether it earns: index 0 sits on the prompt and does not."""
+    response = segment_of_each(cu_boundaries_ptr, num_offsets, n, start, start + BLOCK, shift, WAYS_LOG2)
+    begin = tl.load(cu_boundaries_ptr + response, mask=n < num, other=0).to(tl.int64)
+    return tl.load(boundary_ptr + n, mask=n < num, other=0).to(tl.int64), (n < num) & (n > begin)
+
+
 @triton.jit(do_not_specialize=["num", "num_offsets", "num_tokens", "shift"])
 def penalty_kernel(
     boundary_ptr,
@@ -87,13 +95,9 @@ def penalty_kernel(
     """out [T] = - kl_coef · KL estimate. payee [N] = the token that a sentence pays, or -1; count [T] = sentences that pay a token."""
     kl_coef = joined(kl_high, kl_low, ACC)
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    i = start + strided(BLOCK)
+    i = start + tl.arange(0, BLOCK)
     if start < num:
-        response = segment_of_each(cu_boundaries_ptr, num_offsets, i, start, start + BLOCK, shift, WAYS_LOG2)
-        begin = tl.load(cu_boundaries_ptr + response, mask=i < num, other=0).to(tl.int64)
-        position = tl.load(boundary_ptr + i, mask=i < num, other=0).to(tl.int64)
-        # Index 0 sits on the prompt and earns nothing.
-        earns = (i < num) & (i > begin)
+        position, earns = closed_by_each(boundary_ptr, cu_boundaries_ptr, i, start, num, num_offsets, shift, BLOCK, WAYS_LOG2)
         tl.store(payee_ptr + i, tl.where(earns, position, -1), mask=i < num)
         tl.atomic_add(count_ptr + position, 1, mask=earns, sem="relaxed")
     x, _ = log_ratio(logprob_ptr, ref_logprob_ptr, i, i < num_tokens, kl_coef, ACC)
@@ -161,12 +165,10 @@ def token_rewards_backward_kernel(
     """grad_reward [N] by a gather, grad_logprob [T] and grad_ref_logprob [T] elementwise; blocks of T cover N too."""
     kl_coef = joined(kl_high, kl_low, ACC)
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    i = start + strided(BLOCK)
+    i = start + tl.arange(0, BLOCK)
     if start < num:
-        response = segment_of_each(cu_boundaries_ptr, num_offsets, i, start, start + BLOCK, shift, WAYS_LOG2)
-        begin = tl.load(cu_boundaries_ptr + response, mask=i < num, other=0).to(tl.int64)
-        position = tl.load(boundary_ptr + i, mask=i < num, other=0).to(tl.int64)
-        earned = tl.load(grad_ptr + position, mask=(i < num) & (i > begin), other=0).to(ACC)
+        position, earns = closed_by_each(boundary_ptr, cu_boundaries_ptr, i, start, num, num_offsets, shift, BLOCK, WAYS_LOG2)
+        earned = tl.load(grad_ptr + position, mask=earns, other=0).to(ACC)
         tl.store(grad_reward_ptr + i, earned, mask=i < num)
     x, free = log_ratio(logprob_ptr, ref_logprob_ptr, i, i < num_tokens, kl_coef, ACC)
     if ESTIMATOR == K1:
@@ -218,14 +220,14 @@ def token_rewards_forward(
                 num_warps=num_warps(),
             )
             if num:
-                pay_kernel[(blocks_of(num, NUM_THREADS),)](
+                pay_kernel[(blocks_of(num, BLOCK),)](
                     aligned(sentence_reward),
                     payee,
                     count,
                     out,
                     num,
                     ACC=acc_type(dtype),
-                    BLOCK=NUM_THREADS,
+                    BLOCK=BLOCK,
                     TILE=TILE,
                     num_warps=num_warps(),
                 )

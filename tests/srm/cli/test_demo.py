@@ -119,7 +119,7 @@ def test_bf16_only_where_the_cpu_multiplies_it(flags: str | None, fast: bool, mo
         return f"model name\t: Some CPU\nflags\t\t: {flags}\n"
 
     monkeypatch.setattr(Path, "read_text", read_text)
-    assert module._cpu_is_fast_at_bf16() is fast
+    assert module.cpu_is_fast_at_bf16() is fast
 
 
 def test_shown_pair_has_the_median_margin() -> None:
