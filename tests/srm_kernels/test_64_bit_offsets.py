@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 
 from srm_kernels import compile_check
 from srm_kernels.ops.bradley_terry_loss.kernels import load_pair
+from srm_kernels.ops.token_rewards.kernels import closed_by_each
 
 TARGET = "cuda:90"
 # A case of each kernel: the first ones take 32-bit indices, which are what must be widened. With one head nothing is multiplied by them.
@@ -39,11 +40,13 @@ READ_INDICES = (
     "segment_softmax_backward_kernel",
     "pool_kernel",
     "pool_backward_kernel",
+    "penalty_kernel",
+    "pay_kernel",
     "token_rewards_backward_kernel",
     "value_gradient_kernel",
 )
 # Where one reads it, if not in its own lines.
-READERS = {"bradley_terry_kernel": load_pair}
+READERS = {"bradley_terry_kernel": load_pair, "penalty_kernel": closed_by_each, "token_rewards_backward_kernel": closed_by_each}
 
 
 @pytest.fixture(autouse=True)
