@@ -7,11 +7,11 @@ import importlib.util
 import logging
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
-__all__ = ["Backend", "BackendChoice", "BackendReport", "backend_report", "choose_backend", "debug_enabled"]
+__all__ = ["Backend", "BackendChoice", "BackendReport", "backend_report", "check_backend", "choose_backend", "debug_enabled"]
 
 Backend = Literal["auto", "triton", "torch"]
 """What runs an op: Triton's kernels, plain PyTorch, or, for `"auto"`, Triton on a GPU that can and PyTorch elsewhere."""
@@ -72,6 +72,12 @@ def backend_report() -> BackendReport:
     )
 
 
+def check_backend(op: str, backend: str) -> None:
+    """Raises ValueError where `backend` is not one of `Backend`."""
+    if backend not in get_args(Backend):
+        raise ValueError(f'{op}: `backend` must be "auto", "triton" or "torch", got {backend!r}.')
+
+
 def choose_backend(op: str, backend: str, device: torch.device) -> Literal["triton", "torch"]:
     """Resolves `backend` for tensors on `device`; raises where `"triton"` was asked for and cannot run."""
     return _resolve(op, backend, _name(device), interpreted())
@@ -93,8 +99,6 @@ def _resolve(op: str, backend: str, device: str, in_interpreter: bool) -> Litera
         return "torch"
     if backend == "auto":
         return _log_once(_auto_choice(device, in_interpreter)).backend
-    if backend != "triton":
-        raise ValueError(f'{op}: `backend` must be "auto", "triton" or "torch", got {backend!r}.')
     obstacle = _triton_obstacle(device, in_interpreter)
     if obstacle is not None:
         raise RuntimeError(f'{op}: `backend="triton"` cannot run on {device}: {obstacle}. Use "auto" or "torch".')

@@ -5,7 +5,7 @@ Shape letters: `T` packed tokens, `N` boundaries, `B` responses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, NamedTuple
@@ -79,7 +79,7 @@ class SentenceLayout:
         if self.boundaries.device != self.cu_boundaries.device:
             raise ValueError(
                 f"SentenceLayout: `boundaries` is on {self.boundaries.device} and `cu_boundaries` on {self.cu_boundaries.device}. "
-                "Move both with `layout.to(device)`."
+                "Move one with `.to(device)`."
             )
         if values_readable(self.boundaries):
             self._check_promise()
@@ -180,27 +180,31 @@ class SentenceLayout:
             raise ValueError("SentenceLayout: `ascending=True`, but `boundaries` fall somewhere. Leave it out, and they are sorted.")
 
 
-def cu_from_lengths(lengths: Tensor | Sequence[int]) -> Tensor:
+def cu_from_lengths(lengths: Tensor | Iterable[int]) -> Tensor:
     """Offsets `[0, l_0, l_0 + l_1, …]` from lengths. Inverse: `offsets.diff()`. No device synchronisation.
 
     Args:
-        lengths: [B], int32 or int64, or Python ints, which are checked for negatives and for their sum.
+        lengths: [B], int32 or int64, or Python ints. On the CPU they are checked for negatives and for their sum.
 
     Returns:
         int32 [B + 1], on the device of `lengths`.
 
     Raises:
-        TypeError: a tensor of another dtype.
+        TypeError: a tensor of another dtype, or a length that is no integer.
         ValueError: a negative length, or a sum from 2³¹ on.
     """
     if not isinstance(lengths, Tensor):
+        lengths = list(lengths)
         for response, length in enumerate(lengths):
-            if length < 0:
-                raise ValueError(f"cu_from_lengths: `lengths` must not be negative, got {length} (response {response}).")
-        if sum(lengths) > torch.iinfo(torch.int32).max:
-            raise ValueError(f"cu_from_lengths: `lengths` must sum to less than 2**31, got {sum(lengths)}. Sum them up in int64 yourself.")
-        lengths = torch.tensor(list(lengths), dtype=torch.int64)
+            if not hasattr(length, "__index__"):
+                raise TypeError(f"cu_from_lengths: `lengths` must be integers, got {length!r} (response {response}).")
+        lengths = torch.tensor(lengths, dtype=torch.int64)
     check_index("cu_from_lengths", "lengths", lengths)
+    if lengths.numel() and values_readable(lengths):
+        if (least := int(lengths.min())) < 0:
+            raise ValueError(f"cu_from_lengths: `lengths` must not be negative, got {least} (response {int(lengths.argmin())}).")
+        if (total := int(lengths.sum())) > torch.iinfo(torch.int32).max:
+            raise ValueError(f"cu_from_lengths: `lengths` must sum to less than 2**31, got {total}. Sum them up in int64 yourself.")
     offsets = torch.zeros(lengths.numel() + 1, dtype=torch.int32, device=lengths.device)
     torch.cumsum(lengths, 0, dtype=torch.int32, out=offsets[1:])
     return offsets
@@ -213,14 +217,20 @@ def values_readable(*tensors: Tensor) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    # A subclass (a fake tensor, for instance) need not have values.
-    return all(type(x) is Tensor and (x.device.type == "cpu" or debug_enabled()) for x in tensors)
+    # Those that dispatch by themselves (fake tensors, for instance) need not have values; nor do those on the device "meta".
+    return all(
+        type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
+        and (x.device.type == "cpu" or (debug_enabled() and x.device.type != "meta"))
+        for x in tensors
+    )
 
 
 def check_index(op: str, name: str, index: Tensor) -> None:
     """Type, dtype and rank of an index tensor; no device synchronisation."""
     if not isinstance(index, Tensor):
         raise TypeError(f"{op}: `{name}` must be a tensor, got {type(index).__name__}.")
+    if not torch.compiler.is_compiling() and hasattr(index, "full_tensor"):  # A DTensor, without importing torch.distributed for it.
+        raise TypeError(f"{op}: `{name}` is a DTensor, and the op needs the whole. Pass `{name}.full_tensor()`.")
     if index.dtype not in INDEX_DTYPES:
         raise TypeError(f"{op}: `{name}` must be int32 or int64, got {index.dtype}.")
     if index.dim() != 1:

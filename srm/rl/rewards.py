@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from srm.scoring.token_ids import ScoredTokens
-from srm_kernels import SentenceLayout, token_rewards
+from srm_kernels import token_rewards
 
 __all__ = [
     "Placement",
@@ -232,11 +232,10 @@ def token_level_rewards(
     policy, reference = (torch.where(mask.bool(), x.to(paid.device), zeros) for x in (logprobs, ref_logprobs))
     if not zeros.numel():
         return zeros
-    # Index 0 earns nothing wherever it lies; in its row's first place the order stays.
+    # Index 0 earns nothing wherever it lies: in its row's first place.
     position = scored.response_index * scored.width + scored.ends.clamp(min=0)
-    layout = SentenceLayout(position, scored.cu_boundaries, ascending=True)
     on_ends = torch.zeros_like(paid) if placement == "even" else paid
-    flat = token_rewards(on_ends, layout, layout.cu_boundaries, policy.flatten(), reference.flatten(), kl_coef, estimator)
+    flat = token_rewards(on_ends, position, scored.cu_boundaries, policy.flatten(), reference.flatten(), kl_coef, estimator)
     if placement == "even":
         return flat.view(shape) + _spread(paid, scored)
     if scored.opening is not None:

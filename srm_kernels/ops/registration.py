@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import get_library_allowing_overwrite
 from torch.autograd.forward_ad import unpack_dual
 
 from .._ops import add_op_namespace_prefix
@@ -17,6 +19,7 @@ __all__ = [
     "FLOAT_DTYPES",
     "check_finite",
     "check_float",
+    "check_number",
     "check_offsets",
     "check_positions",
     "check_same_device",
@@ -25,14 +28,9 @@ __all__ = [
     "order_of",
     "register_backward_op",
     "register_op",
-    "with_layout",
 ]
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-_NAMESPACE = add_op_namespace_prefix("").partition("::")[0]
-_LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 
 
 def register_op(
@@ -54,19 +52,26 @@ def register_op(
         The op, as `torch.ops` has it.
     """
 
-    class Autograd(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                output = op(*inputs)
-            save(ctx, inputs, output)
-            return output
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op(*inputs)
+        save(ctx, inputs, output)
+        return output
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor | None) -> Any:
-            return backward(ctx, *grads)
+    # Profilers, `print` and anomaly mode call the backward by the name of its class.
+    class_name = "".join(word.capitalize() for word in name.split("_"))
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function: Any = types.new_class(class_name, (torch.autograd.Function,), exec_body=lambda body: body.update(methods))
 
-    op = _register(name, run, fake, Autograd)
+    qualified_name = add_op_namespace_prefix(name)
+    namespace = qualified_name.partition("::")[0]
+    # As for custom ops: who reloads a module defines its ops anew.
+    library = get_library_allowing_overwrite(namespace, name)
+    library.define(name + torch.library.infer_schema(run, mutates_args=()))
+    library.impl(name, run, "CompositeExplicitAutograd")
+    library.impl(name, function.apply, "Autograd")
+    torch.library.register_fake(qualified_name, fake, lib=library)
+    op = getattr(getattr(torch.ops, namespace), name).default
     return op
 
 
@@ -82,23 +87,10 @@ def register_backward_op(name: str, run: Callable[..., Any], fake: Callable[...,
     return register_op(f"{name}_backward", run, fake, save=lambda ctx, inputs, output: None, backward=refuse)
 
 
-def _register(name: str, run: Callable[..., Any], fake: Callable[..., Any], autograd: type[torch.autograd.Function]) -> Any:
-    _LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()))
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    _LIBRARY.impl(name, autograd.apply, "Autograd")
-    torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=_LIBRARY)
-    return getattr(getattr(torch.ops, _NAMESPACE), name).default
-
-
-def with_layout(boundaries: Tensor | SentenceLayout) -> tuple[Tensor, SentenceLayout | None]:
-    """The positions, and the layout if it was handed over in their place."""
-    return (boundaries.boundaries, boundaries) if isinstance(boundaries, SentenceLayout) else (boundaries, None)
-
-
 def order_of(layout: SentenceLayout | None, backend: str) -> tuple[Tensor | None, Tensor | None, int | None]:
     """Positions, indices and version of a layout's order, for the registered ops; None thrice where they have to do without.
 
-    The references never ask for it, so that nothing is sorted where they run.
+    The references never ask for it: nothing is sorted on the CPU, or where they were chosen by name.
     """
     if layout is None or backend == "torch" or (backend == "auto" and layout.boundaries.device.type == "cpu"):
         return None, None, None
@@ -112,11 +104,9 @@ def kept_order(boundaries: Tensor, positions: Tensor | None, indices: Tensor | N
     return positions, indices
 
 
-def check_float(op: str, **tensors: Tensor | None) -> None:
-    """Each one that is not None is a whole tensor of a dtype that the ops compute with, and carries no forward-mode tangent."""
+def check_float(op: str, **tensors: Tensor) -> None:
+    """Each one is a whole tensor of a dtype that the ops compute with, and carries no forward-mode tangent."""
     for name, x in tensors.items():
-        if x is None:
-            continue
         if not isinstance(x, Tensor):
             raise TypeError(f"{op}: `{name}` must be a tensor, got {type(x).__name__}.")
         if x.dtype not in FLOAT_DTYPES:
@@ -126,7 +116,7 @@ def check_float(op: str, **tensors: Tensor | None) -> None:
                 f"{op}: `{name}` is a DTensor, a part of which is on each process, and the op needs the whole. Pass "
                 f"`{name}.full_tensor()`. A weight of the head: `fully_shard` the head or the model around it, not each Linear in it."
             )
-        # PyTorch would go on without the tangent: the derivative came out as 0.
+        # PyTorch refuses the tangent too, in words about its own internals.
         if not torch.compiler.is_compiling() and unpack_dual(x).tangent is not None:
             raise RuntimeError(
                 f"{op}: `{name}` carries a forward-mode tangent, and the op has a backward only. "
@@ -134,10 +124,21 @@ def check_float(op: str, **tensors: Tensor | None) -> None:
             )
 
 
-def check_finite(op: str, **numbers: float) -> None:
-    """Each one is neither NaN nor infinite."""
+def check_number(op: str, **numbers: float) -> None:
+    """Each one is a number, and no tensor: the op would read its value, which waits for a GPU, and give it no gradient."""
     for name, x in numbers.items():
-        if not -math.inf < x < math.inf:  # Not math.isfinite: torch.compile passes a number that changes as a symbol.
+        if isinstance(x, Tensor):
+            raise TypeError(f"{op}: `{name}` must be a Python number, got a tensor, which would get no gradient. Pass `{name}.item()`.")
+        # torch.compile passes a number that changes as a symbol.
+        if not torch.compiler.is_compiling() and not hasattr(x, "__float__"):
+            raise TypeError(f"{op}: `{name}` must be a number, got {type(x).__name__}.")
+
+
+def check_finite(op: str, **numbers: float) -> None:
+    """Each one is a number, and neither NaN nor infinite."""
+    check_number(op, **numbers)
+    for name, x in numbers.items():
+        if not -math.inf < x < math.inf:  # Not math.isfinite, for the same symbols.
             raise ValueError(f"{op}: `{name}` must be finite, got {x}.")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["accumulate_dtype", "first_of_segment", "segment_of", "segment_sum"]
+__all__ = ["accumulate_dtype", "first_of_segment", "segment_cumsum", "segment_of", "segment_sum"]
 
 
 def accumulate_dtype(*of: Tensor | torch.dtype | None) -> torch.dtype:
@@ -28,3 +28,20 @@ def first_of_segment(cu_seqlens: Tensor, num: int) -> Tensor:
 def segment_sum(x: Tensor, segment: Tensor, num_segments: int) -> Tensor:
     """Sum of `x` [N, ...] inside each segment, [B, ...]."""
     return x.new_zeros((num_segments, *x.shape[1:])).index_add(0, segment, x)
+
+
+def segment_cumsum(x: Tensor, cu_seqlens: Tensor, segment: Tensor, *, reverse: bool = False) -> Tensor:
+    """[N] sum of `x` [N] from the beginning of each element's segment to it, or from it to the end: by doubling, log2(N) vector steps.
+
+    No difference of sums over all segments: the NaN of one, or its large numbers, would be in those behind it.
+    """
+    n = torch.arange(x.numel(), device=x.device)
+    behind_N = cu_seqlens[1:].long()[segment] - 1 - n if reverse else n - cu_seqlens[:-1].long()[segment]
+    step = 1
+    while step < x.numel():
+        if reverse:
+            x = torch.cat((x[:-step] + x[step:].masked_fill(behind_N[:-step] < step, 0), x[-step:]))
+        else:
+            x = torch.cat((x[:step], x[step:] + x[:-step].masked_fill(behind_N[step:] < step, 0)))
+        step *= 2
+    return x

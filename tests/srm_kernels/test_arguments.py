@@ -153,9 +153,61 @@ def test_types(name, argument):
     wrong = tensors[argument].bool()
     with pytest.raises(TypeError, match=rf"^{name}: `{argument}` must be (an )?{kind}.*, got torch\.bool"):
         getattr(k, name)(**tensors | {argument: wrong}, **rest)
-    if argument != "margin":  # Which may be a number.
-        with pytest.raises(TypeError, match=f"^{name}: `{argument}` must be .*tensor, got list"):
-            getattr(k, name)(**tensors | {argument: tensors[argument].tolist()}, **rest)
+    with pytest.raises(TypeError, match=f"^{name}: `{argument}` must be .*(tensor|number), got list"):
+        getattr(k, name)(**tensors | {argument: tensors[argument].tolist()}, **rest)
+    if argument not in ("margin", "weight", "bootstrap_value"):
+        with pytest.raises(TypeError, match=f"^{name}: `{argument}` must be .*tensor, got NoneType"):
+            getattr(k, name)(**tensors | {argument: None}, **rest)
+
+
+NUMBERS = [
+    ("token_rewards", "kl_coef"),
+    ("packed_gae", "gamma"),
+    ("packed_gae", "lam"),
+    ("bradley_terry_loss", "label_smoothing"),
+    ("bradley_terry_loss", "centering"),
+    ("sentence_attention_pool", "rope_theta"),
+]
+
+
+@pytest.mark.parametrize(("name", "number"), NUMBERS)
+def test_numbers(name, number):
+    """A tensor in a number's place would lose its gradient without a word."""
+    tensors, rest = TENSORS[name]
+    with pytest.raises(TypeError, match=rf"^{name}: `{number}` must be a Python number, got a tensor.*`{number}\.item\(\)`"):
+        getattr(k, name)(**tensors, **rest, **{number: torch.tensor(0.5, requires_grad=True)})
+    with pytest.raises(TypeError, match=f"^{name}: `{number}` must be a number, got str"):
+        getattr(k, name)(**tensors, **rest, **{number: "0.5"})
+    with pytest.raises(ValueError, match=f"^{name}: `{number}` must be"):
+        getattr(k, name)(**tensors, **rest, **{number: float("nan")})
+
+
+@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.parametrize("wrong", [None, ["torch"], "cuda"])
+def test_backends(name, wrong):
+    tensors, rest = TENSORS[name]
+    with pytest.raises(ValueError, match=rf'^{name}: `backend` must be "auto", "triton" or "torch", got {re.escape(repr(wrong))}'):
+        getattr(k, name)(**tensors, **rest, backend=wrong)
+
+
+def test_margins_and_weights_of_pairs():
+    tensors, _ = TENSORS["bradley_terry_loss"]
+    for margin in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="bradley_terry_loss: `margin` must be finite"):
+            k.bradley_terry_loss(tensors["reward"], tensors["pairs"], margin)
+    with pytest.raises(ValueError, match=r"^bradley_terry_loss: `weight` must not be negative, got -2\.0 \(pair 1\)"):
+        k.bradley_terry_loss(tensors["reward"], tensors["pairs"].expand(2, 2), weight=torch.tensor([1.0, -2.0]))
+
+
+class Named(Tensor):
+    """A subclass that changes nothing."""
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if name != "SentenceLayout"])
+def test_values_of_subclasses_are_read_too(name):
+    op, argument, _ = OPS[name]
+    with pytest.raises(ValueError, match=f"{name}: `{argument}` must start at 0, got 1"):
+        op(torch.ones(3), torch.tensor([1, 3]).as_subclass(Named))
 
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
@@ -194,6 +246,8 @@ def test_parts_of_tensors_are_refused(mesh: Any) -> None:
     expected = head(hidden, layout).reward
     with pytest.raises(TypeError, match=r"sentence_reward_head: `hidden` is a DTensor.*`hidden\.full_tensor\(\)`"):
         head(distribute_tensor(hidden, mesh, [Shard(0)]), layout)
+    with pytest.raises(TypeError, match=r"SentenceLayout: `boundaries` is a DTensor.*`boundaries\.full_tensor\(\)`"):
+        SentenceLayout(distribute_tensor(layout.boundaries, mesh, [Shard(0)]), layout.cu_boundaries)
     whole = fully_shard(copy.deepcopy(head), mesh=mesh)
     assert torch.equal(whole(hidden, layout).reward, expected)
     for linear in (head.value, head.query, head.key):

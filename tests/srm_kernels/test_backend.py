@@ -123,11 +123,17 @@ def test_the_choice_is_logged_once(caplog):
 
 def test_debug_mode_reads_values_on_the_device(monkeypatch):
     """On the CPU values are always checked; elsewhere with SRM_KERNELS_DEBUG=1 only."""
-    on_device = torch.ones(2, device="meta")
+
+    class OnDevice(torch.Tensor):
+        device = torch.device("cuda")
+
+    on_device, without_values = CU.as_subclass(OnDevice), CU.to("meta")
     assert values_readable(CU)
     assert not values_readable(on_device)
     monkeypatch.setenv("SRM_KERNELS_DEBUG", "1")
     assert values_readable(on_device)
+    assert not values_readable(without_values)
+    assert difference_rewards(torch.ones(int(CU[-1]), device="meta"), without_values).is_meta
     assert "debug checks: on" in str(backend_report())
 
 

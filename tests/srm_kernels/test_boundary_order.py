@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from srm_kernels import SentenceLayout, gather_boundaries, token_rewards
+from srm_kernels import SentenceLayout, gather_boundaries
 
 # Siblings share 2; the second response lies before the first.
 BOUNDARIES, CU = [6, 8, 11, 2, 3, 5, 2, 5], [0, 3, 6, 8]
@@ -102,16 +102,15 @@ def test_a_promise_is_checked_where_it_can_be(monkeypatch, unsortable):
         given.validate(10)
 
 
-def forward(backend: str, boundaries: Tensor | SentenceLayout, cu: Tensor, hidden: Tensor, reward: Tensor) -> tuple[Tensor, ...]:
-    """What the ops that take an order make of inputs on 12 tokens, and a loss of it."""
+def forward(backend: str, boundaries: Tensor | SentenceLayout, hidden: Tensor, reward: Tensor) -> tuple[Tensor, ...]:
+    """What the op that takes an order makes of inputs on 12 tokens, and a loss of it."""
     rows = gather_boundaries(hidden, boundaries, backend=backend)
-    paid = token_rewards(reward, boundaries, cu, hidden[:, 0], hidden[:, 1], 0.1, backend=backend)
-    return rows, paid, rows.square().sum() + (paid * hidden[:, 2]).sum()
+    return rows, (rows.square().sum(1) * reward).sum()
 
 
-def step(backend: str, boundaries: Tensor | SentenceLayout, cu: Tensor, *inputs: Tensor, run=forward) -> tuple[Tensor, ...]:
+def step(backend: str, boundaries: Tensor | SentenceLayout, *inputs: Tensor, run=forward) -> tuple[Tensor, ...]:
     """The same with the gradients."""
-    out = run(backend, boundaries, cu, *inputs)
+    out = run(backend, boundaries, *inputs)
     return *out, *torch.autograd.grad(out[-1], inputs)
 
 
@@ -124,20 +123,20 @@ def equal(out: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
 
 
-def test_the_ops_take_it_and_come_to_the_same(lane, inputs, unsortable):
+def test_the_op_takes_it_and_comes_to_the_same(lane, inputs, unsortable):
     given = layout().to(lane.device)
-    expected = step(lane.backend, given.boundaries.clone(), given.cu_boundaries, *inputs)
+    expected = step(lane.backend, given.boundaries.clone(), *inputs)
     assert given.order is not None
     unsortable()
-    assert equal(step(lane.backend, given, given.cu_boundaries, *inputs), expected)
+    assert equal(step(lane.backend, given, *inputs), expected)
 
 
 def test_a_stale_order_is_not_used(lane, inputs):
     given = layout().to(lane.device)
-    expected = step(lane.backend, given.boundaries.flip(0), given.cu_boundaries, *inputs)
+    expected = step(lane.backend, given.boundaries.flip(0), *inputs)
     assert given.order is not None
     given.boundaries.copy_(given.boundaries.flip(0))
-    assert equal(step(lane.backend, given, given.cu_boundaries, *inputs), expected)
+    assert equal(step(lane.backend, given, *inputs), expected)
 
 
 def test_a_compiled_graph_takes_it_too(lane, inputs, monkeypatch):
@@ -146,14 +145,14 @@ def test_a_compiled_graph_takes_it_too(lane, inputs, monkeypatch):
     given = layout().to(lane.device)
     assert given.order is not None
     flipped = given.boundaries.flip(0)
-    expected, other = (step(lane.backend, boundaries, given.cu_boundaries, *inputs) for boundaries in (given.boundaries, flipped))
+    expected, other = (step(lane.backend, boundaries, *inputs) for boundaries in (given.boundaries, flipped))
     compiled = torch.compile(forward, fullgraph=True, backend="aot_eager")
     with monkeypatch.context() as patch:
         if lane.backend == "triton":
             patch.setattr("srm_kernels.ops.gather_boundaries.kernels.sort_positions", None)
-        assert equal(step(lane.backend, given, given.cu_boundaries, *inputs, run=compiled), expected)
+        assert equal(step(lane.backend, given, *inputs, run=compiled), expected)
     given.boundaries.copy_(flipped)
-    assert equal(step(lane.backend, given, given.cu_boundaries, *inputs, run=compiled), other)
+    assert equal(step(lane.backend, given, *inputs, run=compiled), other)
 
 
 def test_a_layout_moves_inside_a_compiled_graph():
@@ -166,9 +165,9 @@ def test_a_compiled_graph_does_without(lane, inputs):
     torch._dynamo.reset()
     boundaries, cu = (torch.tensor(x, device=lane.device) for x in (BOUNDARIES, CU))
     compiled = torch.compile(
-        lambda backend, boundaries, cu, *inputs: forward(backend, SentenceLayout(boundaries, cu), cu, *inputs),
+        lambda backend, boundaries, *inputs: forward(backend, SentenceLayout(boundaries, cu), *inputs),
         fullgraph=True,
         backend="aot_eager",
     )
-    expected = step(lane.backend, boundaries, cu, *inputs)
-    assert equal(step(lane.backend, boundaries, cu, *inputs, run=compiled), expected)
+    expected = step(lane.backend, boundaries, *inputs)
+    assert equal(step(lane.backend, boundaries, *inputs, run=compiled), expected)

@@ -156,8 +156,8 @@ def launch_bradley_terry(dtype: torch.dtype) -> None:
 def launch_tokens(dtype: torch.dtype) -> None:
     inputs = [torch.zeros(n, dtype=dtype) for n in (5, NUM_TOKENS, NUM_TOKENS)]
     for estimator in ESTIMATORS:
-        arguments = (inputs[0], BOUNDARIES, CU, *inputs[1:], 0.1, estimator)
-        tokens.token_rewards_backward(zeros_like(tokens.token_rewards_forward(*arguments)), *arguments)
+        arguments = (BOUNDARIES, CU, *inputs[1:], 0.1, estimator)
+        tokens.token_rewards_backward(zeros_like(tokens.token_rewards_forward(inputs[0], *arguments)), *arguments, dtype)
 
 
 def launch_gae(dtype: torch.dtype) -> None:

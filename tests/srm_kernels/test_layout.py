@@ -11,7 +11,7 @@ def layout(boundaries: list[int], cu: list[int]) -> SentenceLayout:
 
 
 def test_offsets_from_lengths():
-    for lengths in ([3, 0, 2], torch.tensor([3, 0, 2]), torch.tensor([3, 0, 2], dtype=torch.int32)):
+    for lengths in ([3, 0, 2], map(int, "302"), torch.tensor([3, 0, 2]), torch.tensor([3, 0, 2], dtype=torch.int32)):
         cu = cu_from_lengths(lengths)
         assert cu.dtype == torch.int32
         assert cu.tolist() == [0, 3, 3, 5]
@@ -19,6 +19,10 @@ def test_offsets_from_lengths():
     assert cu_from_lengths([]).tolist() == [0]
     with pytest.raises(ValueError, match=r"`lengths` must not be negative, got -1 \(response 1\)"):
         cu_from_lengths([2, -1])
+    with pytest.raises(ValueError, match=r"`lengths` must not be negative, got -1 \(response 1\)"):
+        cu_from_lengths(torch.tensor([2, -1]))
+    with pytest.raises(TypeError, match=r"`lengths` must be integers, got 3\.7 \(response 1\)"):
+        cu_from_lengths([3, 3.7])
     assert cu_from_lengths([2**31 - 1]).tolist() == [0, 2**31 - 1]
     with pytest.raises(ValueError, match=r"`lengths` must sum to less than 2\*\*31, got 2147483648"):
         cu_from_lengths([2**31 - 1, 1])

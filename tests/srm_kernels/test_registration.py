@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import srm_kernels as k
 from srm_kernels.ops.token_rewards.reference import token_rewards_reference
@@ -83,6 +86,71 @@ def test_one_input_alone_gets_the_same_gradient(name):
     for i, expected in enumerate(torch.autograd.grad(total(op(*inputs)), inputs)):
         alone = [x if i == j else x.detach() for j, x in enumerate(inputs)]
         torch.testing.assert_close(torch.autograd.grad(total(op(*alone)), inputs[i])[0], expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@cases
+def test_checkpoints(name, use_reentrant):
+    op, inputs = CASES[name]
+    grads = []
+    for run in (op, lambda *x: checkpoint(op, *x, use_reentrant=use_reentrant)):
+        leaves = [x.detach().clone().requires_grad_() for x in inputs]
+        total(run(*leaves)).backward()
+        grads.append([x.grad for x in leaves])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@cases
+def test_the_backward_has_the_name_of_its_op(name):
+    """Anomaly mode and profilers show nothing else."""
+    op, inputs = CASES[name]
+    nodes = {type(x.grad_fn).__name__ for x in as_tuple(op(*inputs))}
+    assert nodes <= {f"{op}Backward" for op in NODES}
+    assert len(nodes) == 1
+
+
+NODES = (
+    "GatherBoundaries",
+    "SegmentSoftmax",
+    "DifferenceRewards",
+    "SentenceAttentionPool",
+    "SentenceRewardHead",
+    "BradleyTerryLoss",
+    "TokenRewards",
+    "PackedGae",
+)
+
+
+def test_a_module_may_be_loaded_again():
+    """As a notebook's autoreload does. In a process of its own: here others hold the ops that it replaces."""
+    code = """if True:
+        import importlib, sys, torch, srm_kernels
+        import srm_kernels.ops.difference_rewards.op as op
+        again = importlib.reload(op).difference_rewards
+        value, cu = torch.tensor([1.0, 3.0], requires_grad=True), torch.tensor([0, 2])
+        assert again(value, cu).tolist() == [1, 2]
+        for name in [name for name in sys.modules if name.startswith("srm_kernels")]:
+            del sys.modules[name]
+        import srm_kernels
+        srm_kernels.difference_rewards(value, cu).sum().backward()
+        assert value.grad.tolist() == [0, 1]
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_a_gradient_does_not_need_may_change():
+    """Rewards whose shape and dtype alone are asked for."""
+    reward = torch.tensor([1.0, -1.0], requires_grad=True)
+    scaled, sentence_reward = 2 * reward, reward.repeat(2)
+    loss = k.bradley_terry_loss(scaled, torch.tensor([[0, 1]]))
+    paid = k.token_rewards(sentence_reward, torch.arange(4), torch.tensor([0, 2, 4]), torch.zeros(4), torch.zeros(4))
+    with torch.no_grad():
+        scaled.zero_()
+        sentence_reward.zero_()
+    (loss + paid.sum()).backward()
+    # 2 · -sigmoid(-4) and its opposite from the loss; two sentences of -1 earn.
+    slope = 2 * torch.sigmoid(torch.tensor(-4.0))
+    torch.testing.assert_close(reward.grad, torch.stack([-slope, slope + 2]))
 
 
 KEEP_DTYPE = ("gather", "gather_layout", "softmax", "softmax_heads", "difference")
@@ -246,9 +314,9 @@ def arguments(name: str) -> tuple[object, ...]:
             *(9, [True, True, False, True, True, True, True], 1e4, True, True, "attention", "torch"),
         ),
         "bradley_terry_loss": (rewards, PAIRS, None, None, 0.1, 0.01, "torch"),
-        "bradley_terry_loss_backward": (fixed[rewards].sum(), fixed[rewards], fixed[rewards]),
+        "bradley_terry_loss_backward": (fixed[rewards].sum(), fixed[rewards], torch.float32),
         "token_rewards": (scores, BOUNDARIES, CU, logprobs, ref_logprobs, 0.1, "k2", "torch"),
-        "token_rewards_backward": (fixed[logprobs], fixed[scores], BOUNDARIES, CU, fixed[logprobs], fixed[logprobs], 0.1, "k2", "torch"),
+        "token_rewards_backward": (fixed[logprobs], BOUNDARIES, CU, fixed[logprobs], fixed[logprobs], 0.1, "k2", torch.float32, "torch"),
         "packed_gae": (logprobs, ref_logprobs, CU_TOKENS, rewards, 0.9, 0.8, "torch"),
         "packed_gae_backward": (fixed[logprobs], fixed[logprobs], CU_TOKENS, 0.9, 0.8, "torch"),
     }[name]

@@ -214,13 +214,40 @@ def test_a_score_depends_on_its_response_only(lane, random):
         torch.testing.assert_close(both[0][1:], alone[0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("spoilt", ["query", "key", "value"])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
 @pytest.mark.parametrize("pooling", ["attention", "value_attention"])
-def test_a_gradient_depends_on_its_response_only(lane, random, pooling):
-    """Though the one before it has gradients a million times as large, which a sum over both would drown it in."""
+def test_what_is_no_number_stays_in_its_response(lane, random, pooling, number, spoilt):
+    """Forward and backward: the others come out as if it were not there."""
+    lengths = [4, 3, 5]
+    cu = cu_from_lengths(lengths).to(lane.device)
+    floats = {name: x.to(lane.device, torch.float32) for name, x in inputs(random, lengths, 8).items()}
+    results = []
+    for is_spoilt in (False, True):
+        leaves = {name: x.clone() for name, x in floats.items()}
+        if is_spoilt:
+            leaves[spoilt][1 if spoilt == "query" else 5] = number
+        leaves = {name: x.requires_grad_() for name, x in leaves.items()}
+        out = sentence_attention_pool(**leaves, cu_boundaries=cu, pooling=pooling, backend=lane.backend)
+        flowing = [torch.ones_like(x) for x in out]
+        if is_spoilt:
+            flowing[2][4] = number
+        results.append((*out, *torch.autograd.grad(out, list(leaves.values()), flowing)))
+    assert not all(x.isfinite().all() for x in results[1])
+    for clean, other in zip(*results, strict=True):
+        own = slice(1, 2) if len(clean) == 3 else slice(4, 7)
+        for rest in (slice(None, own.start), slice(own.stop, None)):
+            assert torch.equal(clean[rest], other[rest])
+
+
+@pytest.mark.parametrize("scale", [1e6, 1e12])
+@pytest.mark.parametrize("pooling", ["attention", "value_attention"])
+def test_a_gradient_depends_on_its_response_only(lane, random, pooling, scale):
+    """Though the one before it has gradients a million times as large and more, which a sum over both would drown it in."""
     floats = {name: x.to(lane.device, torch.float32) for name, x in inputs(random, [30, 20], 8).items()}
     flowing = [x.to(lane.device, torch.float32) for x in (random(3, 2), random(4, 50), random(5, 50))]
-    flowing[0][0] *= 1e6
-    flowing[2][:30] *= 1e6
+    flowing[0][0] *= scale
+    flowing[2][:30] *= scale
     alone = [floats["query"][1:], floats["key"][30:], floats["value"][30:]]
     grads = []
     for leaves, lengths, cotangents in (
@@ -273,15 +300,15 @@ def test_errors():
         sentence_attention_pool(torch.ones(2, 4), key, value, cu_boundaries)
     with pytest.raises(ValueError, match=r"`key` must have shape \[N, A\] = \[3, 4\], got \[3, 6\]"):
         sentence_attention_pool(query, torch.ones(3, 6), value, cu_boundaries)
-    with pytest.raises(ValueError, match=r"A even for rotary pairs, got 10000\.0 and A=3"):
+    with pytest.raises(ValueError, match=r"the width A of `query` must be even for rotary pairs, got 3\. `rope_theta=None` turns them off"):
         sentence_attention_pool(torch.ones(1, 3), torch.ones(3, 3), value, cu_boundaries)
-    with pytest.raises(ValueError, match=r"`rope_theta` must be positive and finite .*, got nan"):
+    with pytest.raises(ValueError, match="`rope_theta` must be finite, got nan"):
         sentence_attention_pool(query, key, value, cu_boundaries, math.nan)
     with pytest.raises(
         ValueError, match=r"`pooling` must be one of attention, value_attention, got 'mean'\. `sentence_pool` has the others\.$"
     ):
         sentence_attention_pool(query, key, value, cu_boundaries, pooling="mean")
-    with pytest.raises(ValueError, match=r"`query` must have at least one column, got shape \[1, 0\]"):
+    with pytest.raises(ValueError, match="the width A of `query` must be at least 1, got 0"):
         sentence_attention_pool(torch.ones(1, 0), torch.ones(3, 0), value, cu_boundaries, None)
     with pytest.raises(ValueError, match=r"`rope_theta` must be positive"):
         sentence_attention_pool(query, key, value, cu_boundaries, 0)

@@ -242,8 +242,16 @@ def test_errors():
         ValueError, match=r"^sentence_reward_head: `pooling` must be one of attention, value_attention, mean, sum, last, got 'max'"
     ):
         sentence_reward_head(torch.ones(NUM_TOKENS, 8), LAYOUT, torch.ones(1, 8), torch.ones(1), pooling="max")
-    with pytest.raises(ValueError, match="`attention_size` must be even for rotary pairs, got 5"):
+    with pytest.raises(ValueError, match="the width A of `attention_size` must be even for rotary pairs, got 5"):
         SentenceRewardHead(8, attention_size=5)
+    with pytest.raises(ValueError, match="the width A of `attention_size` must be at least 1, got 0"):
+        SentenceRewardHead(8, attention_size=0)
+    with pytest.raises(ValueError, match=r"`rope_theta` must be positive, got -1\.0\. None turns"):
+        SentenceRewardHead(8, rope_theta=-1.0)
+    with pytest.raises(ValueError, match=r"^SentenceRewardHead: `backend` must be .*, got 'cuda'"):
+        SentenceRewardHead(8, backend="cuda")
+    with pytest.raises(TypeError, match=r"`layout` must be a SentenceLayout, got Tensor\. Make one"):
+        sentence_reward_head(torch.ones(NUM_TOKENS, 8), LAYOUT.boundaries, torch.ones(1, 8), torch.ones(1), pooling="mean")
     with pytest.raises(ValueError, match="needs the weights and biases of query and key"):
         sentence_reward_head(torch.ones(NUM_TOKENS, 8), LAYOUT, torch.ones(1, 8), torch.ones(1))
     with pytest.raises(ValueError, match=r"`value_weight` must have shape \[1, D\] or \[D\] with D=8, got \[1, 9\]"):

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...backend import Backend, choose_backend
+from ...backend import Backend, check_backend, choose_backend
 from ..registration import check_float, check_offsets, check_same_device, register_backward_op, register_op
 from .reference import difference_rewards_backward_reference, difference_rewards_reference
 
@@ -33,6 +33,7 @@ def difference_rewards(value: Tensor, cu_boundaries: Tensor, *, backend: Backend
         RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "difference_rewards"
+    check_backend(op, backend)
     check_float(op, value=value)
     if value.dim() != 1:
         raise ValueError(f"{op}: `value` must have shape [N], got {list(value.shape)}.")

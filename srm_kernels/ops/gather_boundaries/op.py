@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backend import Backend, choose_backend
+from ...backend import Backend, check_backend, choose_backend
 from ...layout import SentenceLayout, check_index
 from ..registration import (
     FLOAT_DTYPES,
@@ -21,7 +21,6 @@ from ..registration import (
     order_of,
     register_backward_op,
     register_op,
-    with_layout,
 )
 from .reference import gather_boundaries_backward_reference, gather_boundaries_reference
 
@@ -54,7 +53,9 @@ def gather_boundaries(
         RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "gather_boundaries"
-    boundaries, layout = with_layout(boundaries)
+    check_backend(op, backend)
+    layout = boundaries if isinstance(boundaries, SentenceLayout) else None
+    boundaries = boundaries.boundaries if isinstance(boundaries, SentenceLayout) else boundaries
     check_float(op, hidden=hidden)
     check_index(op, "boundaries", boundaries)
     if hidden.dim() != 2:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...backend import Backend, choose_backend
+from ...backend import Backend, check_backend, choose_backend
 from ..registration import check_finite, check_float, check_offsets, check_same_device, check_shape, register_backward_op, register_op
 from ..segments import accumulate_dtype
 from .reference import packed_gae_backward_reference, packed_gae_reference
@@ -48,7 +48,10 @@ def packed_gae(
         RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "packed_gae"
-    check_float(op, reward=reward, value=value, bootstrap_value=bootstrap_value)
+    check_backend(op, backend)
+    check_float(op, reward=reward, value=value)
+    if bootstrap_value is not None:
+        check_float(op, bootstrap_value=bootstrap_value)
     if reward.dim() != 1:
         raise ValueError(f"{op}: `reward` must have shape [T], got {list(reward.shape)}.")
     check_offsets(op, "cu_seqlens", cu_seqlens, reward.shape[0], "len(reward)")

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...backend import Backend, choose_backend
+from ...backend import Backend, check_backend, choose_backend
 from ..registration import check_float, check_offsets, check_same_device, register_backward_op, register_op
 from .reference import segment_softmax_backward_reference, segment_softmax_reference
 
@@ -35,6 +35,7 @@ def segment_softmax(score: Tensor, cu_seqlens: Tensor, *, backend: Backend = "au
         RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "segment_softmax"
+    check_backend(op, backend)
     check_float(op, score=score)
     if score.dim() not in (1, 2):
         raise ValueError(f"{op}: `score` must have shape [N] or [N, H], got {list(score.shape)}.")

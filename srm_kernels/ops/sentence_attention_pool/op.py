@@ -5,14 +5,13 @@ Shape letters: `N` boundaries, `B` responses, `A` attention width.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
 
-from ...backend import Backend, choose_backend
+from ...backend import Backend, check_backend, choose_backend
 from ...pooling import ATTENTION_POOLINGS, PLAIN_POOLINGS, Pooling, check_pooling
-from ..registration import check_float, check_offsets, check_same_device, check_shape, register_backward_op, register_op
+from ..registration import check_finite, check_float, check_offsets, check_same_device, check_shape, register_backward_op, register_op
 from ..segments import accumulate_dtype
 from .reference import pooling_of, sentence_attention_pool_backward_reference, sentence_attention_pool_reference
 
@@ -60,12 +59,13 @@ def sentence_attention_pool(
         RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "sentence_attention_pool"
+    check_backend(op, backend)
     check_pooling(op, pooling, ATTENTION_POOLINGS, " `sentence_pool` has the others.")
     check_float(op, query=query, key=key, value=value)
     if query.dim() != 2:
         raise ValueError(f"{op}: `query` must have shape [B, A], got {list(query.shape)}.")
     width = query.shape[1]
-    check_width(op, "query", query, width, rope_theta)
+    check_width(op, "query", width, rope_theta)
     _check(op, value, cu_boundaries)
     check_shape(op, "query", query, (cu_boundaries.numel() - 1, width), "[B, A]")
     check_shape(op, "key", key, (value.shape[0], width), "[N, A]")
@@ -105,6 +105,7 @@ def sentence_pool(
         RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "sentence_pool"
+    check_backend(op, backend)
     check_pooling(op, pooling, PLAIN_POOLINGS, " `sentence_attention_pool` has the others.")
     check_float(op, value=value)
     _check(op, value, cu_boundaries)
@@ -112,15 +113,17 @@ def sentence_pool(
     return _pool_op(None, None, value, cu_boundaries, None, include_prompt, difference, pooling, backend)
 
 
-def check_width(op: str, name: str, x: Tensor, width: int, rope_theta: float | None) -> None:
-    """The attention width A, which `x` decides, is one that can be attended with and rotated."""
-    if width == 0:
-        raise ValueError(f"{op}: `{name}` must have at least one column, got shape {list(x.shape)}.")
-    if rope_theta is not None and (width % 2 or not 0 < rope_theta < math.inf):
-        raise ValueError(
-            f"{op}: `rope_theta` must be positive and finite and A even for rotary pairs, got {rope_theta} and A={width}. "
-            "`rope_theta=None` turns them off."
-        )
+def check_width(op: str, name: str, width: int, rope_theta: float | None) -> None:
+    """The attention width A, which is that of `name`, is one that can be attended with and rotated."""
+    if width < 1:
+        raise ValueError(f"{op}: the width A of `{name}` must be at least 1, got {width}.")
+    if rope_theta is None:
+        return
+    check_finite(op, rope_theta=rope_theta)
+    if rope_theta <= 0:
+        raise ValueError(f"{op}: `rope_theta` must be positive, got {rope_theta}. None turns the rotation off.")
+    if width % 2:
+        raise ValueError(f"{op}: the width A of `{name}` must be even for rotary pairs, got {width}. `rope_theta=None` turns them off.")
 
 
 def _check(op: str, value: Tensor, cu_boundaries: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..difference_rewards.reference import difference_by_segment, transposed_difference
 from ..segment_softmax.reference import softmax_by_segment
-from ..segments import accumulate_dtype, first_of_segment, segment_of, segment_sum
+from ..segments import accumulate_dtype, first_of_segment, segment_cumsum, segment_of, segment_sum
 
 __all__ = ["Rotation", "pool_and_rotation", "pooling_of", "sentence_attention_pool_backward_reference", "sentence_attention_pool_reference"]
 
@@ -113,7 +113,7 @@ def sentence_attention_pool_backward_reference(
         # From the weights behind each boundary to the softmax's own: their differences, and the transpose of the sum for the gradient.
         attention_N = transposed_difference(weight, first_N)
         attention_N = attention_N if include_prompt else attention_N.masked_fill(first_N, 0)
-        grad_a_N = _sum_to(grad_a_N, cu_boundaries, segment_N)
+        grad_a_N = segment_cumsum(grad_a_N, cu_boundaries, segment_N)
     score_grad_N = attention_N * (grad_a_N - mean_B.index_select(0, segment_N))
     if rotation is None and rope_theta is not None:
         rotation = _relative_rotation(cu_boundaries, segment_N, key.shape[1], rope_theta, dtype).numbers()
@@ -185,16 +185,4 @@ def _pooling_weight(score: Tensor, cu_boundaries: Tensor, segment: Tensor, first
         is_last = torch.arange(segment.numel(), device=cu_boundaries.device) == cu_boundaries[1:].long()[segment] - 1
         return (is_last & ~left_out).to(score.dtype)
     weight_N = softmax_by_segment(score.masked_fill(left_out, -torch.inf), segment, cu_boundaries.numel() - 1)
-    return _sum_from(weight_N, cu_boundaries, segment) if pooling == "value_attention" else weight_N
-
-
-def _sum_from(x: Tensor, cu_boundaries: Tensor, segment: Tensor) -> Tensor:
-    """[N] sum of `x` [N] from each element to the end of its segment. In fp64, because the differences are of sums over all segments."""
-    total_N = torch.cat([x.new_zeros(1, dtype=torch.float64), x.double().cumsum(0)])
-    return (total_N[cu_boundaries[1:].long()][segment] - total_N[:-1]).to(x.dtype)
-
-
-def _sum_to(x: Tensor, cu_boundaries: Tensor, segment: Tensor) -> Tensor:
-    """[N] sum of `x` [N] from the beginning of each element's segment to it. The transpose of `_sum_from`."""
-    total_N = torch.cat([x.new_zeros(1, dtype=torch.float64), x.double().cumsum(0)])
-    return (total_N[1:] - total_N[cu_boundaries[:-1].long()][segment]).to(x.dtype)
+    return segment_cumsum(weight_N, cu_boundaries, segment, reverse=True) if pooling == "value_attention" else weight_N

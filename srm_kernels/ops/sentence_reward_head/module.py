@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...backend import Backend
+from ...backend import Backend, check_backend
 from ...layout import SentenceLayout
 from ...pooling import ATTENTION_POOLINGS, POOLINGS, Pooling, check_pooling
+from ..sentence_attention_pool.op import check_width
 from .op import SentenceRewardHeadOutput, sentence_reward_head
 
 __all__ = ["SentenceRewardHead"]
@@ -31,7 +32,7 @@ class SentenceRewardHead(nn.Module):
         backend: what runs: `"auto"`, `"triton"` or `"torch"`.
 
     Raises:
-        ValueError: another pooling, or an odd `attention_size` with `rope_theta`.
+        ValueError: another pooling or backend, no `attention_size`, an odd one with `rope_theta`, or a `rope_theta` that is not positive.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class SentenceRewardHead(nn.Module):
     ) -> None:
         super().__init__()
         check_pooling("SentenceRewardHead", pooling, POOLINGS)
+        check_backend("SentenceRewardHead", backend)
         attends = pooling in ATTENTION_POOLINGS
-        if attends and rope_theta is not None and attention_size % 2:
-            raise ValueError(f"SentenceRewardHead: `attention_size` must be even for rotary pairs, got {attention_size}.")
+        if attends:
+            check_width("SentenceRewardHead", "attention_size", attention_size, rope_theta)
         self.hidden_size = hidden_size
         self.attention_size = attention_size
         self.pooling: Pooling = pooling

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...backend import Backend, choose_backend
+from ...backend import Backend, check_backend, choose_backend
 from ...layout import SentenceLayout
 from ...pooling import ATTENTION_POOLINGS, POOLINGS, Pooling, check_pooling
 from ..registration import (
@@ -91,19 +91,24 @@ def sentence_reward_head(
         `SentenceRewardHeadOutput`, differentiable in `hidden` and all weights.
 
     Raises:
-        TypeError: a tensor of another dtype.
+        TypeError: a tensor of another dtype, or something else in the place of a tensor, of the layout or of a number.
         ValueError: another pooling, attention without a query and a key, shapes or devices that do not match, or a layout that does
             not fit.
         IndexError: a boundary outside [0, T), on the CPU and in debug mode; undefined behaviour on a GPU otherwise.
         RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "sentence_reward_head"
+    check_backend(op, backend)
     check_pooling(op, pooling, POOLINGS)
+    if not isinstance(layout, SentenceLayout):
+        raise TypeError(
+            f"{op}: `layout` must be a SentenceLayout, got {type(layout).__name__}. Make one: `SentenceLayout(boundaries, cu_boundaries)`."
+        )
     attends = pooling in ATTENTION_POOLINGS
     check_float(op, hidden=hidden, value_weight=value_weight, value_bias=value_bias)
     if hidden.dim() != 2:
         raise ValueError(f"{op}: `hidden` must have shape [T, D], got {list(hidden.shape)}. Flatten batch and length first.")
-    if value_weight.numel() != hidden.shape[1]:
+    if value_weight.dim() not in (1, 2) or value_weight.shape[-1] != hidden.shape[1] or value_weight.numel() != hidden.shape[1]:
         raise ValueError(f"{op}: `value_weight` must have shape [1, D] or [D] with D={hidden.shape[1]}, got {list(value_weight.shape)}.")
     if value_bias.numel() != 1:  # N of them would be added to the N values without a word.
         raise ValueError(f"{op}: `value_bias` must have one element, got shape {list(value_bias.shape)}.")
@@ -132,7 +137,7 @@ def _check_attention(
         check_float(op, **{f"{name}_weight": weight, f"{name}_bias": bias})
         check_shape(op, f"{name}_weight", weight, (query_bias.numel(), width), "[A, D]")
         check_shape(op, f"{name}_bias", bias, (query_bias.numel(),), "[A]")
-    check_width(op, "query_bias", query_bias, query_bias.numel(), rope_theta)
+    check_width(op, "query_bias", query_bias.numel(), rope_theta)
 
 
 def _head(
@@ -299,8 +304,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> Non
 
 def _backward(ctx: Any, *flowing: Tensor | None) -> tuple[Tensor | None, ...]:
     needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[6:12]]
-    saved, weights = ctx.saved_tensors[:11], ctx.saved_tensors[11:]
-    grads = _head_backward_op(*flowing[:4], *saved, ctx.version, *weights, ctx.num_tokens, needed, *ctx.options)
+    # Asked for once: a checkpoint that is not reentrant computes them anew, and once only.
+    tensors = ctx.saved_tensors
+    grads = _head_backward_op(*flowing[:4], *tensors[:11], ctx.version, *tensors[11:], ctx.num_tokens, needed, *ctx.options)
     hidden, *of_weights = (grad if need else None for grad, need in zip(grads, needed, strict=True))
     return (hidden, None, None, None, None, None, *of_weights, None, None, None, None, None)
 

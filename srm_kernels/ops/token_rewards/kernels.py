@@ -236,17 +236,18 @@ def token_rewards_forward(
 
 def token_rewards_backward(
     grad: Tensor,
-    sentence_reward: Tensor,
     boundaries: Tensor,
     cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
     kl_coef: float,
     estimator: str,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of sentence_reward [N], logprobs [T], ref_logprobs [T]."""
+    """Gradients of the sentence rewards [N], in `dtype`, of logprobs [T] and ref_logprobs [T]."""
     num, num_tokens, cu_boundaries = boundaries.numel(), logprobs.numel(), aligned(cu_boundaries)
-    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (sentence_reward, logprobs, ref_logprobs))
+    outputs = ((num, dtype), (num_tokens, logprobs.dtype), (num_tokens, ref_logprobs.dtype))
+    grads = tuple(torch.empty(size, dtype=of, device=grad.device) for size, of in outputs)
     if max(num, num_tokens):
         with device_of(grad):
             token_rewards_backward_kernel[(blocks_of(max(num, num_tokens), BLOCK),)](

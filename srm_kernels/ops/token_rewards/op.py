@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from ...backend import Backend, choose_backend
-from ...layout import SentenceLayout, check_index
+from ...backend import Backend, check_backend, choose_backend
+from ...layout import check_index
 from ..registration import (
     check_finite,
     check_float,
@@ -20,7 +21,6 @@ from ..registration import (
     check_shape,
     register_backward_op,
     register_op,
-    with_layout,
 )
 from ..segments import accumulate_dtype
 from .reference import ESTIMATORS, token_rewards_backward_reference, token_rewards_reference
@@ -30,7 +30,7 @@ __all__ = ["token_rewards"]
 
 def token_rewards(
     sentence_reward: Tensor,
-    boundaries: Tensor | SentenceLayout,
+    boundaries: Tensor,
     cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
@@ -44,7 +44,6 @@ def token_rewards(
     Args:
         sentence_reward: [N], `r_i` or `w_i · r_i`; fp16, bf16, fp32 or fp64. Index 0 of each response is the prompt's and earns nothing.
         boundaries: int32 or int64 [N] in [0, T), the token that closes each sentence; rewards that share a token sum.
-            Or the layout they are of.
         cu_boundaries: int32 or int64 [B + 1], offsets in boundaries: response `b` owns `cu_boundaries[b]:cu_boundaries[b + 1]`.
         logprobs: [T], log-probability of each token under the policy, in nats; any of these dtypes. A token at -inf under both is free.
         ref_logprobs: [T], the same under the reference. Make them equal (0, say) where no penalty is due, such as on prompts.
@@ -62,7 +61,7 @@ def token_rewards(
         RuntimeError: `backend="triton"` where it cannot run, or a second or forward-mode derivative.
     """
     op = "token_rewards"
-    boundaries, _ = with_layout(boundaries)
+    check_backend(op, backend)
     check_float(op, sentence_reward=sentence_reward, logprobs=logprobs, ref_logprobs=ref_logprobs)
     check_index(op, "boundaries", boundaries)
     check_offsets(op, "cu_boundaries", cu_boundaries, boundaries.numel(), "len(boundaries)")
@@ -117,45 +116,47 @@ def _fake(
 
 def _token_rewards_backward(
     grad: Tensor,
-    sentence_reward: Tensor,
     boundaries: Tensor,
     cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
     kl_coef: float,
     estimator: str,
+    dtype: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `sentence_reward` [N], `logprobs` [T], `ref_logprobs` [T]."""
+    """Gradients of the sentence rewards [N], which were of `dtype`, of `logprobs` [T] and `ref_logprobs` [T]."""
     if choose_backend("token_rewards", backend, logprobs.device) == "triton":
         from .kernels import token_rewards_backward as run
     else:
         run = token_rewards_backward_reference
-    return run(grad, sentence_reward, boundaries, cu_boundaries, logprobs, ref_logprobs, kl_coef, estimator)
+    return run(grad, boundaries, cu_boundaries, logprobs, ref_logprobs, kl_coef, estimator, dtype)
 
 
 def _fake_backward(
     grad: Tensor,
-    sentence_reward: Tensor,
     boundaries: Tensor,
     cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
     kl_coef: float,
     estimator: str,
+    dtype: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(x.new_empty(x.shape) for x in (sentence_reward, logprobs, ref_logprobs))  # type: ignore[return-value]  # Three of them.
+    grad_sentence_reward = grad.new_empty(boundaries.shape, dtype=dtype)
+    return grad_sentence_reward, logprobs.new_empty(logprobs.shape), ref_logprobs.new_empty(ref_logprobs.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.kl_coef, ctx.estimator, ctx.backend = inputs
+    sentence_reward, *tensors, ctx.kl_coef, ctx.estimator, ctx.backend = inputs
+    ctx.dtype = sentence_reward.dtype
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_sentence_reward, grad_logprobs, grad_ref_logprobs = _token_rewards_backward_op(
-        grad, *ctx.saved_tensors, ctx.kl_coef, ctx.estimator, ctx.backend
+        grad, *ctx.saved_tensors, ctx.kl_coef, ctx.estimator, ctx.dtype, ctx.backend
     )
     return grad_sentence_reward, None, None, grad_logprobs, grad_ref_logprobs, None, None, None
 

@@ -49,22 +49,22 @@ def token_rewards_reference(
 
 def token_rewards_backward_reference(
     grad: Tensor,
-    sentence_reward: Tensor,
     boundaries: Tensor,
     cu_boundaries: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
     kl_coef: float,
     estimator: str,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `sentence_reward` [N], `logprobs` [T] and `ref_logprobs` [T]."""
-    grad_N = grad.index_select(0, boundaries).masked_fill(first_of_segment(cu_boundaries, sentence_reward.shape[0]), 0)
+    """Gradients of the sentence rewards [N], in `dtype`, of `logprobs` [T] and `ref_logprobs` [T]."""
+    grad_N = grad.index_select(0, boundaries).masked_fill(first_of_segment(cu_boundaries, boundaries.shape[0]), 0)
     policy_T, reference_T = logprobs.to(grad.dtype), ref_logprobs.to(grad.dtype)
     grad_T = torch.zeros_like(policy_T)
     if kl_coef:
         grad_T = -kl_coef * _kl_slope(_log_ratio(policy_T, reference_T), estimator) * grad
         grad_T = grad_T.masked_fill(_impossible(policy_T, reference_T), 0)
-    return grad_N.to(sentence_reward.dtype), grad_T.to(logprobs.dtype), (-grad_T).to(ref_logprobs.dtype)
+    return grad_N.to(dtype), grad_T.to(logprobs.dtype), (-grad_T).to(ref_logprobs.dtype)
 
 
 def _log_ratio(policy: Tensor, reference: Tensor) -> Tensor:
