@@ -1,7 +1,8 @@
 """What the runs say together: one row a variant, with paired intervals over prompts, as JSON, a table and a figure.
 
 A variant's numbers are means over its seeds. Intervals resample prompts and, where there are several, seeds: in every draw the same ones
-for all variants, so that differences are paired. `seeds` shows each seed by itself.
+for all variants, so that differences are paired. A variant with fewer seeds is compared with the same seeds of the others. `seeds` shows
+each seed by itself.
 """
 
 from __future__ import annotations
@@ -52,31 +53,36 @@ def summarise(
         won = rows_won(suites["test"], rewards["test"]).astype(float)
         return {"test": draw["test"].mean(won), "suite": scores.average, **sections}
 
-    traces: dict[str, list[Traces]] = {}
+    # By the seed; baselines have none.
+    traces: dict[str, dict[int | None, Traces]] = {}
     scored = {run: read_scored([row.to_suite_row() for row in spans], scores_of(run, folder, "spans")) for run in runs}
     credit = evaluate_spans(spans, {run.name: [response for (response,) in scored[run]] for run in runs}, draws=draws)
     for run in runs:
         found = ranked({name: read_rewards(suite.rows, scores_of(run, folder, name)) for name, suite in suites.items()})
-        traces.setdefault(run.variant, []).append(found | _credit(credit[run.name]))
+        traces.setdefault(run.variant, {})[run.seed] = found | _credit(credit[run.name])
     for name in BASELINES:
-        traces[f"{name} wins"] = [ranked({key: baseline_rewards(suite, name) for key, suite in suites.items()})]
+        traces[f"{name} wins"] = {None: ranked({key: baseline_rewards(suite, name) for key, suite in suites.items()})}
     models = {run.name for run in runs}
     for name, found in credit.items():
         if name not in models:
-            traces[f"credit: {name}"] = [_credit(found)]
-    reference = traces.get(REFERENCE)
-    return {name: _row(seeds, None if name == REFERENCE else reference) for name, seeds in traces.items()}
+            traces[f"credit: {name}"] = {None: _credit(found)}
+    reference = traces.get(REFERENCE, {})
+    rows = {}
+    for name, seeds in traces.items():
+        same_seeds = [trace for seed, trace in reference.items() if seed in seeds or None in seeds]
+        rows[name] = _row(list(seeds.values()), [] if name == REFERENCE else same_seeds)
+    return rows
 
 
 def _credit(found: SpanResult) -> Traces:
     return {"credit": found.traces["auc"], "placed": found.at_place.trace}
 
 
-def _row(seeds: Sequence[Traces], reference: Sequence[Traces] | None) -> dict[str, Any]:
+def _row(seeds: Sequence[Traces], reference: Sequence[Traces]) -> dict[str, Any]:
     mean = _mean(seeds)
     row: dict[str, Any] = {name: interval(trace).to_dict() for name, trace in mean.items()}
     row["seeds"] = {name: [float(traces[name][0]) for traces in seeds] for name in mean}
-    if reference is not None:
+    if reference:
         against = _mean(reference)
         row["minus_response"] = {name: interval(trace - against[name]).to_dict() for name, trace in mean.items() if name in against}
     return row

@@ -76,6 +76,10 @@ def test_all_variants_are_trained_once_and_compared(compare, trained, tmp_path, 
     trained.clear()
     assert compare("sentence", "response")["rows"] == rows
     assert trained == []
+    # An ablation has the first seed alone, and is compared with that seed of the response level.
+    rows = compare("sentence", "response", "no RoPE")["rows"]
+    gain = rows["no RoPE"]["minus_response"]["suite"]["estimate"]
+    assert gain == pytest.approx(rows["no RoPE"]["suite"]["estimate"] - rows["response"]["seeds"]["suite"][0])
 
 
 def test_a_stopped_run_goes_on_where_it_was(compare, trained, monkeypatch):
