@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..layout import values_readable
+
 __all__ = ["accumulate_dtype", "first_of_segment", "segment_cumsum", "segment_of", "segment_sum"]
 
 
@@ -31,17 +33,16 @@ def segment_sum(x: Tensor, segment: Tensor, num_segments: int) -> Tensor:
 
 
 def segment_cumsum(x: Tensor, cu_seqlens: Tensor, segment: Tensor, *, reverse: bool = False) -> Tensor:
-    """[N] sum of `x` [N] from the beginning of each element's segment to it, or from it to the end: by doubling, log2(N) vector steps.
+    """[N] sum of `x` [N] from the beginning of each element's segment to it, or from it to the end: by doubling, in a few vector steps.
 
     No difference of sums over all segments: the NaN of one, or its large numbers, would be in those behind it.
     """
     n = torch.arange(x.numel(), device=x.device)
-    behind_N = cu_seqlens[1:].long()[segment] - 1 - n if reverse else n - cu_seqlens[:-1].long()[segment]
+    inside_N = cu_seqlens[1:].long()[segment] - 1 - n if reverse else n - cu_seqlens[:-1].long()[segment]
+    # Where it costs nothing to ask, no step is longer than the longest segment.
+    longest = int(cu_seqlens.diff().max()) if x.numel() and values_readable(cu_seqlens) else x.numel()
     step = 1
-    while step < x.numel():
-        if reverse:
-            x = torch.cat((x[:-step] + x[step:].masked_fill(behind_N[:-step] < step, 0), x[-step:]))
-        else:
-            x = torch.cat((x[:step], x[step:] + x[:-step].masked_fill(behind_N[step:] < step, 0)))
+    while step < longest:
+        x = x + x.roll(-step if reverse else step).masked_fill(inside_N < step, 0)
         step *= 2
     return x
