@@ -43,7 +43,7 @@ def test_one_more_where_an_output_has_no_gradient(host):
 
 @pytest.mark.parametrize(("num_tokens", "most"), [(16384, 1.76), (65536, 1.42), (262144, 1.32)])
 def test_bytes_beside_those_of_inputs_and_outputs(host, num_tokens, most):
-    """Each input read and each output written once, forward and backward apart, is what bench/kernels.py calls necessary."""
+    """Each input read and each output written once, forward and backward apart, is what bench/ops.py calls necessary."""
     width, attention = 4096, 256
     layout = host.lengths.pack_lengths(host.lengths.generated_groups(), num_tokens).layout
     n, b = layout.num_boundaries, layout.num_responses

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from ..segments import accumulate_dtype, first_of_segment
 
-__all__ = ["difference_by_segment", "difference_rewards_backward_reference", "difference_rewards_reference"]
+__all__ = [
+    "difference_by_segment",
+    "difference_rewards_backward_reference",
+    "difference_rewards_reference",
+    "transposed_difference",
+]
 
 
 def difference_rewards_reference(value: Tensor, cu_boundaries: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..segments import accumulate_dtype, segment_of, segment_sum
 
-__all__ = ["segment_softmax_backward_reference", "segment_softmax_reference"]
+__all__ = ["segment_softmax_backward_reference", "segment_softmax_reference", "softmax_by_segment"]
 
 
 def segment_softmax_reference(score: Tensor, cu_seqlens: Tensor) -> Tensor:
