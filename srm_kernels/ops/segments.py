@@ -35,14 +35,15 @@ def segment_sum(x: Tensor, segment: Tensor, num_segments: int) -> Tensor:
 def segment_cumsum(x: Tensor, cu_seqlens: Tensor, segment: Tensor, *, reverse: bool = False) -> Tensor:
     """[N] sum of `x` [N] from the beginning of each element's segment to it, or from it to the end: by doubling, in a few vector steps.
 
-    No difference of sums over all segments: the NaN of one, or its large numbers, would be in those behind it.
+    No difference of sums over all segments: the NaN of one, or its large numbers, would be in those behind it. In fp64, because callers
+    take differences of the sums.
     """
     n = torch.arange(x.numel(), device=x.device)
     inside_N = cu_seqlens[1:].long()[segment] - 1 - n if reverse else n - cu_seqlens[:-1].long()[segment]
     # Where it costs nothing to ask, no step is longer than the longest segment.
     longest = int(cu_seqlens.diff().max()) if x.numel() and values_readable(cu_seqlens) else x.numel()
-    step = 1
+    total, step = x.double(), 1
     while step < longest:
-        x = x + x.roll(-step if reverse else step).masked_fill(inside_N < step, 0)
+        total = total + total.roll(-step if reverse else step).masked_fill(inside_N < step, 0)
         step *= 2
-    return x
+    return total.to(x.dtype)
