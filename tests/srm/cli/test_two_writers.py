@@ -142,6 +142,16 @@ def test_a_second_group_is_refused_as_long_as_one_of_the_first_lives(command: An
     assert len(list(read_scores(out))) == 2 * NUM_ROWS
 
 
+def reached(out: Path, step: int, deadline: float) -> int:
+    """Waits for a checkpoint of that step or a later one; the newest."""
+    while True:
+        newest = max((int(path.name.split("-")[1]) for path in out.glob("checkpoint-*")), default=0)
+        if newest >= step:
+            return newest
+        assert time.monotonic() < deadline, f"checkpoint-{step} was not written"
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_workers_that_outlive_their_launcher_keep_the_output(command: Any, fork: Fork, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -153,21 +163,18 @@ def test_workers_that_outlive_their_launcher_keep_the_output(command: Any, fork:
     workers: list[psutil.Process] = []
     try:
         worker = note(out)["pid"]
+        deadline = time.monotonic() + 240
+        # The launcher introduces the workers to each other, so it lives until both train.
+        step = reached(out, 5, deadline)
         workers = psutil.Process(launcher.pid).children(recursive=True)
         launcher.kill()
         launcher.wait()
         assert worker != launcher.pid
-        deadline = time.monotonic() + 120
-        while not any(out.glob("checkpoint-*")):
-            assert time.monotonic() < deadline, "the workers did not live on"
-            time.sleep(0.05)
+        step = reached(out, step + 10, deadline)
         for number, more in enumerate((["--resume_from_checkpoint", "true"], ["--overwrite_output_dir"])):
             refused(fork, "train", command("train") + more, tmp_path / f"second_{number}", worker)
         # They still write, so nobody has deleted what they were about to publish.
-        newest = max(int(path.name.split("-")[1]) for path in out.glob("checkpoint-*"))
-        while not (out / f"checkpoint-{newest + 5}").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        reached(out, step + 5, deadline)
     finally:
         launcher.kill()
         for process in workers:
