@@ -24,7 +24,7 @@ from srm.hub import optional_file
 from srm.modeling.adapter import find_adapter, load_adapter
 from srm.modeling.alias import resolve_model_name
 from srm.modeling.card import replace_draft, write_card
-from srm.modeling.config import SentenceRewardConfig
+from srm.modeling.config import SentenceRewardConfig, check_fields
 from srm.modeling.head_file import check_head, in_float32
 from srm.modeling.head_start import HeadInit, head_start
 from srm.modeling.loading import (
@@ -145,8 +145,9 @@ class SentenceRewardModel(PreTrainedModel):
             The model, with its tokenizer.
 
         Raises:
-            UserError: the backbone cannot be loaded as a whole, is a trained reward model already, or lacks the tokenizer's pad token.
+            UserError: an unknown field; or the backbone cannot be loaded as a whole, is a reward model, or lacks the tokenizer's pad token.
         """
+        check_fields(config)
         path = resolve_model_name(str(model_name_or_path))
         tokenizer = tokenizer or load_tokenizer(path, **hub_arguments(model_kwargs))
         start = head_start(head_init, path, **hub_arguments(model_kwargs))

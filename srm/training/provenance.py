@@ -28,7 +28,7 @@ _NO_MATTER = ("output_dir", "disable_tqdm", "report_to", "run_name", "logging_st
 
 
 def write_record(settings: tuple[ModelArguments, DataArguments, RewardConfig], rows: Sequence[EncodedComparison]) -> None:
-    """Write the settings, as a file for `--config`, and a fingerprint of the encoded training rows, with what was trained on before them."""
+    """Write the settings, as a file for `--config`, and a fingerprint of the encoded training rows, with the data before them."""
     folder = Path(settings[-1].output_dir)
     record = {**_fingerprint(rows), "data": without_place(settings[1].title), "earlier": earlier_data(settings, rows)}
     write_settings(folder, *settings)
