@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import get_args
 
 import torch
 from transformers import SchedulerType, TrainingArguments, get_scheduler
@@ -132,6 +133,10 @@ class RewardConfig(TrainingArguments):
             except ValueError:
                 raise UserError(f"--pad_to_multiple_of must be auto or a whole number, got {self.pad_to_multiple_of!r}.") from None
         check_limits(vars(self))
+        for name, choices in (("overlong", OverlongPolicy), ("packing", PackingMode), ("last_layer_rows", LastLayerRows)):
+            value, optional = getattr(self, name), name == "last_layer_rows"
+            if value not in get_args(choices) and not (optional and value is None):
+                raise UserError(f"--{name} must be one of {', '.join(get_args(choices))}, got {value!r}.")
         if self.train_sampling_strategy not in ("random", "sequential", "group_by_length"):
             raise UserError(
                 f"--train_sampling_strategy must be random, sequential or group_by_length, got {self.train_sampling_strategy}. "
