@@ -111,6 +111,7 @@ class SentenceRewardModel(PreTrainedModel):
                 # transformers would initialise a pretrained backbone anew: this is how it marks what is loaded.
                 module._is_hf_initialized = True  # type: ignore[assignment]  # nn.Module takes any attribute
         self.backbone = backbone
+        self.backbone.name_or_path = config.name_or_path or backbone.name_or_path  # messages name the folder that was given
         self.head = SentenceRewardHead(config.hidden_size, **config.head_arguments())
         self.tokenizer: PreTrainedTokenizerBase | None = None
         # What has been proved of the backbone; see `packing_mode`.
@@ -154,8 +155,7 @@ class SentenceRewardModel(PreTrainedModel):
         backbone = load_backbone(path, dtype=dtype, **(model_kwargs or {}))
         check_tokenizer_fits(path, tokenizer, backbone)
         list_end_tokens(backbone.config, path, **hub_arguments(model_kwargs))
-        boundary_token = config.get("boundary_token")
-        if boundary_token is not None:
+        if (boundary_token := config.get("boundary_token")) is not None:
             add_boundary_token(boundary_token, tokenizer, backbone)
         model = cls(SentenceRewardConfig(backbone_config=backbone.config, **config), backbone=backbone)
         start(model.head)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from typing import get_args
 
 import torch
@@ -13,6 +14,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from srm.data import OverlongPolicy
 from srm.errors import UserError
+from srm.extras import way_to_install
 from srm.packing import LastLayerRows, PackingMode
 from srm.runs.limits import check_limits
 from srm.runs.settings import Command, json_value, parse_settings, setting, split_settings
@@ -70,6 +72,8 @@ class RewardConfig(TrainingArguments):
         if self.bf16 is None:
             self._settle_precision()
         self._settle_checkpointing()
+        if self.deepspeed and find_spec("deepspeed") is None:
+            raise UserError(f"--deepspeed: {way_to_install('deepspeed')}")
         self._check()
         super().__post_init__()
         self._check_schedule()

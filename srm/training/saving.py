@@ -116,6 +116,10 @@ class AtomicSavingTrainer(Trainer):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _check_whole(self, checkpoint: Path) -> None:
+        was, now = (checkpoint / "adapter_config.json").is_file(), hasattr(self.model, "peft_config")
+        if was != now and checkpoint.is_dir() and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            words = {True: "with", False: "without"}
+            raise UserError(f"{checkpoint}: was written {words[was]} --use_peft, and this run is {words[now]} it. {_SETTINGS_OF_THE_RUN}")
         one_process = self.args.world_size == 1
         optimizer = "global_step*" if self.is_deepspeed_enabled else "optimizer*" if self.is_fsdp_enabled else "optimizer.pt"
         wanted = [

@@ -6,6 +6,7 @@ import pytest
 
 from srm.errors import UserError
 from srm.training import RewardConfig
+from srm.training.metrics import METRICS
 
 
 @pytest.mark.parametrize("evaluated", [False, True])
@@ -27,3 +28,8 @@ def test_rows_of_text_are_refused(new_model, make_trainer):
 def test_choices_are_checked_when_the_settings_are_made(tmp_path, name):
     with pytest.raises(UserError, match=f"--{name} must be one of .*, got 'x'"):
         RewardConfig(output_dir=str(tmp_path), **{name: "x"})
+
+
+def test_metrics_are_named_before_they_are_there(new_model, rows, make_trainer):
+    got = {name.removeprefix("eval_") for name in make_trainer(new_model(), rows, eval_dataset=rows).evaluate()}
+    assert got <= {*METRICS, "runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch"}
