@@ -320,4 +320,4 @@ def test_weights_that_are_no_numbers_name_the_folder_that_was_given(tiny_backbon
         next(model.backbone.layers[0].parameters()).fill_(float("nan"))
     model.save_pretrained(tmp_path / "broken")
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "broken"))):
-        SentenceRewardModel.from_pretrained(tmp_path / "broken").score("Where?", "Here.")
+        SentenceRewardModel.from_pretrained(tmp_path / "broken").score(["Where?"], ["Here."])
