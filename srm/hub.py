@@ -17,7 +17,7 @@ from typing import Any
 
 from srm.errors import UserError, first_line
 
-__all__ = ["at_the_hub", "optional_file", "why_not_there"]
+__all__ = ["at_the_hub", "optional_file", "why_no_push", "why_not_there"]
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,23 @@ def optional_file(name: str, file: str, **hub_arguments: Any) -> str | None:
 
     with at_the_hub(name, tell=False):
         return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_arguments)
+
+
+def why_no_push(token: str | None) -> str | None:
+    """One sentence with the way out, where nothing can be pushed to the hub from here; else None.
+
+    Args:
+        token: of the hub's; the one of `hf auth login` where None.
+    """
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        return "the hub is not asked, because HF_HUB_OFFLINE is set. Unset it."
+    if (problem := _problem()) is not None:
+        return f"{constants.ENDPOINT} cannot be reached: no network ({problem}). Connect."
+    if not (token or get_token()):
+        return "there is no token of the hub's here. Log in with `hf auth login`."
+    return None
 
 
 def _problem() -> str | None:

@@ -97,7 +97,7 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
     from srm.training.build import build_model
     from srm.training.early import check_early
     from srm.training.load_rows import encode_rows, read_rows
-    from srm.training.provenance import changes_since, write_record
+    from srm.training.provenance import AtFirstStep, changes_since, earlier_data, write_record
     from srm.training.trainer import SentenceRewardTrainer, reward_model_of
 
     settings = (model_arguments, data_arguments, config)
@@ -115,9 +115,14 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
     if checkpoint is not None:
         for change in changes_since(settings, train_rows):
             tell(f"not as when this run began: {change}")
+    earlier = [] if checkpoint is None else earlier_data(settings, train_rows)
     config.distributed_state.wait_for_everyone()
-    if config.should_save:
+    at_first_step = []
+    if config.should_save and checkpoint is None:
         write_record(settings, train_rows)
+    elif config.should_save:
+        # The checkpoint may be refused: until it has loaded, the record is that of the run that wrote it.
+        at_first_step = [AtFirstStep(lambda: write_record(settings, train_rows))]
     patience = config.early_stopping_patience
     bar = StepBar(Terminal(soft_wrap=True), bar=not config.disable_tqdm and config.process_index == 0)
     stopping = [EarlyStoppingCallback(patience)] if patience is not None else []
@@ -127,12 +132,13 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
             config,
             train_dataset=train_rows,
             eval_dataset=eval_rows,
-            callbacks=[StepLines(bar), *stopping],
+            callbacks=[StepLines(bar), *at_first_step, *stopping],
         )
     except (ImportError, RuntimeError, ValueError) as error:
         # A service of --report_to or a package of --optim that is not there, or settings that Trainer does not take together.
         raise UserError(str(error)) from error
     trainer.data_name = data_arguments.title
+    trainer.earlier_data = earlier
     # `claim` has looked.
     trainer.own(config.output_dir)
     # Theirs print a dict a step, which is to be had, too.
@@ -148,6 +154,11 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
         metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
         if eval_rows is not None:
             metrics |= trainer.evaluate()
+    if trainer.is_idle:
+        done = trainer.state.global_step
+        tell(
+            f"nothing is left to do: {done} of {trainer.state.max_steps} steps are done. Raise --max_steps or --num_train_epochs to go on."
+        )
     trainer.save_model()
     trainer.save_state()
     tell(", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float) and _is_final(name)))

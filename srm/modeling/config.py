@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
 from transformers import AutoConfig, PretrainedConfig
 
 from srm.data.schema import Granularity
+from srm.errors import UserError
 from srm.packing import LastLayerRows, PackingMode
+from srm.runs.parser import did_you_mean
+from srm.segmentation import SegmentationConfig
 from srm_kernels import Pooling
 
-__all__ = ["CODE_FILE", "SentenceRewardConfig", "positions_of"]
+__all__ = ["CODE_FILE", "SentenceRewardConfig", "check_fields", "positions_of"]
 
 # What `granularity` decides by itself, so that sum(weight * sentence_reward) is the response reward in each of the three.
 # response: differences telescope, r_0 + ... + r_n = v_n. token: boundaries at every response token, the mean of their values.
@@ -67,6 +72,38 @@ def positions_of(config: PretrainedConfig) -> int | None:
     return next((value for value in stated if isinstance(value, int) and value > 0), None)
 
 
+def check_fields(names: Iterable[str]) -> None:
+    """Refuse what is no field of ours: transformers takes any name, and saves it, so that a misspelt one would change nothing.
+
+    Args:
+        names: of the fields that are given for a model on a backbone.
+
+    Raises:
+        UserError: one of them is unknown; the nearest is named.
+    """
+    known = [name for name in signature(SentenceRewardConfig.__init__).parameters if name not in ("self", "backbone_config", "kwargs")]
+    for name in names:
+        if name not in known:
+            raise UserError(f"SentenceRewardConfig has no field {name!r}{_nearest(name, known)}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = did_you_mean(name, known)
+    return near if near != "." else f". Choose from {', '.join(known)}."
+
+
+def _checked_segmenter(segmenter: Any) -> dict[str, Any]:
+    """Without making one, which may need a package."""
+    if not isinstance(segmenter, dict):
+        raise UserError(f'SentenceRewardConfig: `segmenter` must be a dict such as {{"name": "newline"}}, got {segmenter!r}.')
+    known = [field.name for field in fields(SegmentationConfig)]
+    for name in segmenter:
+        if name not in known:
+            raise UserError(f"SentenceRewardConfig: `segmenter` has no setting {name!r}{_nearest(str(name), known)}")
+    SegmentationConfig(**segmenter)
+    return dict(segmenter)
+
+
 class SentenceRewardConfig(PretrainedConfig):
     """Configuration of a `SentenceRewardModel` (arXiv 2503.04793, section 3).
 
@@ -115,8 +152,8 @@ class SentenceRewardConfig(PretrainedConfig):
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
-            fields = dict(backbone_config)
-            backbone_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+            given = dict(backbone_config)
+            backbone_config = AutoConfig.for_model(given.pop("model_type"), **given)
         self.backbone_config = backbone_config
         self.granularity = granularity
         self.pooling = pooling
@@ -125,7 +162,7 @@ class SentenceRewardConfig(PretrainedConfig):
         self.difference = difference
         self.boundary_token = boundary_token
         self.attention_size = attention_size
-        self.segmenter = dict(segmenter) if segmenter else {"name": "punkt"}
+        self.segmenter = _checked_segmenter(segmenter) if segmenter else {"name": "punkt"}
         self.packing = packing
         self.last_layer_rows = last_layer_rows
         self.pad_token_id = pad_token_id

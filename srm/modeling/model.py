@@ -24,7 +24,7 @@ from srm.hub import optional_file
 from srm.modeling.adapter import find_adapter, load_adapter
 from srm.modeling.alias import resolve_model_name
 from srm.modeling.card import replace_draft, write_card
-from srm.modeling.config import SentenceRewardConfig
+from srm.modeling.config import SentenceRewardConfig, check_fields
 from srm.modeling.head_file import check_head, in_float32
 from srm.modeling.head_start import HeadInit, head_start
 from srm.modeling.loading import (
@@ -111,6 +111,7 @@ class SentenceRewardModel(PreTrainedModel):
                 # transformers would initialise a pretrained backbone anew: this is how it marks what is loaded.
                 module._is_hf_initialized = True  # type: ignore[assignment]  # nn.Module takes any attribute
         self.backbone = backbone
+        self.backbone.name_or_path = config.name_or_path or backbone.name_or_path  # messages name the folder that was given
         self.head = SentenceRewardHead(config.hidden_size, **config.head_arguments())
         self.tokenizer: PreTrainedTokenizerBase | None = None
         # What has been proved of the backbone; see `packing_mode`.
@@ -145,16 +146,16 @@ class SentenceRewardModel(PreTrainedModel):
             The model, with its tokenizer.
 
         Raises:
-            UserError: the backbone cannot be loaded as a whole, is a trained reward model already, or lacks the tokenizer's pad token.
+            UserError: an unknown field; or the backbone cannot be loaded as a whole, is a reward model, or lacks the tokenizer's pad token.
         """
+        check_fields(config)
         path = resolve_model_name(str(model_name_or_path))
         tokenizer = tokenizer or load_tokenizer(path, **hub_arguments(model_kwargs))
         start = head_start(head_init, path, **hub_arguments(model_kwargs))
         backbone = load_backbone(path, dtype=dtype, **(model_kwargs or {}))
         check_tokenizer_fits(path, tokenizer, backbone)
         list_end_tokens(backbone.config, path, **hub_arguments(model_kwargs))
-        boundary_token = config.get("boundary_token")
-        if boundary_token is not None:
+        if (boundary_token := config.get("boundary_token")) is not None:
             add_boundary_token(boundary_token, tokenizer, backbone)
         model = cls(SentenceRewardConfig(backbone_config=backbone.config, **config), backbone=backbone)
         start(model.head)

@@ -114,6 +114,8 @@ def group_advantages(
         ValueError: an unknown choice, or shapes that do not match.
     """
     number, width = scored.reward.numel(), scored.width
+    if not isinstance(group, Tensor):
+        raise TypeError(f"group_advantages: `group` must be a tensor, such as torch.tensor([0, 0, 1, 1]), got {type(group).__name__}.")
     if group.shape != (number,):
         raise ValueError(f"group_advantages: `group` must be [{number}], one entry a response, got {list(group.shape)}.")
     if level not in ("sentence", "response"):

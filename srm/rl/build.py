@@ -14,8 +14,8 @@ from srm.data.template import ChatFormat
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
 from srm.modeling.alias import resolve_model_name
-from srm.modeling.config import positions_of
-from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole
+from srm.modeling.config import SentenceRewardConfig, positions_of
+from srm.modeling.loading import check_tokenizer_fits, load_tokenizer, load_whole, read_config
 from srm.packing.backbone import num_embeddings
 from srm.rl.arguments import RLConfig
 from srm.rl.trainer import RLTrainer
@@ -97,6 +97,11 @@ def _load_policy(name: str) -> PreTrainedModel:
     if (Path(name) / "adapter_config.json").is_file():
         raise UserError(
             f"{name}: is a LoRA adapter, and srm-rl trains whole models. Merge it into its model first (peft: merge_and_unload)."
+        )
+    if isinstance(read_config(name, "Give a language model's folder, or a hub name."), SentenceRewardConfig):
+        raise UserError(
+            f"{name}: is a reward model, which writes no text. Give it as --reward_model_path, and the policy, a language model, "
+            "as --model_name_or_path."
         )
     # float32 whatever the folder holds: Adam's small steps are lost in bf16 weights.
     policy, _ = load_whole(AutoModelForCausalLM.from_pretrained, name, dtype=torch.float32)

@@ -145,15 +145,24 @@ class RLTrainer:
         config = self.config
         drawn = [self.prompts[index] for index in self._draw(step)]
         with self.accelerator.autocast():
-            responses = generate(
-                self.inner.model,
-                [ids for _, ids in drawn],
-                num_generations=config.num_generations,
-                max_completion_length=config.max_completion_length,
-                temperature=config.temperature,
-                end_ids=self.end_ids,
-                pad_id=self.pad_id,
-            )
+            try:
+                responses = generate(
+                    self.inner.model,
+                    [ids for _, ids in drawn],
+                    num_generations=config.num_generations,
+                    max_completion_length=config.max_completion_length,
+                    temperature=config.temperature,
+                    end_ids=self.end_ids,
+                    pad_id=self.pad_id,
+                )
+            except RuntimeError as error:
+                # torch's words for probabilities that are no numbers.
+                if "probability tensor contains" not in str(error):
+                    raise
+                raise UserError(
+                    f"the policy's probabilities became NaN or infinite before step {step}, so it can write nothing. "
+                    "Lower --learning_rate, then go on with --resume_from_checkpoint true."
+                ) from error
             scored = self._score([row for row in drawn for _ in range(config.num_generations)], responses)
             stats, reference = self._statistics(self.inner, responses), self._statistics(self.reference, responses)
         mask = responses.mask

@@ -249,6 +249,10 @@ class _Parser(Parser, HfArgumentParser):
             action.help = command.briefs.get(action.dest, action.help)
             if action.dest == "resume_from_checkpoint":
                 action.nargs, action.const = "?", "true"
+            if "dict[" in str(hints.get(action.dest)):
+                action.metavar = "JSON"
+            elif action.dest.endswith("_path") and not action.dest.endswith("_or_path"):
+                action.metavar = "PATH"
             if action.dest == "report_to":
                 action.nargs = "+"
             elif action.dest.endswith("_dir"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from typing import get_args
 
 import torch
 from transformers import SchedulerType, TrainingArguments, get_scheduler
@@ -12,6 +14,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from srm.data import OverlongPolicy
 from srm.errors import UserError
+from srm.extras import way_to_install
 from srm.packing import LastLayerRows, PackingMode
 from srm.runs.limits import check_limits
 from srm.runs.settings import Command, json_value, parse_settings, setting, split_settings
@@ -69,6 +72,8 @@ class RewardConfig(TrainingArguments):
         if self.bf16 is None:
             self._settle_precision()
         self._settle_checkpointing()
+        if self.deepspeed and find_spec("deepspeed") is None:
+            raise UserError(f"--deepspeed: {way_to_install('deepspeed')}")
         self._check()
         super().__post_init__()
         self._check_schedule()
@@ -132,6 +137,10 @@ class RewardConfig(TrainingArguments):
             except ValueError:
                 raise UserError(f"--pad_to_multiple_of must be auto or a whole number, got {self.pad_to_multiple_of!r}.") from None
         check_limits(vars(self))
+        for name, choices in (("overlong", OverlongPolicy), ("packing", PackingMode), ("last_layer_rows", LastLayerRows)):
+            value, optional = getattr(self, name), name == "last_layer_rows"
+            if value not in get_args(choices) and not (optional and value is None):
+                raise UserError(f"--{name} must be one of {', '.join(get_args(choices))}, got {value!r}.")
         if self.train_sampling_strategy not in ("random", "sequential", "group_by_length"):
             raise UserError(
                 f"--train_sampling_strategy must be random, sequential or group_by_length, got {self.train_sampling_strategy}. "

@@ -11,8 +11,11 @@ from transformers.trainer_utils import IntervalStrategy
 
 from srm.errors import UserError, first_line
 from srm.extras import way_to_install
+from srm.hub import why_no_push
 from srm.modeling.alias import resolve_model_name
 from srm.modeling.loading import hub_arguments, read_config
+from srm.runs.parser import did_you_mean
+from srm.training.metrics import METRICS
 
 if TYPE_CHECKING:
     from srm.training.arguments import RewardConfig
@@ -25,7 +28,7 @@ _SEGMENTERS = {"punkt_tab": "nltk", "sat": "wtpsplit"}
 
 
 def check_early(model: ModelArguments, data: DataArguments, config: RewardConfig) -> None:
-    """Refuse a run that lacks a package, evaluation data, a service to report to, or its model.
+    """Refuse a run that lacks a package, evaluation data or a metric of it, a service to report to, a way to the hub, or its model.
 
     Args:
         model: settings of the model.
@@ -39,6 +42,9 @@ def check_early(model: ModelArguments, data: DataArguments, config: RewardConfig
         if find_spec(module) is None:
             raise UserError(f"{flag}: {way_to_install(module)}")
     _check_evaluation(data, config)
+    _check_metric(config)
+    if config.push_to_hub and (reason := why_no_push(config.hub_token)) is not None:
+        raise UserError(f"--push_to_hub: {reason} Or leave the flag out, and upload the folder later: `hf upload`.")
     _check_services(config)
     path = resolve_model_name(str(model.model_name_or_path))
     if not Path(path).exists():
@@ -64,6 +70,18 @@ def _check_evaluation(data: DataArguments, config: RewardConfig) -> None:
             f"--eval_strategy {IntervalStrategy(config.eval_strategy).value} needs pairs to evaluate on, "
             f"and {data.title} is all training data. Add {ways}."
         )
+
+
+def _check_metric(config: RewardConfig) -> None:
+    """Trainer looks the metric up after the first evaluation, which may be hours away."""
+    name = config.metric_for_best_model
+    if name is None:
+        return
+    speed = ("runtime", "samples_per_second", "steps_per_second")
+    if name.removeprefix("eval_") not in (*METRICS, *speed):
+        near = did_you_mean(name.removeprefix("eval_"), METRICS)
+        ways = near if near != "." else f". Choose from {', '.join(METRICS)}."
+        raise UserError(f"--metric_for_best_model {name}: evaluations yield no such metric{ways}")
 
 
 def _check_services(config: RewardConfig) -> None:

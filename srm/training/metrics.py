@@ -20,10 +20,16 @@ if TYPE_CHECKING:
 
     from srm.modeling import SentenceRewardModel, SentenceRewardOutput
 
-__all__ = ["RewardMetrics", "attention_entropy"]
+__all__ = ["METRICS", "RewardMetrics", "attention_entropy"]
 
 # Of `RewardLoss.parts`; only those are logged that a recipe has.
 _PARTS = ("mean_value_loss", "sentence_reward_penalty", "centering_penalty")
+METRICS = (
+    *("loss", "objective", *_PARTS, "margin", "accuracy", "chosen_reward_mean", "chosen_reward_std"),
+    *("rejected_reward_mean", "rejected_reward_std", "mean_value_accuracy", "sentences_per_response", "attention_entropy"),
+    *("attention_entropy_normalized", "tokens_saved_by_packing", "tokens_saved_by_sharing"),
+)
+"""What an evaluation may yield, by variant and recipe."""
 _SUMS = (
     "weight",
     "loss",

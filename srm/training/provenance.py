@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import TrainerCallback
+
 from srm.errors import UserError
+from srm.modeling.card import without_place
 from srm.runs.folders import write_whole
 from srm.runs.settings import settings_changes, to_yaml
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from srm.data import EncodedComparison
     from srm.training.arguments import DataArguments, ModelArguments, RewardConfig
 
-__all__ = ["changes_since", "write_record", "write_settings"]
+__all__ = ["AtFirstStep", "changes_since", "earlier_data", "write_record", "write_settings"]
 
 _SETTINGS = "srm_train.yaml"
 _ROWS = "srm_train_rows.json"
@@ -25,10 +28,33 @@ _NO_MATTER = ("output_dir", "disable_tqdm", "report_to", "run_name", "logging_st
 
 
 def write_record(settings: tuple[ModelArguments, DataArguments, RewardConfig], rows: Sequence[EncodedComparison]) -> None:
-    """Write the settings, as a file for `--config`, and a fingerprint of the encoded training rows."""
+    """Write the settings, as a file for `--config`, and a fingerprint of the encoded training rows, with the data before them."""
     folder = Path(settings[-1].output_dir)
+    record = {**_fingerprint(rows), "data": without_place(settings[1].title), "earlier": earlier_data(settings, rows)}
     write_settings(folder, *settings)
-    write_whole(folder / _ROWS, json.dumps(_fingerprint(rows)) + "\n")
+    write_whole(folder / _ROWS, json.dumps(record) + "\n")
+
+
+class AtFirstStep(TrainerCallback):
+    """Calls `then` once, when the first step begins: a checkpoint that is resumed from has loaded, and nothing is left to refuse the run.
+
+    Args:
+        then: what to do.
+    """
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then: Callable[[], None] | None = then
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer calls it.
+
+        Args:
+            *args: not used.
+            **kwargs: not used.
+        """
+        if self._then is not None:
+            then, self._then = self._then, None
+            then()
 
 
 def write_settings(folder: Path, *settings: Any) -> None:
@@ -47,15 +73,33 @@ def changes_since(settings: tuple[ModelArguments, DataArguments, RewardConfig], 
     yield from settings_changes(folder / _SETTINGS, *settings, ignored=_NO_MATTER)
     if (folder / _ROWS).is_file():
         was, is_now = _record(folder / _ROWS), _fingerprint(rows)
-        if was != is_now:
+        if not _is_same(was, is_now):
             old, new = (f"{record['rows']:,} of {record['tokens']:,} tokens" for record in (was, is_now))
             yield f"the training rows were {old}, are {new}, and not the same"
+
+
+def earlier_data(settings: tuple[ModelArguments, DataArguments, RewardConfig], rows: Sequence[EncodedComparison]) -> list[str]:
+    """What the run in the output directory was trained on before `rows`, where those are others: for the model's card."""
+    file = Path(settings[-1].output_dir) / _ROWS
+    if not file.is_file():
+        return []
+    was = _record(file)
+    earlier = list(was.get("earlier", []))
+    if not _is_same(was, _fingerprint(rows)):
+        earlier.append(f"{was.get('data') or 'other data'} ({was['rows']:,} rows)")
+    return earlier
+
+
+def _is_same(was: dict[str, Any], is_now: dict[str, Any]) -> bool:
+    return all(was.get(name) == value for name, value in is_now.items())
 
 
 def _record(file: Path) -> dict[str, Any]:
     try:
         record = json.loads(file.read_bytes())
         whole = isinstance(record, dict) and all(type(record.get(name)) is int for name in ("rows", "tokens"))
+        # Older records have neither.
+        whole = whole and isinstance(record.get("data", ""), str) and isinstance(record.get("earlier", []), list)
     except (ValueError, RecursionError):
         whole = False
     if not whole:

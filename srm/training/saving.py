@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerState
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
@@ -44,17 +45,28 @@ class AtomicSavingTrainer(Trainer):
     reward_model: SentenceRewardModel
     # What the model card calls the training data.
     data_name: str | None = None
+    # And the data that it was trained on before a resume, where that was other data.
+    earlier_data: Sequence[str] = ()
+    # With the steps that were done there.
+    resumed_from: Path = Path()
+    steps_before = 0
     # Where a checkpoint is being written, in place of the output directory.
     _staged_run: Path | None = None
     _push_later: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.add_callback(_StepsCallback(self))
         # With whether the settings are still to be written there, by which the next run knows the folder as one of ours.
         self._own: dict[Path, bool] = {}
         folder = Path(self.args.output_dir)
         # A tracker may write its logs there before training begins.
         self._logs = () if folder.is_dir() and any(folder.iterdir()) else ("runs",)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether `train` was resumed where nothing was left to do."""
+        return 0 < self.steps_before == self.state.global_step
 
     def own(self, folder: str | Path) -> None:
         """Say that what lies in `folder` may be replaced: the caller has looked.
@@ -86,7 +98,7 @@ class AtomicSavingTrainer(Trainer):
         Raises:
             UserError: another run is writing into the output directory; it is not empty, and neither `resume_from_checkpoint` nor
                 `overwrite_output_dir` says what to do with that; or the checkpoint to resume from lacks a part of where the run stood,
-                which Trainer would begin anew without a word.
+                which Trainer would begin anew without a word, or has done more steps than the run is to have.
         """
         folder = Path(self.args.output_dir)
         with hold_together(folder, writes=self.args.should_save):
@@ -99,10 +111,15 @@ class AtomicSavingTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             last = get_last_checkpoint(str(self.args.output_dir)) if resume_from_checkpoint is True else resume_from_checkpoint
             if last:
-                self._check_whole(Path(last))
+                self.resumed_from = Path(last)
+                self._check_whole(self.resumed_from)
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _check_whole(self, checkpoint: Path) -> None:
+        was, now = (checkpoint / "adapter_config.json").is_file(), hasattr(self.model, "peft_config")
+        if was != now and checkpoint.is_dir() and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            words = {True: "with", False: "without"}
+            raise UserError(f"{checkpoint}: was written {words[was]} --use_peft, and this run is {words[now]} it. {_SETTINGS_OF_THE_RUN}")
         one_process = self.args.world_size == 1
         optimizer = "global_step*" if self.is_deepspeed_enabled else "optimizer*" if self.is_fsdp_enabled else "optimizer.pt"
         wanted = [
@@ -234,6 +251,12 @@ class AtomicSavingTrainer(Trainer):
             staged.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As Trainer's, but no loss of 0 where nothing was trained."""
+        if self.is_idle:
+            logs.pop("train_loss", None)
+        super().log(logs, start_time)
+
     # Trainer's own names below: where a release renames one, the tests of this file fail.
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -241,6 +264,13 @@ class AtomicSavingTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         self._push_later = checkpoint_folder
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer looks at `max_steps` behind a step: resumed at the last one it would take one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         # Trainer would delete the last checkpoint file by file where save_total_limit is 1 and another one is the best.
@@ -251,7 +281,7 @@ class AtomicSavingTrainer(Trainer):
             self.args.save_total_limit = limit
         if self.args.should_save and limit == 1 and self._best():
             rotate(self.args.output_dir, limit, self._best())
-        return output
+        return output._replace(training_loss=math.nan) if self.is_idle else output
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with _reading(resume_from_checkpoint):
@@ -293,6 +323,21 @@ class AtomicSavingTrainer(Trainer):
     def _check_adapter(self, checkpoint: str) -> None:
         if hasattr(self.model, "peft_config") and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             check_adapter(self.model, checkpoint)
+
+
+class _StepsCallback(TrainerCallback):
+    """Notes how many steps were done when training begins, and refuses to train for fewer."""
+
+    def __init__(self, trainer: AtomicSavingTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.trainer.steps_before = state.global_step
+        if state.global_step > state.max_steps:
+            raise UserError(
+                f"{self.trainer.resumed_from}: {state.global_step} steps are done, and --max_steps or --num_train_epochs ask for "
+                f"{state.max_steps}. Raise them, resume from an earlier checkpoint, or start a new run in another --output_dir."
+            )
 
 
 def _own_shard(weight: torch.Tensor) -> torch.Tensor:

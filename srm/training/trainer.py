@@ -18,13 +18,13 @@ from transformers.trainer_utils import EvalLoopOutput
 from srm.data import EncodedComparison, PairCollator
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
-from srm.scoring.guards import check_ids
 from srm.training.accelerate_setup import compile_backbone, float32_weights, keep_rewards_in_float32, settle_deepspeed
 from srm.training.arguments import RewardConfig
 from srm.training.credit_watch import CreditWatch
 from srm.training.loss_check import LossGuard, require_finite_logs
 from srm.training.losses import reward_loss
 from srm.training.metrics import RewardMetrics
+from srm.training.row_check import check_rows
 from srm.training.sampling import GlobalBatchSampler, PassCollator, RowDataset
 from srm.training.savers import offloaded_activations, use_liger_kernels
 from srm.training.saving import AtomicSavingTrainer
@@ -47,7 +47,7 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
     Args:
         model: the reward model, with its tokenizer.
         args: the settings.
-        train_dataset: encoded comparisons (`srm.data.encode_comparisons`).
+        train_dataset: encoded comparisons (`srm.data.encode_comparisons`), none longer than `args.max_length`.
         eval_dataset: the same, or a dict of several by name.
         callbacks, optimizers: as in `transformers.Trainer`.
     """
@@ -120,7 +120,7 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         rows = cast(Rows, self.train_dataset)
         if not rows:
             raise UserError("there is no row to train on.")
-        self._check_ids(rows)
+        check_rows(rows, self.reward_model, self.args.max_length)
         self.train_sampler = GlobalBatchSampler(
             rows,
             packing=self.args.packing,
@@ -151,7 +151,7 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         """Batches of this process of `test_dataset`, in its order."""
         if not test_dataset:
             raise UserError("there is no row to evaluate on.")
-        self._check_ids(test_dataset)
+        check_rows(test_dataset, self.reward_model, self.args.max_length)
         sampler = GlobalBatchSampler(
             test_dataset,
             packing=self.args.packing,
@@ -161,10 +161,6 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
             order="sequential",
         )
         return self._loader(test_dataset, sampler)
-
-    def _check_ids(self, rows: Rows) -> None:
-        for row in rows:
-            check_ids(self.reward_model.num_embeddings, row.where, row.prompt_ids, *(response.ids for response in row.responses))
 
     def _loader(self, rows: Rows, sampler: GlobalBatchSampler) -> DataLoader:
         args = self.args

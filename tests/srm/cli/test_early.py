@@ -56,6 +56,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
             ["--eval_strategy", "steps"],
             "--eval_strategy steps needs pairs to evaluate on, and pairs.jsonl is all training data. Add --eval_d",
         ),
+        (["--metric_for_best_model", "foo"], "--metric_for_best_model foo: evaluations yield no such metric. Choose from loss, "),
+        (["--metric_for_best_model", "eval_acuracy"], "no such metric; did you mean accuracy"),
         (["--report_to", "nonsense"], "--report_to nonsense: nonsense is not supported"),
         (["--model_name_or_path", "./gone"], "./gone: no such folder. Check the path."),
     ],
@@ -115,3 +117,18 @@ def test_the_documented_lora_command_works_as_typed(
     small = ["--model_name_or_path", str(tiny_backbone_dir), "--max_steps", "1", "--use_cpu", "--lora_target_modules", "q_proj"]
     assert main([*shlex.split(command), *small]) == 0
     assert (tmp_path / "outputs" / "lora" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_no_way_to_the_hub_is_said_before_a_push(flags: Flags, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srm.hub._problem", lambda: "no route")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert main(flags("--push_to_hub")) == 1
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert "srm-train: --push_to_hub: https://huggingface.co cannot be reached: no network (no route). Connect. Or leave" in err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="it is installed")
+def test_deepspeed_names_its_extra(flags: Flags, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags("--deepspeed", "ds.json")) == 1
+    assert "--deepspeed: deepspeed is not installed. Run: pip install 'srm-kernels[deepspeed]'" in capsys.readouterr().err

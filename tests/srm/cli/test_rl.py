@@ -111,7 +111,7 @@ def test_what_the_user_can_mend_is_one_line(
 
 def test_a_reward_model_is_no_policy(flags: Flags, models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(flags(model_name_or_path=models[1])) == 1
-    assert "srm-rl: " in capsys.readouterr().err
+    assert f"srm-rl: {models[1]}: is a reward model, which writes no text. Give it as --reward_model_path" in capsys.readouterr().err
 
 
 def test_a_policy_that_cannot_be_packed_needs_packing_none(
@@ -150,3 +150,8 @@ def test_an_edited_log_is_one_line(flags: Flags, tmp_path: Path, capsys: pytest.
         log.write_text(lines[0] + bad + lines[1])
         assert main(flags("--resume_from_checkpoint", "true")) == 1
         assert "log.jsonl line 2: is not what srm-rl writes" in capsys.readouterr().err
+
+
+def test_a_rate_that_blows_up_is_one_line(flags: Flags, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags(learning_rate=1e30)) == 1
+    assert "Lower --learning_rate" in capsys.readouterr().err.splitlines()[-1]

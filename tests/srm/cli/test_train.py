@@ -171,6 +171,43 @@ def test_a_resume_says_what_has_changed(flags, pairs, tmp_path, capsys):
     assert re.search(r"the training rows were 21 of [\d,]+ tokens, are 21 of [\d,]+ tokens, and not the same", capsys.readouterr().out)
 
 
+def test_a_refused_resume_leaves_the_record_alone(flags, pairs, tmp_path, capsys):
+    assert main(flags(max_steps=2, save_steps=2)) == 0
+    kept = {name: (tmp_path / "out" / name).read_text() for name in ("srm_train.yaml", "srm_train_rows.json")}
+    write(pairs, [row(index) for index in range(1, 22)])
+    assert main(flags("--resume_from_checkpoint", max_steps=4, pooling="mean")) == 1
+    assert "Resume with the model settings of the run" in capsys.readouterr().err
+    assert {name: (tmp_path / "out" / name).read_text() for name in kept} == kept
+    # So the next one still says what is not as it was, and the card names both.
+    assert main(flags("--resume_from_checkpoint", max_steps=3)) == 0
+    assert "the training rows were" in capsys.readouterr().out
+    assert "| before a resume | pairs.jsonl (21 rows) |" in (tmp_path / "out" / "README.md").read_text()
+    assert main(flags("--resume_from_checkpoint", str(tmp_path / "out" / "checkpoint-3"), max_steps=4)) == 0
+    assert "| before a resume | pairs.jsonl (21 rows) |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_resume_with_nothing_left_to_do(flags, tmp_path, capsys):
+    """21 rows, four a step: behind the fourth step the epoch has two more, which Trainer would take."""
+    assert main(flags(max_steps=4, save_steps=4)) == 0
+    finished = load_file(tmp_path / "out" / "model.safetensors")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| steps | 4 |" in card
+    capsys.readouterr()
+    assert main(flags("--resume_from_checkpoint", max_steps=4, learning_rate=2e-3)) == 0
+    out = capsys.readouterr().out
+    assert "nothing is left to do: 4 of 4 steps are done. Raise --max_steps or --num_train_epochs to go on." in out
+    assert "train_loss" not in out
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert (state["global_step"], [log["train_loss"] for log in state["log_history"][-1:] if "train_loss" in log]) == (4, [])
+    resumed = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(finished[name], resumed[name]) for name in finished)
+    # No step was taken at the new rate.
+    assert (tmp_path / "out" / "README.md").read_text() == card
+    assert main(flags("--resume_from_checkpoint", max_steps=1)) == 1
+    assert "checkpoint-4: 4 steps are done, and --max_steps or --num_train_epochs ask for 1. Raise them" in capsys.readouterr().err
+    assert (tmp_path / "out" / "README.md").read_text() == card
+
+
 BAD_ROWS = {
     "malformed JSON": ('{"prompt": "a", "chosen": \n', ["line 3"]),
     "missing column": ({"prompt": "a", "chosen": "b"}, ["line 3", "rejected"]),

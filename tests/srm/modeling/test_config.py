@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
-from srm import SentenceRewardConfig
+from srm import SentenceRewardConfig, SentenceRewardModel
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -47,6 +47,33 @@ def test_granularity_decides_the_pooling(granularity: str, pooling: str, differe
 def test_bad_values_are_named(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SentenceRewardConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("segmenter", "message"),
+    [
+        ("newline", r'`segmenter` must be a dict such as \{"name": "newline"\}, got \'newline\'\.'),
+        ({"name": "punkt", "max_char": 5}, "`segmenter` has no setting 'max_char'; did you mean max_chars"),
+        ({"name": "punkt", "max_chars": 5}, "`max_chars` must be an integer of at least 8, got 5"),
+        ({"name": "punk"}, "unknown name 'punk'"),
+    ],
+)
+def test_a_segmenter_is_checked_at_once(segmenter: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SentenceRewardConfig(segmenter=segmenter)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("granularty", "no field 'granularty'; did you mean granularity"),
+        ("poling", "no field 'poling'; did you mean pooling"),
+        ("zzz", "Choose"),
+    ],
+)
+def test_misspelt_fields_are_refused_before_anything_loads(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SentenceRewardModel.from_backbone("/no/such/folder", **{name: "token"})
 
 
 def test_hidden_size_needs_a_backbone() -> None:

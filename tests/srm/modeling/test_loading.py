@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -310,3 +311,13 @@ def test_a_tokenizer_s_code_does_not_run_either(with_code: Any, monkeypatch: Any
     (with_code[0] / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="no tokenizer could be loaded"):
         load_tokenizer(str(with_code[0]))
+
+
+def test_weights_that_are_no_numbers_name_the_folder_that_was_given(tiny_backbone_dir, tmp_path):
+    """Not the one that the backbone came from, which its configuration remembers."""
+    model = SentenceRewardModel.from_backbone(tiny_backbone_dir)
+    with torch.no_grad():
+        next(model.backbone.layers[0].parameters()).fill_(float("nan"))
+    model.save_pretrained(tmp_path / "broken")
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "broken"))):
+        SentenceRewardModel.from_pretrained(tmp_path / "broken").score(["Where?"], ["Here."])

@@ -230,3 +230,8 @@ def test_token_rewards_of_half_precision_are_summed_in_full(scored: ScoredTokens
     got = token_group_advantages(reward, torch.ones(2, 2), torch.tensor([0, 0]), scale=False)
     # 257 is no bf16 number.
     assert got.tolist() == [[128.5, 0.5], [-128.5, -128.5]]
+
+
+def test_a_list_of_groups_is_refused(scored: ScoredTokens) -> None:
+    with pytest.raises(TypeError, match=r"`group` must be a tensor, such as torch.tensor\(\[0, 0, 1, 1\]\), got list"):
+        group_advantages(scored, [0, 0, 1, 1])  # type: ignore[arg-type]  # what a user may give

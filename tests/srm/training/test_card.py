@@ -30,7 +30,7 @@ def test_a_saved_model_has_a_card(new_model, rows, make_trainer, tmp_path, peft)
         "base model": "someone/base",
         "training data": r"someone/pairs\|x",
         "rows": len(rows),
-        "epochs, or steps": "1 steps",
+        "steps": 1,
         "learning rate": "0.0003, head 0.003, attention 5e-06",
         "evaluation: accuracy": f"{accuracy:.4g}",
     }.items():

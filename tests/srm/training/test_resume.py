@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from srm.errors import UserError
+from srm.training import ModelArguments
+from srm.training.lora import add_adapters
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -250,3 +252,11 @@ def test_experts_are_resumed_bit_for_bit(tiny_tokenizer_dir, rows, make_trainer,
     assert same_weights(tmp_path / "whole" / "checkpoint-4", tmp_path / "resumed" / "checkpoint-4")
     best = SentenceRewardModel.from_pretrained(whole.state.best_model_checkpoint).state_dict()
     assert all(torch.equal(weight, best[name]) for name, weight in whole.model.state_dict().items())
+
+
+def test_adapters_do_not_resume_a_whole_model(new_model, make_trainer, rows, checkpoint, tmp_path):
+    pytest.importorskip("peft")
+    folder = shutil.copytree(checkpoint, tmp_path / checkpoint.name)
+    trainer = make_trainer(add_adapters(new_model(), ModelArguments(use_peft=True)), rows, **SETTINGS)
+    with pytest.raises(UserError, match=r"was written without --use_peft, and this run is with it\. Resume with the model settings"):
+        trainer.train(resume_from_checkpoint=str(folder))
