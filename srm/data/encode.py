@@ -40,10 +40,12 @@ class EncodedResponse(ResponseIds):
         opening: how many of the first ids belong to no sentence, with their boundary token where there is one.
         spans: the sentences' characters in `text`, one for each end.
         text: the response.
+        truncated: whether it was too long with its prompt, and one of the two was cut.
     """
 
     spans: Sequence[Span]
     text: str
+    truncated: bool = False
 
     def cut(self, ids: IntArray, sentence_ends: IntArray) -> Self:
         """The same response with only its first tokens and sentences; the text stays whole.

@@ -105,12 +105,14 @@ def encode_groups(
     cut: list[tuple[IntArray, list[EncodedResponse]]] = []
     encoded = model.encoder.encode_responses([answer for _, answer in read])
     for (rendered, _), whole, place in zip(read, encoded, where, strict=True):
-        group = PromptGroup(prompt_ids=prompt_ids[rendered], responses=[whole])
-        group = cut_group(group, max_length=max_length, positions=positions, policy=overlong, num_closing=num_closing, where=place)
+        uncut = PromptGroup(prompt_ids=prompt_ids[rendered], responses=[whole])
+        group = cut_group(uncut, max_length=max_length, positions=positions, policy=overlong, num_closing=num_closing, where=place)
         check_ids(model.num_embeddings, place, group.prompt_ids, *(response.ids for response in group.responses))
         if not cut or not np.array_equal(cut[-1][0], group.prompt_ids):
             cut.append((group.prompt_ids, []))
-        cut[-1][1].append(cast(EncodedResponse, group.responses[0]))
+        response = cast(EncodedResponse, group.responses[0])
+        # `cut_group` gives back the very group where nothing is too long.
+        cut[-1][1].append(response if group is uncut else replace(response, truncated=True))
     return [PromptGroup(prompt_ids=ids, responses=responses) for ids, responses in cut]
 
 
@@ -158,7 +160,7 @@ def read_off(response: EncodedResponse, score: ResponseScore) -> ScoredResponse:
         )
         for span, reward, weight in zip(response.spans, score.sentence_reward[1:], score.weight[1:], strict=True)
     )
-    return replace(without_sentences(score), sentences=sentences)
+    return replace(without_sentences(score), sentences=sentences, truncated=response.truncated)
 
 
 def without_sentences(score: ResponseScore) -> ScoredResponse:

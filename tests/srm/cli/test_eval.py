@@ -119,6 +119,26 @@ def test_a_second_run_scores_nothing_again(sentence: Path, tmp_path: Path, monke
 
 
 @pytest.mark.usefixtures("no_figure")
+def test_rows_that_are_too_long_are_named_by_the_users_file_or_counted(
+    sentence: Path, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pairs(4)
+    rows[2]["rejected"] = "It was warm there. " * 60
+    suite, out = write(tmp_path / "suite.jsonl", rows), tmp_path / "out"
+    models = [str(sentence), str(classifier), f"leave_one_out:{sentence}", f"leave_one_out:{classifier}"]
+    command = ["--model", *models, "--suite", suite, "--output_dir", str(out), "--draws", "100", "--max_length", "120", "--html"]
+    assert main(command) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "suite.jsonl line 3: prompt and response are" in told
+    assert "responses.jsonl" not in told
+    assert main([*command, "--overlong", "truncate_response"]) == 0
+    assert "plain: 1 of 8 responses were cut to --max_length 120 (--overlong truncate_response)" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert list(results(out)["truncated"].values()) == [1, 1, 1, 1]
+
+
+@pytest.mark.usefixtures("no_figure")
 def test_another_suite_needs_another_folder(sentence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     command = ["--model", str(sentence), "--output_dir", str(out), "--draws", "20", "--suite"]
