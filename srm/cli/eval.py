@@ -73,9 +73,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         default="official",
         help="rows: also print each section as the mean over its rows, and their average beside the official one",
     )
-    results.add_argument(
-        "--measure", choices=["reward", "weighted_reward"], default="reward", help="what is judged on marked errors and steps"
-    )
+    results.add_argument("--measure", choices=["reward", "weighted_reward"], help="what is judged on marked errors and steps [reward]")
     results.add_argument(
         "--threshold",
         type=float,
@@ -187,11 +185,14 @@ def _evaluate_suite(names: Mapping[str, str], outputs: Mapping[str, Path], argum
 
 
 def _check_options(arguments: argparse.Namespace, *, ranks: bool, steps: bool) -> None:
-    """Refuse an option that means nothing for the suite, rather than leave it out without a word."""
+    """Refuse an option that means nothing for the suite, rather than leave it out without a word; fill in what was not given."""
     if arguments.section_mean == "rows" and not ranks:
         raise UserError("--section_mean: this suite judges sentences and has no sections to average. Leave the flag out.")
     if arguments.threshold is not None and not steps:
         raise UserError("--threshold: only suites with steps (ProcessBench, PRMBench) have one. Leave the flag out.")
+    if arguments.measure is not None and ranks:
+        raise UserError("--measure: this suite ranks responses and judges no sentences. Leave the flag out.")
+    arguments.measure = arguments.measure or "reward"
 
 
 def _score(

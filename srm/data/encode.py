@@ -185,10 +185,10 @@ class ResponseEncoder:
 
     def _answer(self, response: Response | Turns) -> str | Turns:
         if not isinstance(response, Turns):
-            return response_text(self.answers.without_end(response_text(response, "response")), "response")
+            return self.answers.words_of(response_text(response, "response"))
         if len(response.words) > 1:
             return response
-        text = response_text(self.answers.without_end(response.text), "response")
+        text = self.answers.words_of(response.text)
         return replace(response, text=text, words=(Span(response.words[0].start, len(text)),))
 
     def _encode_turns(self, turns: Turns) -> EncodedResponse:

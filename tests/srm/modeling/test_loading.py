@@ -310,3 +310,16 @@ def test_a_tokenizer_s_code_does_not_run_either(with_code: Any, monkeypatch: Any
     (with_code[0] / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="no tokenizer could be loaded"):
         load_tokenizer(str(with_code[0]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"packng": "none"}, "from_pretrained has no argument `packng`"),
+        ({"dtype": "int9"}, "`dtype` must be auto or a dtype of torch such as"),
+    ],
+)
+def test_an_argument_that_does_not_exist_is_named(saved: Path, arguments: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=said) as raised:
+        SentenceRewardModel.from_pretrained(saved, **arguments)
+    assert "whole" not in str(raised.value)
