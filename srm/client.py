@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from srm.errors import UserError
 from srm.extras import name_the_extra
+from srm.scoring.integers import integer_rows
 from srm.scoring.results import ScoredResponse, ScoredSentence, problem_in
 
 if TYPE_CHECKING:
@@ -304,7 +305,7 @@ def _detail(response: httpx.Response) -> str:
     try:
         detail = response.json()["detail"]
         if isinstance(detail, list):
-            detail = "; ".join(f"`{'.'.join(map(str, problem['loc'][1:]))}`: {problem['msg']}" for problem in detail)
+            detail = "; ".join(f"`{'.'.join(map(str, problem['loc'][1:])) or 'body'}`: {problem['msg']}" for problem in detail)
     except (ValueError, KeyError, TypeError, RecursionError):
         detail = response.text.strip() or response.reason_phrase
     return str(detail)[:_LONGEST_DETAIL]
@@ -359,10 +360,9 @@ def _texts_of(
 
 def _ids_rows(prompt_ids: Sequence[Sequence[int]], response_ids: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
     _check_lengths(prompt_ids, response_ids)
-    return [
-        {"prompt_ids": [int(token) for token in prompt], "response_ids": [int(token) for token in response]}
-        for prompt, response in zip(prompt_ids, response_ids, strict=True)
-    ]
+    prompts = integer_rows("Client.score_tokens: `prompt_ids`", prompt_ids)
+    responses = integer_rows("Client.score_tokens: `response_ids`", response_ids)
+    return [{"prompt_ids": prompt, "response_ids": response} for prompt, response in zip(prompts, responses, strict=True)]
 
 
 def _tokens_of(rewards: list[dict[str, Any]], response_ids: Sequence[Sequence[int]]) -> ScoredTokens:

@@ -73,9 +73,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         default="official",
         help="rows: also print each section as the mean over its rows, and their average beside the official one",
     )
-    results.add_argument(
-        "--measure", choices=["reward", "weighted_reward"], default="reward", help="what is judged on marked errors and steps"
-    )
+    results.add_argument("--measure", choices=["reward", "weighted_reward"], help="what is judged on marked errors and steps [reward]")
     results.add_argument(
         "--threshold",
         type=float,
@@ -136,7 +134,7 @@ def _claim(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
 def _evaluate_suite(names: Mapping[str, str], outputs: Mapping[str, Path], arguments: argparse.Namespace, console: Console) -> None:
     from srm.cli.eval_report import report_spans, report_steps, report_suite
     from srm.evaluation.published import check_published
-    from srm.evaluation.score_suite import write_responses
+    from srm.evaluation.score_suite import response_rows, write_responses
     from srm.evaluation.spans import has_spans, read_spans
     from srm.evaluation.step_scores import check_threshold
     from srm.evaluation.steps import has_steps, read_steps
@@ -175,8 +173,9 @@ def _evaluate_suite(names: Mapping[str, str], outputs: Mapping[str, Path], argum
     responses.parent.mkdir(parents=True, exist_ok=True)
     if arguments.overwrite:
         responses.unlink(missing_ok=True)
-    total = write_responses(rows, responses)
-    token_level = {name for name, model in names.items() if _score(model, name, responses, outputs[name], total, arguments, console)}
+    write_responses(rows, responses)
+    places = [row.where for row in response_rows(rows)]
+    token_level = {name for name, model in names.items() if _score(model, name, responses, outputs[name], places, arguments, console)}
     if suite is not None:
         report_suite(suite, outputs, arguments, console)
     elif solutions is not None:
@@ -186,14 +185,19 @@ def _evaluate_suite(names: Mapping[str, str], outputs: Mapping[str, Path], argum
 
 
 def _check_options(arguments: argparse.Namespace, *, ranks: bool, steps: bool) -> None:
-    """Refuse an option that means nothing for the suite, rather than leave it out without a word."""
+    """Refuse an option that means nothing for the suite, rather than leave it out without a word; fill in what was not given."""
     if arguments.section_mean == "rows" and not ranks:
         raise UserError("--section_mean: this suite judges sentences and has no sections to average. Leave the flag out.")
     if arguments.threshold is not None and not steps:
         raise UserError("--threshold: only suites with steps (ProcessBench, PRMBench) have one. Leave the flag out.")
+    if arguments.measure is not None and ranks:
+        raise UserError("--measure: this suite ranks responses and judges no sentences. Leave the flag out.")
+    arguments.measure = arguments.measure or "reward"
 
 
-def _score(model_name: str, name: str, responses: Path, output: Path, total: int, arguments: argparse.Namespace, console: Console) -> bool:
+def _score(
+    model_name: str, name: str, responses: Path, output: Path, places: Sequence[str], arguments: argparse.Namespace, console: Console
+) -> bool:
     """Write the scores of a model, and say whether it is token-level, so that a sentence's reward is a mean."""
     from rich.progress import Progress
 
@@ -212,7 +216,7 @@ def _score(model_name: str, name: str, responses: Path, output: Path, total: int
         check_output(output, identity | settings.decisive())
     model = load(model_name, arguments)
     with Progress(*progress_columns(f"Scoring {name}"), console=console) as progress:
-        task = progress.add_task("", total=total)
+        task = progress.add_task("", total=len(places))
         score_responses(
             model,
             responses,
@@ -220,6 +224,7 @@ def _score(model_name: str, name: str, responses: Path, output: Path, total: int
             identity=identity,
             settings=settings,
             overwrite=arguments.overwrite,
+            places=places,
             on_scored=lambda count: progress.advance(task, count),
         )
     return getattr(getattr(model, "config", None), "granularity", None) == "token"

@@ -21,13 +21,13 @@ __all__ = ["add_rival_options", "check_of_rows", "check_rival_options", "identit
 def add_rival_options(parser: argparse.ArgumentParser) -> None:
     """Settings of models that `--model` names by what makes sentence rewards of them."""
     rivals = parser.add_argument_group("rivals")
-    rivals.add_argument("--num_permutations", type=int, default=16, help="of shapley:, for responses of more than six sentences")
+    rivals.add_argument("--num_permutations", type=int, help="of shapley:, for responses of more than six sentences [16]")
     rivals.add_argument("--ref_model", help="of dpo:, what the policy's training began with")
-    rivals.add_argument("--beta", type=float, default=0.1, help="of dpo:, what the policy was trained with")
+    rivals.add_argument("--beta", type=float, help="of dpo:, what the policy was trained with [0.1]")
 
 
 def check_rival_options(arguments: argparse.Namespace) -> None:
-    """Refuse a policy without a reference, and a reference that no policy is compared with."""
+    """Refuse a policy without a reference, and what no rival asks for; fill in what was not given."""
     policies = [model for model in arguments.model if model.startswith("dpo:")]
     if policies and arguments.ref_model is None:
         raise UserError(f"--model {policies[0]} needs --ref_model, the model that the policy's training began with.")
@@ -35,6 +35,11 @@ def check_rival_options(arguments: argparse.Namespace) -> None:
         raise UserError(
             "--ref_model is what dpo:POLICY is compared with, and no --model is one. Leave it out, or write --model dpo:POLICY."
         )
+    for name, rival, default in (("beta", "dpo:", 0.1), ("num_permutations", "shapley:", 16)):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
+        elif not any(model.startswith(rival) for model in arguments.model):
+            raise UserError(f"--{name}: only {rival} models have one, and no --model is one. Leave the flag out.")
 
 
 def models_of(arguments: argparse.Namespace) -> dict[str, str | None]:

@@ -46,7 +46,8 @@ def report_suite(suite: Suite, outputs: Mapping[str, Path], arguments: argparse.
     report = evaluate_suite(suite, rewards, draws=arguments.draws, seed=arguments.seed)
     tables = suite_tables(report, over_rows=arguments.section_mean == "rows")
     figure = suite_figure(report) if _has_matplotlib(console) else None
-    _write(arguments, report.to_dict(), suite_csv(report), tables, figure, console)
+    total = sum(len(row.responses) for row in suite.rows)
+    _write(arguments, outputs, report.to_dict(), suite_csv(report), tables, figure, console, total=total)
     if arguments.html:
         for name, output in outputs.items():
             scored = read_scored(suite.rows, output)
@@ -84,7 +85,7 @@ def report_spans(
         "models": {name: result.to_dict() for name, result in results.items()},
         "comparisons": [{"first": a, "second": b, "auc": found.to_dict()} for a, b, found in credit_differences(results)],
     }
-    _write(arguments, numbers, span_csv(results), tables, figure, console)
+    _write(arguments, outputs, numbers, span_csv(results), tables, figure, console, total=len(rows))
     if arguments.html:
         for name, responses in nested.items():
             _write_page(name, rows, responses, [row.errors for row in spans], tables, figure, arguments)
@@ -134,7 +135,7 @@ def report_steps(
         "interval": {"level": 0.95, "unit": "problem", "draws": arguments.draws, "seed": arguments.seed},
         "models": {name: result.to_dict() for name, result in results.items()},
     }
-    _write(arguments, numbers, step_csv(results), tables, figure, console)
+    _write(arguments, outputs, numbers, step_csv(results), tables, figure, console, total=len(rows))
     if arguments.html:
         for name, responses in scored.items():
             pairs = zip(suite.rows, responses, strict=True)
@@ -144,21 +145,29 @@ def report_steps(
 
 def _write(
     arguments: argparse.Namespace,
+    outputs: Mapping[str, Path],
     numbers: dict[str, Any],
     table: str,
     tables: Sequence[TextTable],
     figure: bytes | None,
     console: Console,
+    *,
+    total: int,
 ) -> None:
+    from srm.cli.scoring import truncated_line
     from srm.cli.terminal import Terminal
     from srm.evaluation.tables import rich_table
     from srm.runs.folders import write_whole
+    from srm.scoring.lines import count_truncated
 
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
     folder = arguments.output_dir
+    cuts = arguments.overlong != "error"
+    truncated = {name: count_truncated(output) if cuts else 0 for name, output in outputs.items()}
     write_whole(
         folder / "results.json",
-        json.dumps(_without_nan({**numbers, "settings": settings}), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        json.dumps(_without_nan({**numbers, "truncated": truncated, "settings": settings}), indent=2, ensure_ascii=False, allow_nan=False)
+        + "\n",
     )
     write_whole(folder / "results.csv", table)
     if figure is not None:
@@ -166,6 +175,8 @@ def _write(
     screen = Terminal()
     for each in tables:
         screen.print(rich_table(each))
+    for name, count in truncated.items() if cuts else ():
+        console.print(f"{name}: {truncated_line(count, total, arguments)}")
     console.print(f"results in {folder}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srm.cli.common import run
-from srm.cli.scoring import add_scoring_options, device_of, load_model, model_identity, progress_columns, row_check
+from srm.cli.scoring import add_scoring_options, device_of, load_model, model_identity, progress_columns, row_check, truncated_line
 from srm.errors import UserError
 from srm.runs.parser import Parser
 
@@ -113,6 +113,7 @@ def _score_input(arguments: argparse.Namespace, process: int, num_processes: int
     from srm.cli.terminal import Terminal
     from srm.data.read import first_pass
     from srm.scoring.file import RowSettings, ScoreFileSummary, check_output, score_file
+    from srm.scoring.lines import count_truncated
     from srm.scoring.parts import parts_folder, score_parts
 
     _check_overwrite(arguments, num_processes)
@@ -155,6 +156,8 @@ def _score_input(arguments: argparse.Namespace, process: int, num_processes: int
         return
     resumed = f" ({summary.num_resumed} of them by an earlier run)" if summary.num_resumed and num_processes == 1 else ""
     console.print(f"{summary.num_scored + summary.num_resumed} responses scored{resumed}: {arguments.output}")
+    if arguments.overlong != "error":
+        console.print(truncated_line(count_truncated(arguments.output), total, arguments))
     _present(arguments, left_out, Terminal())
 
 

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from srm import SentenceRewardModel
     from srm.data.boundary import RowCheck
 
-__all__ = ["add_running_options", "add_scoring_options", "device_of", "load_model", "model_identity", "progress_columns", "row_check"]
+__all__ = [
+    "add_running_options",
+    "add_scoring_options",
+    "device_of",
+    "load_model",
+    "model_identity",
+    "progress_columns",
+    "row_check",
+    "truncated_line",
+]
 
 # What the scores depend on, apart from the model and `RowSettings.decisive`. Device and batch size only round differently.
 _DECISIVE = ("split", "dtype", "skip_bad_rows")
@@ -115,6 +124,19 @@ def model_identity(name: str, source: str, arguments: argparse.Namespace) -> dic
     model = Path(name)
     identity = {"model": str(model.resolve()) if model.is_dir() else name, "input": source}
     return identity | model_contents(name) | {option: getattr(arguments, option) for option in _DECISIVE}
+
+
+def truncated_line(count: int, total: int, arguments: argparse.Namespace) -> str:
+    """What the screen says about rows that were too long.
+
+    Args:
+        count: how many were cut, prompt or response.
+        total: how many were scored.
+        arguments: of the command.
+    """
+    what = "prompts of responses" if arguments.overlong == "truncate_prompt" else "responses"
+    limit = "what the model reads" if arguments.max_length is None else f"--max_length {arguments.max_length}"
+    return f"{count} of {total} {what} were cut to {limit} (--overlong {arguments.overlong})"
 
 
 def progress_columns(title: str) -> tuple[ProgressColumn, ...]:

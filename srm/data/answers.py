@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
+from srm.data.messages import response_text
+from srm.data.schema import RowProblem
 from srm.data.template import ChatFormat
 from srm.segmentation import end_ids, turn_end_ids
 
@@ -90,6 +92,17 @@ class AnswerTokens:
             made = self._tokenizer(lead + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
             ids, offsets, shift = made["input_ids"], made["offset_mapping"], len(lead)
         return ids, [(max(start - shift, 0), max(end - shift, 0)) for start, end in offsets]
+
+    def words_of(self, text: str) -> str:
+        """`without_end`, which must leave something.
+
+        Raises:
+            RowProblem: there is no text, or end tokens alone.
+        """
+        words = self.without_end(text)
+        if text.strip() and not words.strip():
+            raise RowProblem(f"`response` is empty once its end token is removed: {text.strip()[:40]!r} is all it has")
+        return response_text(words, "response")
 
     def without_end(self, text: str) -> str:
         """`text` without end tokens that are written out behind its last word.

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Sequence
 
 from srm.data.answers import AnswerTokens
-from srm.data.messages import response_text
 from srm.data.schema import BadRow, Prompt, Response, RowProblem
 from srm.data.template import ChatFormat
 from srm.data.turns import Turns, read_answers
@@ -94,6 +93,6 @@ def check_row(format: ChatFormat, answers: AnswerTokens, prompt: Prompt, respons
         format.prompt_ids([rendered[:_HEAD]])
     for _, answer in read:
         text = answer.text if isinstance(answer, Turns) else answer
-        text = response_text(answers.without_end(text), "response")
+        text = answers.words_of(text)
         if not any(answers.encode([text[start : start + _HEAD]])[0][0] for start in range(0, len(text), _HEAD)):
             raise RowProblem(f"the tokenizer makes no token of the response {text[:40]!r}")

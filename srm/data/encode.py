@@ -40,10 +40,12 @@ class EncodedResponse(ResponseIds):
         opening: how many of the first ids belong to no sentence, with their boundary token where there is one.
         spans: the sentences' characters in `text`, one for each end.
         text: the response.
+        truncated: whether it was too long with its prompt, and one of the two was cut.
     """
 
     spans: Sequence[Span]
     text: str
+    truncated: bool = False
 
     def cut(self, ids: IntArray, sentence_ends: IntArray) -> Self:
         """The same response with only its first tokens and sentences; the text stays whole.
@@ -183,10 +185,10 @@ class ResponseEncoder:
 
     def _answer(self, response: Response | Turns) -> str | Turns:
         if not isinstance(response, Turns):
-            return response_text(self.answers.without_end(response_text(response, "response")), "response")
+            return self.answers.words_of(response_text(response, "response"))
         if len(response.words) > 1:
             return response
-        text = response_text(self.answers.without_end(response.text), "response")
+        text = self.answers.words_of(response.text)
         return replace(response, text=text, words=(Span(response.words[0].start, len(text)),))
 
     def _encode_turns(self, turns: Turns) -> EncodedResponse:

@@ -50,6 +50,7 @@ class _Game:
     text: str
     spans: Sequence[Span]
     masks: Sequence[int]
+    truncated: bool = False
 
     def others(self) -> list[str]:
         """The texts of all sets but the first."""
@@ -105,7 +106,7 @@ class AttributionModel:
                     model, row.prompt, [row.response], where=[row.where], max_length=settings.max_length, overlong=settings.overlong
                 )
                 response = cast(EncodedResponse, whole.responses[0])
-                game = self._game(row, response.text, response.spans)
+                game = replace(self._game(row, response.text, response.spans), truncated=response.truncated)
                 waiting.append(game)
                 yield _with_others(model, whole, game, settings)
 
@@ -120,8 +121,8 @@ class AttributionModel:
         for games in _windows(self._games(rows)):
             texts = [[game.text, *game.others()] for game in games]
             every = [(game, text) for game, some in zip(games, texts, strict=True) for text in some]
-            rewards = iter(
-                model.score(
+            scored = iter(
+                model.score_and_cut(
                     [game.row.prompt for game, _ in every],
                     [text for _, text in every],
                     tokens_per_batch=settings.tokens_per_batch,
@@ -131,7 +132,9 @@ class AttributionModel:
                 )
             )
             for game, some in zip(games, texts, strict=True):
-                yield game, list(islice(rewards, len(some)))
+                rewards, truncated = zip(*islice(scored, len(some)), strict=True)
+                # The first text is the whole response.
+                yield replace(game, truncated=truncated[0]), rewards
 
     def _games(self, rows: Iterable[ResponseRow]) -> Iterator[_Game]:
         for row in rows:
@@ -149,7 +152,7 @@ class AttributionModel:
             for (start, end), reward in zip(game.spans, earned, strict=True)
         )
         rest = rewards[0] - math.fsum(earned)
-        return ScoredResponse(reward=rewards[0], prompt_reward=rest, prompt_weight=1.0, sentences=sentences)
+        return ScoredResponse(reward=rewards[0], prompt_reward=rest, prompt_weight=1.0, sentences=sentences, truncated=game.truncated)
 
 
 def rewards_of_sentences(method: Attribution, worth: Mapping[int, float], num: int, num_permutations: int = 16) -> list[float]:

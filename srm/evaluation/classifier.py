@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -115,13 +116,31 @@ class ClassifierModel:
         Raises:
             UserError: a row that is too long, with `overlong="error"`, or has a token without an embedding or a reward that is no number.
         """
+        scored = self.score_and_cut(
+            prompts, responses, tokens_per_batch=tokens_per_batch, max_length=max_length, overlong=overlong, where=where
+        )
+        return [reward for reward, _ in scored]
+
+    def score_and_cut(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Response],
+        *,
+        tokens_per_batch: int,
+        max_length: int | None,
+        overlong: OverlongPolicy,
+        where: Sequence[str] | None,
+    ) -> list[tuple[float, bool]]:
+        """As `score`: the reward of each response, and whether it was too long and was cut."""
         places = where or [f"score: row {index}" for index in range(len(prompts))]
         positions = positions_of(self.model.config)
         limit = length_limit(max_length, positions)
         ids = [self._encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        truncated = [False] * len(ids)
         for index, row in enumerate(ids):
             check_ids(num_embeddings(self.model), places[index], row)
             if limit is not None and len(row) > limit:
+                truncated[index] = True
                 ids[index] = _shortened(row, limit, overlong, places[index], "" if limit == positions else ", or raise --max_length")
         rewards = [0.0] * len(ids)
         # Like lengths together, the longest first, so that a batch that does not fit into memory shows at once.
@@ -134,7 +153,7 @@ class ClassifierModel:
                 if not math.isfinite(reward):
                     raise not_finite(self.model, places[index], reward)
                 rewards[index] = reward
-        return rewards
+        return list(zip(rewards, truncated, strict=True))
 
     def score_rows(self, rows: Iterable[ResponseRow], settings: RowSettings) -> Iterator[ScoredRows]:
         """`srm.scoring.file.score_rows` for a classifier: a response is one sentence.
@@ -151,7 +170,7 @@ class ClassifierModel:
         """
         left = iter(rows)
         while window := list(islice(left, _WINDOW)):
-            rewards = self.score(
+            scored = self.score_and_cut(
                 [row.prompt for row in window],
                 [row.response for row in window],
                 tokens_per_batch=settings.tokens_per_batch,
@@ -159,7 +178,10 @@ class ClassifierModel:
                 overlong=settings.overlong,
                 where=[row.where for row in window],
             )
-            yield [(row, as_one_sentence(row.response, reward)) for row, reward in zip(window, rewards, strict=True)]
+            yield [
+                (row, replace(as_one_sentence(row.response, reward), truncated=truncated))
+                for row, (reward, truncated) in zip(window, scored, strict=True)
+            ]
 
     def _encode(self, prompt: Prompt, response: Response) -> list[int]:
         # The template writes the bos token itself.

@@ -186,7 +186,8 @@ class ImplicitRewardModel:
             for span, reward in zip(response.spans, earned, strict=True)
         )
         rest = self.beta * math.fsum(outside)
-        return ScoredResponse(reward=math.fsum([rest, *earned]), prompt_reward=rest, prompt_weight=1.0, sentences=sentences)
+        reward = math.fsum([rest, *earned])
+        return ScoredResponse(reward=reward, prompt_reward=rest, prompt_weight=1.0, sentences=sentences, truncated=response.truncated)
 
 
 def policy_check(policy: str, ref_model: str) -> RowCheck:

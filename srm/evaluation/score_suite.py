@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -101,6 +102,7 @@ def score_responses(
     identity: dict[str, Any],
     settings: RowSettings,
     overwrite: bool = False,
+    places: Sequence[str] | None = None,
     on_scored: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Score the file of `write_responses` into `output`, going on where an interrupted call stopped.
@@ -112,6 +114,7 @@ def score_responses(
         identity: as in `srm.scoring.file.score_file`.
         settings: how rows are scored.
         overwrite: begin anew where `output` exists.
+        places: what a message calls each row, in place of its line in `source`, which the user has not written.
         on_scored: called with the number of responses just written, the resumed ones first.
 
     Raises:
@@ -120,6 +123,8 @@ def score_responses(
     with hold(output):
         num_resumed = prepare_output(output, identity | settings.decisive(), overwrite=overwrite)
         rows = read_responses(str(source))
+        if places is not None:
+            rows = (replace(row, where=place) for row, place in zip(rows, places, strict=True))
         if isinstance(model, RowScorer):
             append_scored(lambda left: model.score_rows(left, settings), rows, output, num_resumed, on_scored)
         else:
@@ -155,7 +160,7 @@ def read_scored(rows: Sequence[SuiteRow], output: Path) -> list[list[ScoredRespo
 def response_rows(rows: Iterable[SuiteRow]) -> Iterator[ResponseRow]:
     """The responses of a suite's rows as `srm-score` reads them, in order."""
     for number, row in enumerate(rows, 1):
-        where = f"row {number} of the suite"
+        where = row.where or f"row {number} of the suite"
         for label, response in zip(row.labels, row.responses, strict=True):
             own, answer = own_prompt(row.prompt, response)
             yield ResponseRow(id=f"{row.id}/{label}", row_id=row.id, row=number, label=label, prompt=own, response=answer, where=where)

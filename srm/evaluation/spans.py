@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any, Literal
 
@@ -55,17 +55,26 @@ class SpanRow:
         prompt: text or chat messages.
         response: its text.
         errors: `{"start", "end", "kind"}` of each, in characters of the response.
+        where: file and row, for messages.
     """
 
     id: str
     prompt: Prompt
     response: str
     errors: tuple[dict[str, Any], ...]
+    where: str = field(default="", compare=False)
 
     def to_suite_row(self) -> SuiteRow:
         """For `score_suite` and `write_responses`."""
         return SuiteRow(
-            id=self.id, prompt=self.prompt, responses=(self.response,), num_correct=1, section="all", subset="all", unit=self.unit
+            id=self.id,
+            prompt=self.prompt,
+            responses=(self.response,),
+            num_correct=1,
+            section="all",
+            subset="all",
+            unit=self.unit,
+            where=self.where,
         )
 
     @property
@@ -168,7 +177,7 @@ def _parse(row: RawRow) -> SpanRow:
                 RowProblem(f'`errors`: number {number} must be {{"type", "start", "end"}} with characters of the response, got {error!r}'),
             )
     spans = tuple({"start": error["start"], "end": error["end"], "kind": str(error["type"])} for error in errors)
-    return SpanRow(id=response.id, prompt=response.prompt, response=response.response, errors=spans)
+    return SpanRow(id=response.id, prompt=response.prompt, response=response.response, errors=spans, where=row.where)
 
 
 def average_precision(response: JudgedResponse) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +54,7 @@ class StepRow:
         wrong: whether each is wrong; None where nobody has judged it.
         group: ProcessBench's split or PRMBench's class.
         unit: what is drawn as a whole in resampling: the problem, in PRMBench before it was modified.
+        where: file and row, for messages.
     """
 
     id: str
@@ -62,6 +63,7 @@ class StepRow:
     wrong: tuple[bool | None, ...]
     group: str
     unit: str
+    where: str = field(default="", compare=False)
 
     @property
     def response(self) -> str:
@@ -87,7 +89,14 @@ class StepRow:
     def to_suite_row(self) -> SuiteRow:
         """For `score_suite` and `write_responses`."""
         return SuiteRow(
-            id=self.id, prompt=self.prompt, responses=(self.response,), num_correct=1, section=self.group, subset=self.group, unit=self.unit
+            id=self.id,
+            prompt=self.prompt,
+            responses=(self.response,),
+            num_correct=1,
+            section=self.group,
+            subset=self.group,
+            unit=self.unit,
+            where=self.where,
         )
 
 
@@ -153,7 +162,7 @@ def read_steps(
         seen.add(row.id)
         if check is not None:
             check(row.prompt, [row.response])
-        return row
+        return replace(row, where=raw.where)
 
     rows = [row for row in usable_rows(source, raw_rows(name, split=split), parse, skip_bad_rows) if row is not None]
     title = source if source in STEP_SUITES else Path(source).name.split(".")[0]

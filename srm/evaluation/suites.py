@@ -17,7 +17,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +61,7 @@ class SuiteRow:
         section: what its subset belongs to.
         subset: what it is counted under.
         unit: what is drawn as a whole in resampling: the prompt, or a question of the Ties subset in all its forms.
+        where: file and row, for messages.
     """
 
     id: str
@@ -70,6 +71,7 @@ class SuiteRow:
     section: str
     subset: str
     unit: str
+    where: str = field(default="", compare=False)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -130,7 +132,7 @@ def read_suite(
     check_published(source)
 
     def parse(raw: RawRow) -> list[_Parsed]:
-        parsed = _parse(raw)
+        parsed = [replace(one, row=replace(one.row, where=raw.where)) for one in _parse(raw)]
         if check is not None:
             for one in parsed:
                 check(one.row.prompt, one.row.responses)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import deepspeed
@@ -61,8 +62,15 @@ def load_whole(
     """
     # Where nothing says whether a folder's own code may run, transformers asks on the terminal.
     kwargs = {"trust_remote_code": False, **kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    _check_dtype(path, kwargs)
     with one_line(path, "no model could be loaded", _COPY_AGAIN), _without_report():
-        model, info = load(path, **kwargs)
+        try:
+            model, info = load(path, **kwargs)
+        except TypeError as error:
+            unknown = next((name for name in kwargs if f"unexpected keyword argument '{name}'" in str(error)), None)
+            if unknown is None:
+                raise
+            raise UserError(f"{path}: from_pretrained has no argument `{unknown}`. Correct its name, or leave it out.") from error
     unexpected = [key for key in info["unexpected_keys"] if not extra_heads or _is_inside(key, model)]
     faults = [
         *_named("missing", (key for key in info["missing_keys"] if key.split(".")[0] not in new)),
@@ -72,6 +80,13 @@ def load_whole(
     if faults:
         raise UserError(f"{path}: the weights do not make up the model of config.json: {'; '.join(faults)}. {_COPY_AGAIN}")
     return model, info
+
+
+def _check_dtype(path: str, kwargs: dict[str, Any]) -> None:
+    for name in ("dtype", "torch_dtype"):
+        value = kwargs.get(name)
+        if isinstance(value, str) and value != "auto" and not isinstance(getattr(torch, value, None), torch.dtype):
+            raise UserError(f"{path}: `{name}` must be auto or a dtype of torch such as float32 or bfloat16, got {value!r}.")
 
 
 def load_tokenizer(path: str, **hub_arguments: Any) -> PreTrainedTokenizerBase:

@@ -333,7 +333,7 @@ class SentenceRewardModel(PreTrainedModel):
         Args:
             prompt_ids: the prompts as the policy read them: lists, or [B, P] with `prompt_mask`, padded on either side.
             response_ids: what the policy wrote: lists, or [B, L] padded on the right.
-            prompt_mask: bool or int [B, P], nonzero on prompt tokens; all of them where None.
+            prompt_mask: bool or int [B, P], nonzero on prompt tokens. Pass it if rows are padded: padding is otherwise read as prompt.
             response_lengths: int [B], an upper bound on each response's text.
             tokenizer: the policy's; the reward model's own where None.
             prompts: the prompts as strings or messages, where `tokenizer` has another vocabulary: then the reward model reads the text

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup
 
 __all__ = ["GroupPart", "PassCost", "frugal_order", "pass_cost", "split_passes"]
@@ -89,7 +90,12 @@ def split_passes(groups: Iterable[PromptGroup], *, tokens_per_batch: int, packin
 
     Returns:
         The parts of groups that each pass runs.
+
+    Raises:
+        UserError: a limit below 1.
     """
+    if isinstance(tokens_per_batch, bool) or not isinstance(tokens_per_batch, int) or tokens_per_batch < 1:
+        raise UserError(f"`tokens_per_batch` must be a whole number, 1 or more, got {tokens_per_batch!r}. The default is 8192.")
     parts: list[GroupPart] = []
     cost = PassCost(packing)
     for group in groups:

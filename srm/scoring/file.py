@@ -243,7 +243,7 @@ def prepare_output(output: Path, identity: dict[str, Any], *, overwrite: bool) -
         output.unlink(missing_ok=True)
         meta.unlink(missing_ok=True)
     check_output(output, identity)
-    if not meta.exists():
+    if not meta.exists() or read_record(meta) != identity:
         write_whole(meta, json.dumps(identity, indent=2) + "\n")
     return drop_unfinished_line(output) if output.exists() else 0
 
@@ -286,6 +286,8 @@ def read_record(path: Path) -> dict[str, Any]:
 def check_identity(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Compare the settings that `output` was begun with to those of this call.
 
+    A run that stops at a row that is too long can go on with a larger limit or another `overlong`: what it has scored was not too long.
+
     Args:
         output: the file, for the message.
         before: the settings kept beside it.
@@ -294,6 +296,8 @@ def check_identity(output: Path, before: dict[str, Any], now: dict[str, Any]) ->
     Raises:
         UserError: they differ.
     """
+    if before.get("overlong") == "error" and _allows(now.get("max_length"), before.get("max_length")):
+        before = before | {key: now[key] for key in ("overlong", "max_length") if key in now}
     changed = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -305,6 +309,11 @@ def check_identity(output: Path, before: dict[str, Any], now: dict[str, Any]) ->
             f"{output}: was begun with other settings ({'; '.join(changed[:3])}{more}). Use those, choose another --output, or pass "
             "--overwrite."
         )
+
+
+def _allows(now: int | None, before: int | None) -> bool:
+    """Whether a limit is no lower than it was."""
+    return now is None or (before is not None and now >= before)
 
 
 def drop_unfinished_line(output: Path) -> int:

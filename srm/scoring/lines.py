@@ -15,7 +15,7 @@ from srm.data import ResponseRow
 from srm.errors import UserError
 from srm.scoring.results import ScoredResponse
 
-__all__ = ["ANEW", "append_lines", "check_line", "read_scores", "read_scores_of", "score_line", "write_scores"]
+__all__ = ["ANEW", "append_lines", "check_line", "count_truncated", "read_scores", "read_scores_of", "score_line", "write_scores"]
 
 # What a line must have, and each of its sentences; and which of those are numbers.
 _LINE = {"id", "digest", "reward", "prompt_reward", "prompt_weight", "sentences"}
@@ -64,9 +64,25 @@ def read_scores_of(output: Path, rows: Iterable[ResponseRow]) -> Iterator[tuple[
         yield row, line
 
 
+def count_truncated(output: Path) -> int:
+    """How many responses of a file were cut, or their prompts.
+
+    Args:
+        output: the JSONL file.
+
+    Raises:
+        UserError: as `read_scores`.
+    """
+    return sum("truncated" in line for line in read_scores(output))
+
+
 def _is_score(line: Any) -> bool:
     sentences = line["sentences"] if isinstance(line, dict) and line.keys() >= _LINE else None
-    if not isinstance(sentences, list) or not all(isinstance(each, dict) and each.keys() == _SENTENCE for each in sentences):
+    if (
+        not isinstance(sentences, list)
+        or line.get("truncated", True) is not True
+        or not all(isinstance(each, dict) and each.keys() == _SENTENCE for each in sentences)
+    ):
         return False
     numbers = [
         *(line[name] for name in ("reward", "prompt_reward", "prompt_weight")),

@@ -168,6 +168,9 @@ def _read_plan(output: Path, path: Path, identity: dict[str, Any]) -> _Plan:
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: was edited. Choose another --output, or delete {path.parent}.") from None
     check_identity(output, before, identity)
+    if before != identity:
+        # Settings that the parts so far do not depend on, and the next ones may.
+        write_whole(path, json.dumps({"identity": identity, "plan": asdict(plan)}, indent=2) + "\n")
     return plan
 
 

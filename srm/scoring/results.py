@@ -46,27 +46,36 @@ class ScoredResponse:
         prompt_reward: `r_0`, which no token earns.
         prompt_weight: `w_0`. The prompt's reward times its weight and the sentences' weighted rewards sum to `reward`.
         sentences: in order; their texts join to the response, or to its beginning where it was cut.
+        truncated: whether the response was too long with its prompt, and one of the two was cut.
     """
 
     reward: float
     prompt_reward: float
     prompt_weight: float
     sentences: tuple[ScoredSentence, ...]
+    truncated: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """The row that `srm-score` writes, without its id."""
+        """The row that `srm-score` writes, without its id; `truncated` is there only where it is true."""
         return {
             "reward": self.reward,
             "prompt_reward": self.prompt_reward,
             "prompt_weight": self.prompt_weight,
             "sentences": [asdict(sentence) for sentence in self.sentences],
+            **({"truncated": True} if self.truncated else {}),
         }
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> ScoredResponse:
         """What `to_dict` gave; an id or other columns beside it are ignored."""
         sentences = tuple(ScoredSentence(**sentence) for sentence in row["sentences"])
-        return cls(reward=row["reward"], prompt_reward=row["prompt_reward"], prompt_weight=row["prompt_weight"], sentences=sentences)
+        return cls(
+            reward=row["reward"],
+            prompt_reward=row["prompt_reward"],
+            prompt_weight=row["prompt_weight"],
+            sentences=sentences,
+            truncated=row.get("truncated", False),
+        )
 
     def _repr_html_(self) -> str:
         """What notebooks show: sentences coloured by reward, weights as bars."""

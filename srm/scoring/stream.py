@@ -97,10 +97,12 @@ class RewardStream:
         number began a list. Then sentences are taken back; the ones in their place begin before the end of one returned earlier.
 
         Raises:
-            UserError: the response is too long with its prompt. The stream is then as it was before the call.
+            UserError: the response is too long with its prompt, or `text` is no string. The stream is then as it was before the call.
             ValueError: the stream is closed.
         """
         self._check_open("feed")
+        if not isinstance(text, str):
+            raise UserError(f"stream: `feed` takes text, got {type(text).__name__}. Pass a string.")
         whole = self.text + text
         response = self._complete(whole)
         if response is None:
@@ -157,9 +159,15 @@ class RewardStream:
         """
         ends = [span.end for span in self._segmenter.segment(text)[:-1]]
         shown = max((end for end in ends if _SHOWN.match(text, end)), default=0)
-        if not shown:
+        # A character has four bytes at most, which may be a token each, and a boundary token behind it. Only what can be too long
+        # is tokenised before a sentence is complete.
+        may_be_long = self._limit is not None and self._prompt_length + 5 * len(text) > self._limit and text.strip()
+        if not shown and not may_be_long:
             return None
         response = self._model.encoder.encode_responses([self._as_answer(text)])[0]
+        self._check_length(self._prompt_length + len(response.ids))
+        if not shown:
+            return None
         count = sum(span.end <= shown for span in response.spans)
         if not count:
             return None

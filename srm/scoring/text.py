@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -54,7 +55,10 @@ def score(
         except RowProblem as problem:
             raise UserError(f"score: row {row}: {problem}. {problem.fix}.") from None
         where = [f"score: row {row}" if len(answers) == 1 else f"score: row {row}, response {number}" for number in range(len(answers))]
-        encoded = encode_groups(model, checked, answers, where=where, max_length=max_length)
+        try:
+            encoded = encode_groups(model, checked, answers, where=where, max_length=max_length)
+        except UserError as error:
+            raise UserError(_FLAGS.sub(_in_python, str(error))) from None
         groups += encoded
         named = iter(where)
         places += [list(islice(named, len(group.responses))) for group in encoded]
@@ -64,6 +68,14 @@ def score(
     flat = iter([one for group, scores in zip(groups, scored, strict=True) for one in read_off_group(group, scores)])
     result = [[next(flat) for _ in answers] for answers in texts]
     return result if any(nested) else [group[0] for group in result]
+
+
+# The way out of a row that is too long, in the words of the commands.
+_FLAGS = re.compile(r"(Raise --max_length, )?(?:[Dd]elete the row, )?(?:or )?[Cc]hoose with --overlong what happens to such rows\.")
+
+
+def _in_python(found: re.Match[str]) -> str:
+    return "Raise `max_length`, or shorten the row." if found[1] else "Shorten the row."
 
 
 def encode_groups(
@@ -105,12 +117,14 @@ def encode_groups(
     cut: list[tuple[IntArray, list[EncodedResponse]]] = []
     encoded = model.encoder.encode_responses([answer for _, answer in read])
     for (rendered, _), whole, place in zip(read, encoded, where, strict=True):
-        group = PromptGroup(prompt_ids=prompt_ids[rendered], responses=[whole])
-        group = cut_group(group, max_length=max_length, positions=positions, policy=overlong, num_closing=num_closing, where=place)
+        uncut = PromptGroup(prompt_ids=prompt_ids[rendered], responses=[whole])
+        group = cut_group(uncut, max_length=max_length, positions=positions, policy=overlong, num_closing=num_closing, where=place)
         check_ids(model.num_embeddings, place, group.prompt_ids, *(response.ids for response in group.responses))
         if not cut or not np.array_equal(cut[-1][0], group.prompt_ids):
             cut.append((group.prompt_ids, []))
-        cut[-1][1].append(cast(EncodedResponse, group.responses[0]))
+        response = cast(EncodedResponse, group.responses[0])
+        # `cut_group` gives back the very group where nothing is too long.
+        cut[-1][1].append(response if group is uncut else replace(response, truncated=True))
     return [PromptGroup(prompt_ids=ids, responses=responses) for ids, responses in cut]
 
 
@@ -158,7 +172,7 @@ def read_off(response: EncodedResponse, score: ResponseScore) -> ScoredResponse:
         )
         for span, reward, weight in zip(response.spans, score.sentence_reward[1:], score.weight[1:], strict=True)
     )
-    return replace(without_sentences(score), sentences=sentences)
+    return replace(without_sentences(score), sentences=sentences, truncated=response.truncated)
 
 
 def without_sentences(score: ResponseScore) -> ScoredResponse:

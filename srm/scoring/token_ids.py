@@ -19,6 +19,7 @@ from srm.errors import UserError
 from srm.packing import PackingMode, PromptGroup, ResponseIds
 from srm.packing.batch import IntArray
 from srm.scoring.guards import check_ids, require_finite
+from srm.scoring.integers import check_integers, integer_rows
 from srm.scoring.protocol import Reader, RewardModel
 from srm.scoring.run import score_all
 from srm.segmentation import content_lengths
@@ -179,26 +180,40 @@ def _same_vocabulary(policy: PreTrainedTokenizerBase, model: Reader) -> bool:
 def _responses(ids: Tensor | Sequence[Sequence[int]], lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Padded ids [B, L] and how many of each row may be text."""
     if isinstance(ids, Tensor):
-        if ids.dim() != 2 or ids.is_floating_point():
-            raise ValueError(f"score_tokens: `response_ids` must be integers [B, L] or lists, got {ids.dtype} {list(ids.shape)}.")
+        _check_padded("response_ids", ids)
+        if lengths is not None:
+            check_integers("score_tokens: `response_lengths`", lengths)
         return ids.to(torch.int64), lengths
     if lengths is not None:
         raise ValueError("score_tokens: `response_lengths` go with a padded tensor; lists of ids have their own lengths.")
-    width = max(map(len, ids), default=0)
-    padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], dtype=torch.int64).view(len(ids), width)
-    return padded, torch.tensor([len(row) for row in ids], dtype=torch.int64)
+    rows = integer_rows("score_tokens: `response_ids`", ids)
+    width = max(map(len, rows), default=0)
+    try:
+        padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.int64).view(len(rows), width)
+    except (OverflowError, RuntimeError, ValueError):
+        raise UserError(
+            "score_tokens: `response_ids` hold an id of more than 64 bits. Use the tokenizer that belongs to the model."
+        ) from None
+    return padded, torch.tensor([len(row) for row in rows], dtype=torch.int64)
+
+
+def _check_padded(name: str, ids: Tensor) -> None:
+    if ids.dim() != 2 or not str(ids.dtype).startswith(("torch.int", "torch.uint")):
+        raise ValueError(f"score_tokens: `{name}` must be integers [B, L] or lists, got {ids.dtype} {list(ids.shape)}.")
 
 
 def _prompts(ids: Tensor | Sequence[Sequence[int]], mask: Tensor | None) -> list[tuple[int, ...]]:
     if isinstance(ids, Tensor):
+        _check_padded("prompt_ids", ids)
         if mask is None:
             return [tuple(row) for row in ids.tolist()]
         if mask.shape != ids.shape:
             raise ValueError(f"score_tokens: `prompt_mask` must have the shape of `prompt_ids`, {list(ids.shape)}, got {list(mask.shape)}.")
+        check_integers("score_tokens: `prompt_mask`", mask, or_bool=True)
         return [tuple(row[keep].tolist()) for row, keep in zip(ids, mask.bool(), strict=True)]
     if mask is not None:
         raise ValueError("score_tokens: `prompt_mask` goes with a padded tensor; lists of ids need none.")
-    return [tuple(row) for row in ids]
+    return [tuple(row) for row in integer_rows("score_tokens: `prompt_ids`", ids)]
 
 
 def _own_groups(

@@ -23,7 +23,7 @@ from srm.serving.encoding import Encoded
 from srm.serving.errors import QueueFull, ScoringFailed
 from srm.serving.metrics import Metrics
 from srm.serving.rows import BadField, encode_openrlhf, encode_rows, encode_slime, reward_of
-from srm.serving.schema import OpenRLHFAnswer, OpenRLHFRequest, RewardAnswer, RewardRequest, SlimeRequest
+from srm.serving.schema import TAGS, OpenRLHFAnswer, OpenRLHFRequest, RewardAnswer, RewardRequest, SlimeRequest
 from srm.serving.settings import ServerSettings
 
 __all__ = ["REWARD_ROUTES", "RewardService", "Scorer", "reward_routers"]
@@ -129,8 +129,10 @@ def _reading(kind: type[BaseModel]) -> APIRouter:
 
             async def read(request: Request) -> Response:
                 try:
+                    body = await request.body()
+                    _check_content_type(request.headers.get("content-type", ""))
                     # Where Starlette keeps what it has read.
-                    request._json = kind.model_validate_json(await request.body())
+                    request._json = kind.model_validate_json(body)
                     return await handle(request)
                 except Exception as error:
                     return _answer_to(error)
@@ -138,6 +140,13 @@ def _reading(kind: type[BaseModel]) -> APIRouter:
             return read
 
     return APIRouter(route_class=Route)
+
+
+def _check_content_type(value: str) -> None:
+    """Refuse what FastAPI would not read as JSON, as what a browser may send from any page is not."""
+    main, _, sub = value.partition(";")[0].strip().lower().partition("/")
+    if main != "application" or not (sub == "json" or sub.endswith("+json")):
+        raise BadField((), f"send Content-Type: application/json, got {value[:80]!r}" if value else "send Content-Type: application/json")
 
 
 def _answer_to(error: Exception) -> Response:
@@ -148,7 +157,16 @@ def _answer_to(error: Exception) -> Response:
         case ValidationError():
             # Without the input: it may be megabytes, or text that no answer can hold.
             problems = error.errors(include_url=False, include_context=False, include_input=False)[:_MOST_PROBLEMS]
-            return _refused([{"type": problem["type"], "loc": ["body", *problem["loc"]], "msg": problem["msg"]} for problem in problems])
+            return _refused(
+                [
+                    {
+                        "type": problem["type"],
+                        "loc": ["body", *(part for part in problem["loc"] if part not in TAGS)],
+                        "msg": problem["msg"],
+                    }
+                    for problem in problems
+                ]
+            )
         case BadField():
             return _refused([{"type": "value_error", "loc": ["body", *error.field], "msg": str(error)}])
         case QueueFull():

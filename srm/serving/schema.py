@@ -6,13 +6,36 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
 
-__all__ = ["IdsRow", "OpenRLHFAnswer", "OpenRLHFRequest", "RewardAnswer", "RewardRequest", "SentenceReward", "SlimeRequest", "TextRow"]
+__all__ = [
+    "TAGS",
+    "IdsRow",
+    "OpenRLHFAnswer",
+    "OpenRLHFRequest",
+    "RewardAnswer",
+    "RewardRequest",
+    "SentenceReward",
+    "SlimeRequest",
+    "TextRow",
+]
 
 
 # A long list is not read on behind its first bad entry. Text is whole: what reads the JSON refuses half a surrogate pair.
 Messages = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 # No model reads a million tokens at once, and checking many millions would hold up the other clients.
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1_000_000), FailFast()]
+TokenIds = Annotated[list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]], Field(max_length=1_000_000), FailFast()]
+
+
+def _form(text: Any) -> str | None:
+    return "<str>" if isinstance(text, str) else "<list>" if isinstance(text, list) else None
+
+
+# One way to read it is chosen first, so that what is wrong is said once.
+Text = Annotated[
+    Annotated[str, Tag("<str>")] | Annotated[Messages, Tag("<list>")],
+    Discriminator(_form, custom_error_type="text_or_messages", custom_error_message="Input should be a string or a list of messages"),
+]
+TAGS = frozenset({"<str>", "<list>", "<text>", "<ids>"})
+"""What pydantic puts into the place of a problem to say how it read a field; no field has such a name."""
 
 
 class TextRow(BaseModel):
@@ -21,8 +44,8 @@ class TextRow(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: str | Messages = Field(description="a string, or a list of messages with `role` and `content`")
-    response: str | Messages = Field(
+    prompt: Text = Field(description="a string, or a list of messages with `role` and `content`")
+    response: Text = Field(
         description="what answers the prompt; one without text gets the prompt's reward. A list of messages ends with the assistant's"
     )
     tools: Messages | None = Field(None, description="JSON schemas of tools, for the chat template")
@@ -41,10 +64,10 @@ class IdsRow(BaseModel):
 
 def _kind(row: Any) -> str:
     names = row if isinstance(row, dict) else vars(row) if isinstance(row, BaseModel) else ()
-    return "ids" if "prompt_ids" in names or "response_ids" in names else "text"
+    return "<ids>" if "prompt_ids" in names or "response_ids" in names else "<text>"
 
 
-Row = Annotated[Annotated[TextRow, Tag("text")] | Annotated[IdsRow, Tag("ids")], Discriminator(_kind)]
+Row = Annotated[Annotated[TextRow, Tag("<text>")] | Annotated[IdsRow, Tag("<ids>")], Discriminator(_kind)]
 
 
 class RewardRequest(BaseModel):
@@ -124,7 +147,7 @@ class SlimeRequest(BaseModel):
         }
     )
 
-    prompt: str | Messages
+    prompt: Text
     response: str
     label: Any = None
 

@@ -78,7 +78,7 @@ def test_srm_score(file: File, skip: bool, show: bool, model: SentenceRewardMode
 @fuzz(examples=100, weight=2, file=st.one_of(files(), files(st.one_of(pairs, pairs, mixed))), skip=st.sampled_from([True, True, False]))
 def test_srm_eval(file: File, skip: bool, model: SentenceRewardModel, model_dir: Path, place: Path) -> None:
     source, output = put(place / "eval", file), place / "eval" / "out"
-    argv = ["--model", str(model_dir), "--suite", source, "--output_dir", str(output), "--draws", "5"]
+    argv = ["--model", str(model_dir), "--suite", source, "--output_dir", str(output), "--draws", "100"]
     argv += ["--skip_bad_rows"] if skip else []
     if run(eval_command.main, argv, "srm-eval").code == 0:
         check_scores(model, str(output / "responses.jsonl"), output / "scores" / f"{model_dir.name}.jsonl", skip=False)

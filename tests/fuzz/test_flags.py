@@ -99,7 +99,9 @@ def test_flags_of_what_scores(is_score: bool, more: list[str], model: SentenceRe
         run(score.main, ["--model", str(model_dir), "--input", str(source), "--output", "out.jsonl", *more], "srm-score")
     else:
         run(
-            eval_command.main, ["--model", str(model_dir), "--suite", str(source), "--output_dir", "out", "--draws", "5", *more], "srm-eval"
+            eval_command.main,
+            ["--model", str(model_dir), "--suite", str(source), "--output_dir", "out", "--draws", "100", *more],
+            "srm-eval",
         )
 
 

@@ -53,7 +53,7 @@ def command(name: str, folders: dict[str, Path], pairs: Path, *more: str) -> int
     argv = {
         "srm-train": ["--model_name_or_path", str(folders["policy"]), "--report_to", "none", "--disable_tqdm", "true", *quick],
         "srm-score": ["--model", str(folders["reward"]), "--input", str(pairs), "--output", out, "--tokens_per_batch", "60"],
-        "srm-eval": ["--model", str(folders["reward"]), "--suite", str(pairs), "--output_dir", out, "--draws", "20"],
+        "srm-eval": ["--model", str(folders["reward"]), "--suite", str(pairs), "--output_dir", out, "--draws", "100"],
         "srm-rl": [
             *("--model_name_or_path", str(folders["policy"]), "--reward_model_path", str(folders["reward"]), *quick),
             *("--max_completion_length", "8", "--per_device_train_batch_size", "4"),

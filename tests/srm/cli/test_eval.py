@@ -70,7 +70,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 def test_models_beside_the_baselines(sentence: Path, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite, out = write(tmp_path / "suite.jsonl", pairs(24)), tmp_path / "out"
-    command = ["--model", str(sentence), str(classifier), "--suite", suite, "--output_dir", str(out), "--draws", "50", "--html"]
+    command = ["--model", str(sentence), str(classifier), "--suite", suite, "--output_dir", str(out), "--draws", "100", "--html"]
     assert main(command) == 0
     found = results(out)
     assert list(found["models"]) == ["sentence", "plain", "longer", "shorter"]
@@ -104,7 +104,7 @@ def test_models_beside_the_baselines(sentence: Path, classifier: Path, tmp_path:
 @pytest.mark.usefixtures("no_figure")
 def test_a_second_run_scores_nothing_again(sentence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite, out = write(tmp_path / "suite.jsonl", pairs(6)), tmp_path / "out"
-    command = ["--model", str(sentence), "--suite", suite, "--output_dir", str(out), "--draws", "20"]
+    command = ["--model", str(sentence), "--suite", suite, "--output_dir", str(out), "--draws", "100"]
     assert main(command) == 0
     scores = out / "scores" / "sentence.jsonl"
     whole, first = scores.read_text(), results(out)
@@ -119,9 +119,29 @@ def test_a_second_run_scores_nothing_again(sentence: Path, tmp_path: Path, monke
 
 
 @pytest.mark.usefixtures("no_figure")
+def test_rows_that_are_too_long_are_named_by_the_users_file_or_counted(
+    sentence: Path, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pairs(4)
+    rows[2]["rejected"] = "It was warm there. " * 60
+    suite, out = write(tmp_path / "suite.jsonl", rows), tmp_path / "out"
+    models = [str(sentence), str(classifier), f"leave_one_out:{sentence}", f"leave_one_out:{classifier}"]
+    command = ["--model", *models, "--suite", suite, "--output_dir", str(out), "--draws", "100", "--max_length", "120", "--html"]
+    assert main(command) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "suite.jsonl line 3: prompt and response are" in told
+    assert "responses.jsonl" not in told
+    assert main([*command, "--overlong", "truncate_response"]) == 0
+    assert "plain: 1 of 8 responses were cut to --max_length 120 (--overlong truncate_response)" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert list(results(out)["truncated"].values()) == [1, 1, 1, 1]
+
+
+@pytest.mark.usefixtures("no_figure")
 def test_another_suite_needs_another_folder(sentence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    command = ["--model", str(sentence), "--output_dir", str(out), "--draws", "20", "--suite"]
+    command = ["--model", str(sentence), "--output_dir", str(out), "--draws", "100", "--suite"]
     assert main([*command, write(tmp_path / "a.jsonl", pairs(4))]) == 0
     other = write(tmp_path / "b.jsonl", pairs(5))
     assert main([*command, other]) == 1
@@ -137,7 +157,7 @@ def test_a_model_that_changed_in_place_is_noticed(
 ) -> None:
     model, out = tmp_path / "model", tmp_path / "out"
     shutil.copytree(request.getfixturevalue(kind), model)
-    command = ["--model", str(model), "--suite", write(tmp_path / "s.jsonl", pairs(3)), "--output_dir", str(out), "--draws", "5"]
+    command = ["--model", str(model), "--suite", write(tmp_path / "s.jsonl", pairs(3)), "--output_dir", str(out), "--draws", "100"]
     assert main(command) == 0
     weights = model / "model.safetensors"
     before, content = weights.stat(), bytearray(weights.read_bytes())
@@ -169,7 +189,7 @@ def test_scores_of_other_rows_give_no_result(
     sentence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], edit: Callable[[list[str]], list[str]], message: str
 ) -> None:
     out = tmp_path / "out"
-    command = ["--model", str(sentence), "--suite", write(tmp_path / "s.jsonl", pairs(3)), "--output_dir", str(out), "--draws", "5"]
+    command = ["--model", str(sentence), "--suite", write(tmp_path / "s.jsonl", pairs(3)), "--output_dir", str(out), "--draws", "100"]
     assert main(command) == 0
     scores = out / "scores" / "sentence.jsonl"
     scores.write_text("".join(edit(scores.read_text().splitlines(keepends=True))))
@@ -189,7 +209,7 @@ def test_marked_errors(sentence: Path, build: Build, tmp_path: Path, capsys: pyt
     ]
     suite, out = write(tmp_path / "spans.jsonl", rows), tmp_path / "out"
     models = [sentence, build("response", granularity="response"), build("token", granularity="token")]
-    command = ["--model", *map(str, models), "--suite", suite, "--output_dir", str(out), "--draws", "50", "--html"]
+    command = ["--model", *map(str, models), "--suite", suite, "--output_dir", str(out), "--draws", "100", "--html"]
     assert main(command) == 0
     found = results(out)
     assert list(found["models"])[:4] == ["sentence", "response", "token", "random"]
@@ -230,7 +250,7 @@ def test_names_tell_models_apart(sentence: Path, tmp_path: Path) -> None:
         shutil.copytree(sentence, tmp_path / run / "model")
     models = [str(tmp_path / run / "model") for run in ("first", "second")]
     out = tmp_path / "out"
-    assert main(["--model", *models, "--suite", write(tmp_path / "s.jsonl", pairs(3)), "--output_dir", str(out), "--draws", "20"]) == 0
+    assert main(["--model", *models, "--suite", write(tmp_path / "s.jsonl", pairs(3)), "--output_dir", str(out), "--draws", "100"]) == 0
     assert list(results(out)["models"]) == ["first", "second", "longer", "shorter"]
     assert results(out)["comparisons"][0]["average"] == {"estimate": 0.0, "low": 0.0, "high": 0.0}
 
@@ -275,7 +295,7 @@ def test_suites_of_the_hub(
     }
     data_hub(*HUB_SUITES[name], rows[name])
     out = tmp_path / "out"
-    assert main(["--model", str(sentence), "--suite", name, "--output_dir", str(out), "--draws", "20", "--html"]) == 0
+    assert main(["--model", str(sentence), "--suite", name, "--output_dir", str(out), "--draws", "100", "--html"]) == 0
     found, table = results(out), capsys.readouterr().out
     sections = {"rewardbench": {"Safety", "Reasoning"}, "rewardbench2": {"Math", "Ties"}, "rmbench": {"chat", "safety"}}[name]
     assert set(found["weights"]) == set(found["models"]["sentence"]["sections"]) == sections
@@ -297,7 +317,9 @@ def test_without_matplotlib_there_is_no_figure(
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "matplotlib" else find(name, *rest))
     out = tmp_path / "out"
-    assert main(["--model", str(sentence), "--suite", write(tmp_path / "s.jsonl", pairs(3)), "--output_dir", str(out), "--draws", "5"]) == 0
+    assert (
+        main(["--model", str(sentence), "--suite", write(tmp_path / "s.jsonl", pairs(3)), "--output_dir", str(out), "--draws", "100"]) == 0
+    )
     assert "no figure: matplotlib is not installed" in capsys.readouterr().err
     assert not (out / "results.png").exists()
     assert results(out)["rows"] == 3
@@ -323,7 +345,7 @@ def test_the_project_s_real_suite(sentence: Path, shared_data: Path, tmp_path: P
     shutil.copytree(sentence, model)
     config = (model / "config.json").read_text()
     (model / "config.json").write_text(config.replace('"max_position_embeddings": 256', '"max_position_embeddings": 20000'))
-    options = ["--max_pairs", "12", "--draws", "20"]
+    options = ["--max_pairs", "12", "--draws", "100"]
     command = ["--model", str(model), "--suite", str(shared_data / "suite_dev.jsonl.gz"), "--output_dir", str(out), *options]
     assert main(command) == 0
     assert set(results(out)["weights"]) == {"Chat", "Chat Hard", "Safety", "Reasoning"}

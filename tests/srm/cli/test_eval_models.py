@@ -87,7 +87,7 @@ def test_rivals_in_the_table_of_credit(
     """Each on the same sentences."""
     out = tmp_path / "out"
     models = [str(response), *(f"{rival}:{path}" for path in (response, plain) for rival in RIVALS), f"dpo:{policy}"]
-    command = ["--suite", spans, "--output_dir", str(out), "--draws", "20", "--html", "--ref_model", str(tiny_policy_dir), "--beta", "0.3"]
+    command = ["--suite", spans, "--output_dir", str(out), "--draws", "100", "--html", "--ref_model", str(tiny_policy_dir), "--beta", "0.3"]
     assert main(["--model", *models, *command]) == 0
     names = ["response", *(f"{rival}:{name}" for name in ("response", "plain") for rival in RIVALS), "dpo:policy"]
     assert list(results(out)["models"])[:7] == [*names, "random"]
@@ -117,7 +117,7 @@ def test_rivals_rank_pairs(response: Path, policy: Path, tiny_policy_dir: Path, 
         "--output_dir",
         str(out),
         "--draws",
-        "20",
+        "100",
         "--ref_model",
         str(tiny_policy_dir),
     ]
@@ -133,7 +133,7 @@ def test_a_second_run_goes_on(
 ) -> None:
     out = tmp_path / "out"
     model = [f"dpo:{policy}", "--ref_model", str(tiny_policy_dir)] if rival == "dpo" else [f"leave_one_out:{response}"]
-    command = ["--model", *model, "--suite", spans, "--output_dir", str(out), "--draws", "5"]
+    command = ["--model", *model, "--suite", spans, "--output_dir", str(out), "--draws", "100"]
     assert main(command) == 0
     [scores] = (out / "scores").glob("*.jsonl")
     lines = scores.read_text().splitlines(keepends=True)
@@ -154,7 +154,7 @@ def test_settings_and_files_that_scores_depend_on(
     reference = tmp_path / "reference"
     shutil.copytree(tiny_policy_dir, reference)
     models = [f"shapley:{response}", f"dpo:{policy}"]
-    command = ["--model", *models, "--ref_model", str(reference), "--suite", spans, "--output_dir", str(tmp_path / "out"), "--draws", "5"]
+    command = ["--model", *models, "--ref_model", str(reference), "--suite", spans, "--output_dir", str(tmp_path / "out"), "--draws", "100"]
     assert main(command) == 0
     for changed, message in (
         (["--beta", "0.5"], "beta was 0.1, is 0.5"),
@@ -200,7 +200,7 @@ def test_what_is_refused(
         return [word.replace("RESPONSE", str(response)).replace("POLICY", str(policy)) for word in words]
 
     out = str(tmp_path / "out")
-    assert main(["--model", *named(models), "--suite", spans, "--output_dir", out, "--draws", "5", *named(options)]) == 1
+    assert main(["--model", *named(models), "--suite", spans, "--output_dir", out, "--draws", "100", *named(options)]) == 1
     assert message.replace("dpo:POLICY needs", f"dpo:{policy} needs") in capsys.readouterr().err
 
 
@@ -211,7 +211,7 @@ def test_rows_that_only_some_can_read(response: Path, tmp_path: Path, capsys: py
         tmp_path / "s.jsonl",
         [{"prompt": "Hi", "chosen": turns, "rejected": WORDS[0]}, {"prompt": "Hi", "chosen": WORDS[1], "rejected": WORDS[2]}],
     )
-    command = ["--suite", suite, "--output_dir", str(tmp_path / "out"), "--draws", "5", "--model", str(response)]
+    command = ["--suite", suite, "--output_dir", str(tmp_path / "out"), "--draws", "100", "--model", str(response)]
     assert main(command) == 0
     assert main([*command, f"shapley:{response}", "--overwrite"]) == 1
     assert "line 1: sentences are cut out of a text, and the response is several messages" in capsys.readouterr().err

@@ -104,7 +104,7 @@ def test_process_bench_from_the_hub(
     more = {path: file for split in others for path, file in data_set(split, process_rows(split)).items() if path != "README.md"}
     data_hub(name, first, process_rows(first), files=more)
     out = tmp_path / "out"
-    command = ["--model", str(sentence), str(token), "--suite", "processbench", "--output_dir", str(out), "--draws", "20", "--html"]
+    command = ["--model", str(sentence), str(token), "--suite", "processbench", "--output_dir", str(out), "--draws", "100", "--html"]
     assert main(command) == 0
     found, table = results(out), capsys.readouterr().out
     assert (found["rule"], found["rows"]) == ("first_error", 24)
@@ -130,7 +130,7 @@ def test_process_bench_from_the_hub(
 @pytest.mark.usefixtures("no_figure")
 def test_prm_bench_from_a_file(sentence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite, out = write(tmp_path / "prm.jsonl", prm_rows()), tmp_path / "out"
-    assert main(["--model", str(sentence), "--suite", suite, "--output_dir", str(out), "--draws", "20", "--html"]) == 0
+    assert main(["--model", str(sentence), "--suite", suite, "--output_dir", str(out), "--draws", "100", "--html"]) == 0
     found = results(out)
     assert found["rule"] == "every_step"
     model = found["models"]["sentence"]
@@ -144,7 +144,7 @@ def test_prm_bench_from_a_file(sentence: Path, tmp_path: Path, capsys: pytest.Ca
     assert "prm: 8 solutions, PRMScore in per cent" in capsys.readouterr().out
     assert "circular_p_0" in (out / "sentence.html").read_text()
     # A threshold below all rewards calls every step right.
-    assert main(["--model", str(sentence), "--suite", suite, "--output_dir", str(out), "--draws", "20", "--threshold=-1e5"]) == 0
+    assert main(["--model", str(sentence), "--suite", suite, "--output_dir", str(out), "--draws", "100", "--threshold=-1e5"]) == 0
     right = sum(3 - len(row["error_steps"]) for row in prm_rows())
     again = results(out)["models"]["sentence"]
     assert again["scores"]["PRMScore"]["estimate"] == pytest.approx((2 * right / (2 * right + 24 - right)) / 2)
@@ -159,7 +159,7 @@ def test_ragtruth_from_its_folder(sentence: Path, tmp_path: Path, capsys: pytest
     shared = {"source_id": "s", "model": "m", "split": "test", "quality": "good", "response": text}
     write(folder / "response.jsonl", [{"id": str(i), "labels": [label] if i % 2 else [], **shared} for i in range(4)])
     write(folder / "source_info.jsonl", [{"source_id": "s", "task_type": "QA", "prompt": "What is it?"}])
-    assert main(["--model", str(sentence), "--suite", str(folder), "--output_dir", str(out), "--draws", "20"]) == 0
+    assert main(["--model", str(sentence), "--suite", str(folder), "--output_dir", str(out), "--draws", "100"]) == 0
     found = results(out)
     assert (found["rule"], found["rows"]) == ("spans", 4)
     # The bad sentence is the second of three, and two responses have a good one there.
@@ -184,7 +184,7 @@ def test_judge_bench_and_means_over_rows(sentence: Path, tmp_path: Path, capsys:
         )
     ]
     suite, out = write(tmp_path / "judge.jsonl", [*rows, {**rows[0], "pair_id": "4", "question": "Another?"}]), tmp_path / "out"
-    command = ["--model", str(sentence), "--suite", suite, "--output_dir", str(out), "--draws", "20", "--section_mean", "rows"]
+    command = ["--model", str(sentence), "--suite", suite, "--output_dir", str(out), "--draws", "100", "--section_mean", "rows"]
     assert main(command) == 0
     longer = results(out)["models"]["longer"]
     assert longer["average"]["estimate"] == pytest.approx(4 / 5)
@@ -204,6 +204,10 @@ def test_judge_bench_and_means_over_rows(sentence: Path, tmp_path: Path, capsys:
         (process_rows("math"), [], "has no rows of gsm8k (ids `gsm8k-0`), on which ProcessBench chooses the threshold"),
         (process_rows("gsm8k"), ["--section_mean", "rows"], "--section_mean: this suite judges sentences and has no sections"),
         ([{"prompt": "Hi", "chosen": "a", "rejected": "b"}], ["--threshold", "0"], "--threshold: only suites with steps"),
+        ([{"prompt": "Hi", "chosen": "a", "rejected": "b"}], ["--measure", "reward"], "--measure: this suite ranks responses"),
+        (process_rows("gsm8k"), ["--beta", "0.1"], "--beta: only dpo: models have one"),
+        (process_rows("gsm8k"), ["--num_permutations", "16"], "--num_permutations: only shapley: models have one"),
+        (process_rows("gsm8k"), ["--draws", "1"], "--draws must be"),
         (None, [], "ragtruth: is not on the hub. Clone https://github.com/ParticleMedia/RAGTruth and give the path of its folder dataset"),
     ],
 )

@@ -111,6 +111,17 @@ def test_a_record_that_does_not_fit_is_refused_before_the_model_is_loaded(
     assert "was begun with other settings (max_length was None, is 100)" in capsys.readouterr().err
 
 
+def test_the_last_line_counts_what_was_cut(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": "Hi", "response": "It is warm. " * count}) + "\n" for count in (1, 60, 1)))
+    command = ["--model", str(model_dir), "--input", str(source), "--output", str(output), "--max_length", "100"]
+    assert score.main(command) == 1
+    assert score.main([*command, "--overlong", "truncate_response"]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 of 3 responses were cut to --max_length 100 (--overlong truncate_response)" in told
+    assert ["truncated" in line for line in read_scores(output)] == [False, True, False]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

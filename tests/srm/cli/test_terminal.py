@@ -57,7 +57,7 @@ def test_srm_score_shows_words_as_they_are(model_dir: Path, tmp_path: Path, caps
 def test_srm_eval_shows_words_as_they_are(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"subset": f"{EVIL}{n % 2}", "section": EVIL, "prompt": f"p{n}", "chosen": "a b.", "rejected": "c"} for n in range(4)]
     source = write(tmp_path / "[/suite].jsonl", *rows)
-    assert eval.main(["--model", str(model_dir), "--suite", source, "--output_dir", str(tmp_path / "e[/x]"), "--draws", "20"]) == 0
+    assert eval.main(["--model", str(model_dir), "--suite", source, "--output_dir", str(tmp_path / "e[/x]"), "--draws", "100"]) == 0
     out, err = capsys.readouterr()
     assert harmless(out + err)
     assert "[/INST]" in out
@@ -68,7 +68,7 @@ def test_names_of_the_data_are_no_formulas(model_dir: Path, tmp_path: Path, recw
     rows = [{"subset": name, "prompt": f"p{name}", "chosen": "a b.", "rejected": "c"} for name in names]
     rows += [{**row, "section": row["subset"]} for row in rows]
     source = write(tmp_path / "$x^{.jsonl", *rows)
-    assert eval.main(["--model", str(model_dir), "--suite", source, "--output_dir", str(tmp_path / "e"), "--draws", "20"]) == 0
+    assert eval.main(["--model", str(model_dir), "--suite", source, "--output_dir", str(tmp_path / "e"), "--draws", "100"]) == 0
     with (tmp_path / "e" / "results.csv").open(newline="", encoding="utf-8") as file:
         cells = {cell for line in csv.reader(file) for cell in line[:3]}
     assert not [cell for cell in cells if cell.lstrip().startswith(("=", "+", "-", "@"))]

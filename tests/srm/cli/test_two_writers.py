@@ -51,7 +51,7 @@ def command(reward_model: Path, tiny_backbone_dir: Path, tiny_policy_dir: Path, 
     policy = ["--model_name_or_path", str(tiny_policy_dir), "--reward_model_path", model, "--max_steps", "1"]
     commands = {
         "score": ["--model", model, "--input", str(rows), "--output", out],
-        "eval": ["--model", model, "--suite", str(rows), "--output_dir", out, "--draws", "5"],
+        "eval": ["--model", model, "--suite", str(rows), "--output_dir", out, "--draws", "100"],
         "train": [*train, "--dataset_name", str(rows), "--output_dir", out, "--save_steps", "2"],
         "rl": [*policy, "--dataset_name", str(rows), "--output_dir", out, "--max_completion_length", "8"],
         "demo": ["--model", str(tiny_backbone_dir), "--output_dir", out, "--num_pairs", "2", "--num_eval_pairs", "2"],

@@ -125,9 +125,9 @@ class _Praise(ClassifierModel):
     def __init__(self) -> None:
         self.read: list[str] = []
 
-    def score(self, prompts: Sequence[Any], responses: Sequence[Any], **_: Any) -> list[float]:
+    def score_and_cut(self, prompts: Sequence[Any], responses: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
         self.read += responses
-        return [10.0 + sum((word[0] == "g") - (word[0] == "b") for word in text.split()) for text in responses]
+        return [(10.0 + sum((word[0] == "g") - (word[0] == "b") for word in text.split()), False) for text in responses]
 
 
 @pytest.mark.parametrize(("method", "texts"), [("leave_one_out", 4), ("shapley", 8)])

@@ -321,3 +321,16 @@ def test_weights_that_are_no_numbers_name_the_folder_that_was_given(tiny_backbon
     model.save_pretrained(tmp_path / "broken")
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "broken"))):
         SentenceRewardModel.from_pretrained(tmp_path / "broken").score(["Where?"], ["Here."])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"packng": "none"}, "from_pretrained has no argument `packng`"),
+        ({"dtype": "int9"}, "`dtype` must be auto or a dtype of torch such as"),
+    ],
+)
+def test_an_argument_that_does_not_exist_is_named(saved: Path, arguments: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=said) as raised:
+        SentenceRewardModel.from_pretrained(saved, **arguments)
+    assert "whole" not in str(raised.value)

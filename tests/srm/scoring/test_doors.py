@@ -210,3 +210,15 @@ def test_every_form_of_an_answer(answer: Any, model: SentenceRewardModel) -> Non
     ((first, second),) = model.score([USER], [[answer, "No."]])
     assert first.reward == want
     assert second.reward != want
+
+
+def test_score_gives_the_way_out_in_words_of_python(model: SentenceRewardModel) -> None:
+    for response in ("It is warm.", "It is warm. " * 9000):
+        with pytest.raises(UserError, match=r"max_length is 10\. Raise `max_length`, or shorten the row\.$"):
+            model.score(["Why?"], [response], max_length=10)
+
+
+def test_an_end_token_alone_is_said_to_be_removed(model: SentenceRewardModel) -> None:
+    end = model.tokenizer.eos_token  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="is empty once its end token is removed"):
+        model.score(["Why?"], [end])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,8 @@ from srm.cli.score import main
 from srm.data import ResponseRow
 from srm.evaluation.pairs import scored_rows
 from srm.scoring.file import RowSettings, append_scores, meta_path, score_file
-from srm.scoring.lines import read_scores
+from srm.scoring.lines import count_truncated, read_scores
+from srm.scoring.results import ScoredResponse
 
 IDENTITY = {"model": "m"}
 SETTINGS = RowSettings(overlong="error", max_length=None, packing="shared", tokens_per_batch=64)
@@ -240,7 +242,39 @@ def test_too_long_a_row_is_named_or_cut(model: SentenceRewardModel, tmp_path: Pa
     with pytest.raises(UserError, match=r"in.jsonl line 2: prompt and response are \d+ tokens, max_length is 100"):
         score(model, source, output, replace(SETTINGS, max_length=100))
     score(model, source, output, replace(SETTINGS, max_length=100, overlong="truncate_response"), overwrite=True)
-    assert 0 < len(list(read_scores(output))[1]["sentences"]) < 40
+    short, long = read_scores(output)
+    assert 0 < len(long["sentences"]) < 40
+    assert ("truncated" in short, long["truncated"], count_truncated(output)) == (False, True, 1)
+    assert ScoredResponse.from_dict(long).truncated
+    output.write_text(output.read_text().replace('"truncated": true', '"truncated": 1'))
+    with pytest.raises(UserError, match="line 2: is not what srm-score writes"):
+        count_truncated(output)
+
+
+@pytest.mark.parametrize("change", [{"overlong": "truncate_response"}, {"overlong": "truncate_prompt"}, {"max_length": 1000}])
+def test_a_run_that_stopped_at_too_long_a_row_goes_on_as_its_message_advises(
+    model: SentenceRewardModel, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows: list[dict[str, str]] = [{"prompt": f"Question {i}?", "response": "Short."} for i in range(10)]
+    rows.append({"prompt": "Why is that so? " * 12, "response": "It is warm there."})
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    strict = replace(SETTINGS, max_length=100)
+    with pytest.raises(UserError, match=r"in.jsonl line 11"):
+        score(model, source, output, strict)
+    with pytest.raises(UserError, match="max_length was 100, is 90"):
+        score(model, source, output, replace(strict, max_length=90))
+    lenient = replace(strict, **change)
+    if change == {"overlong": "truncate_response"}:
+        # The prompt alone is too long; the record is that of the new settings all the same.
+        with pytest.raises(UserError, match="the prompt alone"):
+            score(model, source, output, lenient)
+    else:
+        summary = score(model, source, output, lenient)
+        assert summary.num_resumed + summary.num_scored == 11
+        assert summary.num_resumed > 0
+    with pytest.raises(UserError, match=f"{next(iter(change))} was"):
+        score(model, source, output, strict)
 
 
 def test_command_prints_accuracy_of_pairs(model: SentenceRewardModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

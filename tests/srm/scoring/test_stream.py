@@ -107,6 +107,20 @@ def test_a_sentence_comes_when_the_word_behind_it_is_whole(model: SentenceReward
     ]
 
 
+def test_a_piece_that_is_too_long_or_no_text_is_refused_and_changes_nothing(model: SentenceRewardModel) -> None:
+    stream = model.stream(PROMPT)
+    for piece, message in (
+        ("warm" * 2000, "the limit is 256"),
+        ("It is warm. " + "warm" * 2000, "the limit is 256"),
+        (5, "takes text, got int"),
+    ):
+        with pytest.raises(UserError, match=message):
+            stream.feed(piece)  # type: ignore[arg-type]
+        assert stream.text == ""
+    stream.feed("It is warm.")
+    assert stream.close().reward == pytest.approx(model.score([PROMPT], ["It is warm."])[0].reward, abs=1e-4)
+
+
 def test_long_sentences_are_scored_when_their_end_is_known(awake_model: ModelMaker) -> None:
     model = awake_model(segmenter={"name": "punkt", "max_chars": 30})
     long = "The cat sat on the mat and it was warm there and the mat was warm and the cat sat"

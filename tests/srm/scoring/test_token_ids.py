@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -260,9 +262,53 @@ def test_errors(model: SentenceRewardModel) -> None:
         model.score_tokens(prompt_ids, response_ids, response_lengths=torch.tensor([2]))
     with pytest.raises(ValueError, match="`prompt_mask` goes with a padded tensor"):
         model.score_tokens(prompt_ids, response_ids, prompt_mask=torch.ones(1, 1))
+    padded = torch.tensor(prompt_ids)
+    for tokens_per_batch in (0, -1, 2.5, True):
+        for call in (model.score_tokens, model.score):
+            texts = (["a"], ["It is."]) if call == model.score else (prompt_ids, response_ids)
+            with pytest.raises(UserError, match=rf"`tokens_per_batch` must be a whole number, 1 or more, got {tokens_per_batch}"):
+                call(*texts, tokens_per_batch=tokens_per_batch)  # type: ignore[operator]
+    with pytest.raises(UserError, match=r"`prompt_mask` must be integers or bool, got float32"):
+        model.score_tokens(padded, response_ids, prompt_mask=torch.full(padded.shape, 0.5))
+    with pytest.raises(UserError, match=r"`response_lengths` must be integers, got float32"):
+        model.score_tokens(prompt_ids, torch.tensor(response_ids), response_lengths=torch.tensor([1.5]))
+    for ids in (padded.bool(), padded.float()):
+        with pytest.raises(ValueError, match=r"`prompt_ids` must be integers"):
+            model.score_tokens(ids, response_ids)
     model.tokenizer = None
     with pytest.raises(UserError, match=r"the model has no tokenizer.*pass `tokenizer`"):
         model.score_tokens(prompt_ids, response_ids)
+
+
+@pytest.mark.parametrize(
+    ("row", "got"),
+    [
+        ([5, 5.7], "5.7"),
+        (["5"], "'5'"),
+        ([True], "True"),
+        ([np.float64(5)], "5.0"),
+        ([torch.tensor(True)], "True"),
+        ("57", "a list of integers, got str"),
+        (5, "a list of integers, got int"),
+        (np.array([5.0]), "float64"),
+        (torch.ones(2, dtype=torch.bool), "bool"),
+        ([10**30], "64 bits|no embedding"),
+    ],
+)
+def test_ids_are_integers_and_nothing_else(model: SentenceRewardModel, row: Any, got: str) -> None:
+    good = [5, 7]
+    with pytest.raises(UserError, match=rf"`response_ids`.*({got})"):
+        model.score_tokens([good, good], [good, row])
+    with pytest.raises(UserError, match=rf"(`prompt_ids`: row 1|prompt 1).*({got})"):
+        model.score_tokens([good, row], [good, good])
+
+
+def test_integers_of_numpy_and_torch_are_ids(model: SentenceRewardModel) -> None:
+    want = model.score_tokens([[5, 7]], [[9, 11]]).reward
+    forms = (np.array([9, 11]), torch.tensor([9, 11], dtype=torch.int32), [np.int64(9), torch.tensor(11)], np.array([9, 11], dtype=object))
+    for row in forms:
+        assert model.score_tokens([[5, 7]], [row]).reward == want
+    assert model.score_tokens(np.array([[5, 7]]), np.array([[9, 11]], dtype=np.int16)).reward == want  # type: ignore[arg-type]
 
 
 def test_a_policy_with_the_same_vocabulary_needs_no_text(model: SentenceRewardModel, tiny_tokenizer_dir: Path) -> None:

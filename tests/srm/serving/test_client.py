@@ -278,3 +278,12 @@ def test_arguments_are_checked():
                 client.score(prompts, responses)
         with pytest.raises(ValueError, match="2 prompts and 1 responses"):
             client.score_tokens([[1], [2]], [[3]])
+
+
+@pytest.mark.parametrize("token", [5.7, "5", True])
+def test_ids_that_are_no_integers_are_not_sent(token: object) -> None:
+    with (
+        Client("http://localhost:9") as client,
+        pytest.raises(UserError, match=r"Client.score_tokens: `response_ids`: row 0 must hold integers"),
+    ):
+        client.score_tokens([[1]], [[token]])  # type: ignore[list-item]

@@ -140,7 +140,12 @@ BAD = [
     ("[" * 100_000, 422, "recursion limit"),
     ([], 422, "should be an object"),
     ({"row": []}, 422, '"rows"'),
-    ({"rows": [TEXT, {"prompt": "a"}]}, 422, '["body", "rows", 1, "text", "response"]'),
+    ({"rows": [TEXT, {"prompt": "a"}]}, 422, '["body", "rows", 1, "response"]'),
+    ({"rows": [{"prompt": 5, "response": "b"}]}, 422, '"loc": ["body", "rows", 0, "prompt"], "msg": "Input should be a string or a list'),
+    ({"rows": [{"prompt": [5], "response": "b"}]}, 422, '"loc": ["body", "rows", 0, "prompt", 0]'),
+    ({"rows": [{"prompt_ids": ["5"], "response_ids": [1]}]}, 422, '["body", "rows", 0, "prompt_ids", 0]'),
+    ({"rows": [{"prompt_ids": [1], "response_ids": [True]}]}, 422, "valid integer"),
+    ({"rows": [{"prompt_ids": [1], "response_ids": [5.0]}]}, 422, "valid integer"),
     ({"rows": [{**TEXT, "respones": "b"}]}, 422, "respones"),
     ({"rows": [{**TEXT, "prompt_ids": [1]}]}, 422, "response_ids"),
     ({"rows": [TEXT, {"prompt": "a", "response": "\x07" * 9}]}, 200, "rewards"),
@@ -185,6 +190,11 @@ def test_bad_requests_are_refused_and_the_server_goes_on(serve: Callable[..., st
         assert (answer.status_code, words in answer.text) == (status, True), (body, answer.status_code, answer.text)
     assert post(url, {"query": ["ab"], "prompts": []}, "/get_reward").json()["detail"][0]["loc"] == ["body", "query"]
     assert post(url, {"query": "ab", "prompts": ["b"]}, "/get_reward").status_code == 422
+    for headers in ({}, {"Content-Type": "application/x-www-form-urlencoded"}):
+        answer = httpx.post(f"{url}/v1/rewards", content=json.dumps({"rows": [TEXT]}).encode(), headers=headers)
+        assert answer.status_code == 422
+        assert "send Content-Type: application/json" in answer.json()["detail"][0]["msg"]
+        assert TEXT["response"] not in answer.text
     # Without its length told beforehand.
     chunks = (b"x" * 1000 for _ in range(100))
     assert httpx.post(f"{url}/v1/rewards", content=chunks, **json_type).status_code == 413
@@ -193,7 +203,7 @@ def test_bad_requests_are_refused_and_the_server_goes_on(serve: Callable[..., st
     with Client(url) as client:
         assert client.score(["a"], ["It is."])[0].reward == pytest.approx(model.score(["a"], ["It is."])[0].reward, abs=1e-5)
     seen = metrics(url)
-    assert seen["srm_requests_total", "/v1/rewards", "422"] == sum(status == 422 for _, status, _ in BAD)
+    assert seen["srm_requests_total", "/v1/rewards", "422"] == 2 + sum(status == 422 for _, status, _ in BAD)
     assert seen["srm_requests_total", "/v1/rewards", "413"] == 2
     assert seen["srm_requests_total", "other", "404"] == 1
     assert not any("elsewhere" in key for key in seen)
