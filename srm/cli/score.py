@@ -68,11 +68,13 @@ def _score(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
     # First, because without the stack it says so in one line, and torch alone has more to say.
     from srm.cli.terminal import Terminal
+    from srm.data.sources import one_split
     from srm.runs.lock import hold
 
     process, num_processes = _place()
     _check_engine(arguments, num_processes)
     _check_places(arguments)
+    arguments.split = one_split(arguments.input, arguments.split)
     # From before the first look at what is there until the last one.
     with hold(arguments.output, rank=process, num_ranks=num_processes), _cluster(arguments) as workers:
         _score_input(arguments, process, num_processes, workers, Terminal(stderr=True))

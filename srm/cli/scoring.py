@@ -25,7 +25,7 @@ _DECISIVE = ("split", "dtype", "skip_bad_rows")
 def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     """How responses are read, cut, batched and run."""
     rows = parser.add_argument_group("rows")
-    rows.add_argument("--split", default="train", help="split of a folder or hub data set")
+    rows.add_argument("--split", help="split of a folder or hub data set [the only one of a folder; train]")
     rows.add_argument("--max_length", type=int, help="longest prompt + response in tokens [what the backbone can]")
     rows.add_argument(
         "--overlong",

@@ -327,3 +327,12 @@ def test_the_project_s_real_suite(sentence: Path, shared_data: Path, tmp_path: P
     command = ["--model", str(model), "--suite", str(shared_data / "suite_dev.jsonl.gz"), "--output_dir", str(out), *options]
     assert main(command) == 0
     assert set(results(out)["weights"]) == {"Chat", "Chat Hard", "Safety", "Reasoning"}
+
+
+def test_a_suite_of_several_splits_is_refused(sentence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "suite").mkdir()
+    for name in ("train", "test"):
+        write(tmp_path / "suite" / f"{name}.jsonl", pairs(2))
+    assert main(["--model", str(sentence), "--suite", str(tmp_path / "suite"), "--output_dir", str(tmp_path / "out")]) == 1
+    assert "suite: the folder has the splits test, train. Say which by --split" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
