@@ -124,11 +124,13 @@ def _score_input(arguments: argparse.Namespace, process: int, num_processes: int
         packing=arguments.packing,
         tokens_per_batch=arguments.tokens_per_batch,
     )
+    # First, because a model that is not there has no settings to compare.
+    check = row_check(arguments.model)
     identity = model_identity(arguments.model, arguments.input, arguments)
     if not arguments.overwrite:
         check_output(arguments.output, identity | settings.decisive())
     # A first pass finds bad rows before hours are spent, and tells the progress bar how long it is.
-    found = first_pass(arguments.input, split=arguments.split, skip_bad_rows=arguments.skip_bad_rows, check=row_check(arguments.model))
+    found = first_pass(arguments.input, split=arguments.split, skip_bad_rows=arguments.skip_bad_rows, check=check)
     total, left_out = found.num_responses, found.left_out
     _check_views(arguments, total)
     common: dict[str, Any] = {

@@ -113,8 +113,14 @@ def model_identity(name: str, source: str, arguments: argparse.Namespace) -> dic
     from srm.modeling.contents import model_contents
 
     model = Path(name)
-    identity = {"model": str(model.resolve()) if model.is_dir() else name, "input": source}
+    identity = {"model": str(model.resolve()) if model.is_dir() else name, "input": _whole_path(source)}
     return identity | model_contents(name) | {option: getattr(arguments, option) for option in _DECISIVE}
+
+
+def _whole_path(source: str) -> str:
+    """One name for one place, however it is written; names on the hub as they are."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
 
 
 def progress_columns(title: str) -> tuple[ProgressColumn, ...]:
