@@ -92,6 +92,8 @@ def _evaluate(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
     # First, because without the stack it says so in one line, and torch alone has more to say.
     from srm.cli.terminal import Terminal
+    from srm.data.sources import one_split
+    from srm.evaluation.suites import SUITES
     from srm.runs.lock import hold
 
     device_of(arguments)
@@ -100,6 +102,8 @@ def _evaluate(argv: Sequence[str]) -> None:
     names = short_names(arguments.model)
     outputs = {name: arguments.output_dir / "scores" / f"{file_name(name)}.jsonl" for name in names}
     files = _check_places(arguments, outputs)
+    # A suite of the hub has its own.
+    arguments.split = arguments.split or "train" if arguments.suite in SUITES else one_split(arguments.suite, arguments.split)
     with hold(arguments.output_dir):
         _claim(arguments, files)
         _evaluate_suite(names, outputs, arguments, Terminal(stderr=True))

@@ -68,11 +68,13 @@ def _score(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
     # First, because without the stack it says so in one line, and torch alone has more to say.
     from srm.cli.terminal import Terminal
+    from srm.data.sources import one_split
     from srm.runs.lock import hold
 
     process, num_processes = _place()
     _check_engine(arguments, num_processes)
     _check_places(arguments)
+    arguments.split = one_split(arguments.input, arguments.split)
     # From before the first look at what is there until the last one.
     with hold(arguments.output, rank=process, num_ranks=num_processes), _cluster(arguments) as workers:
         _score_input(arguments, process, num_processes, workers, Terminal(stderr=True))
@@ -123,11 +125,13 @@ def _score_input(arguments: argparse.Namespace, process: int, num_processes: int
         packing=arguments.packing,
         tokens_per_batch=arguments.tokens_per_batch,
     )
+    # First, because a model that is not there has no settings to compare.
+    check = row_check(arguments.model)
     identity = model_identity(arguments.model, arguments.input, arguments)
     if not arguments.overwrite:
         check_output(arguments.output, identity | settings.decisive())
     # A first pass finds bad rows before hours are spent, and tells the progress bar how long it is.
-    found = first_pass(arguments.input, split=arguments.split, skip_bad_rows=arguments.skip_bad_rows, check=row_check(arguments.model))
+    found = first_pass(arguments.input, split=arguments.split, skip_bad_rows=arguments.skip_bad_rows, check=check)
     total, left_out = found.num_responses, found.left_out
     _check_views(arguments, total)
     common: dict[str, Any] = {

@@ -34,7 +34,7 @@ _DECISIVE = ("split", "dtype", "skip_bad_rows")
 def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     """How responses are read, cut, batched and run."""
     rows = parser.add_argument_group("rows")
-    rows.add_argument("--split", default="train", help="split of a folder or hub data set")
+    rows.add_argument("--split", help="split of a folder or hub data set [the only one of a folder; train]")
     rows.add_argument("--max_length", type=int, help="longest prompt + response in tokens [what the backbone can]")
     rows.add_argument(
         "--overlong",
@@ -122,7 +122,7 @@ def model_identity(name: str, source: str, arguments: argparse.Namespace) -> dic
     from srm.modeling.contents import model_contents
 
     model = Path(name)
-    identity = {"model": str(model.resolve()) if model.is_dir() else name, "input": source}
+    identity = {"model": str(model.resolve()) if model.is_dir() else name, "input": _whole_path(source)}
     return identity | model_contents(name) | {option: getattr(arguments, option) for option in _DECISIVE}
 
 
@@ -137,6 +137,12 @@ def truncated_line(count: int, total: int, arguments: argparse.Namespace) -> str
     what = "prompts of responses" if arguments.overlong == "truncate_prompt" else "responses"
     limit = "what the model reads" if arguments.max_length is None else f"--max_length {arguments.max_length}"
     return f"{count} of {total} {what} were cut to {limit} (--overlong {arguments.overlong})"
+
+
+def _whole_path(source: str) -> str:
+    """One name for one place, however it is written; names on the hub as they are."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
 
 
 def progress_columns(title: str) -> tuple[ProgressColumn, ...]:

@@ -93,6 +93,7 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
 
     from srm.cli.progress import StepBar, StepLines
     from srm.cli.terminal import Terminal
+    from srm.data.sources import what_is_read
     from srm.memory import keep_freed_memory
     from srm.training.build import build_model
     from srm.training.early import check_early
@@ -103,6 +104,9 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
     settings = (model_arguments, data_arguments, config)
     check_early(*settings)
     train_comparisons, eval_comparisons = read_rows(data_arguments, config)
+    for source, split in _splits_read(data_arguments, evaluates=eval_comparisons is not None):
+        if (read := what_is_read(source, split)) is not None:
+            tell(read)
     if config.device.type == "cpu":
         keep_freed_memory()
     # The head and a boundary token's row begin at random: the same in every run with this seed, and in every process.
@@ -164,6 +168,16 @@ def _train(model_arguments: ModelArguments, data_arguments: DataArguments, confi
     tell(", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float) and _is_final(name)))
     tell(f"model saved to {config.output_dir}")
     trainer.accelerator.end_training()
+
+
+def _splits_read(data: DataArguments, *, evaluates: bool) -> Iterator[tuple[str, str]]:
+    """Sources, each with the split that is read of it."""
+    if data.parts:
+        yield from ((part.path, part.split) for part in data.parts if part.is_plain)
+    else:
+        yield str(data.dataset_name), data.dataset_train_split
+    if evaluates and data.test_split_size is None:
+        yield data.eval_dataset_name or str(data.dataset_name), data.dataset_test_split
 
 
 def _is_final(name: str) -> bool:

@@ -38,6 +38,7 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 # "from" is no key of ours; its messages are refused with a word on why.
 _MESSAGE_KEYS = frozenset({"role", "from"})
 _JSON_CELLS = frozenset({"responses", "scores", "ranks"})
+_COLUMNS = frozenset({"id", "prompt", "response", "responses", "chosen", "rejected"})
 
 
 def format_of(path: Path) -> str | None:
@@ -111,6 +112,8 @@ def _json_lines(path: Path, stream: IO[bytes]) -> Iterator[FileRow]:
             if line.strip():
                 yield where, _json_row(line)
         except RowProblem as problem:
+            if number == 1 and line is not None and line.lstrip().startswith(b"["):
+                problem = RowProblem(f"{problem}; if the file is one JSON list, rename it to .json", problem.fix)
             yield BadRow(where, problem)
 
 
@@ -218,6 +221,7 @@ def _csv(path: Path) -> Iterator[FileRow]:
         line = 1
         try:
             header = next(reader, [])
+            _check_commas(path, header)
             if len(set(header)) < len(header):
                 raise UserError(f"{path} line 1: the header names a column twice ({', '.join(header)}). Rename one.")
             while True:
@@ -232,6 +236,13 @@ def _csv(path: Path) -> Iterator[FileRow]:
             raise UserError(f"{path}: not UTF-8 (byte 0x{byte:02x}, after line {line}). Save the file as UTF-8.") from None
         except csv.Error as error:
             raise UserError(f"{path} line {line}: malformed CSV ({error}). Close the quotes of the row that begins there.") from None
+
+
+def _check_commas(path: Path, header: list[str]) -> None:
+    """Spreadsheets of many countries write semicolons, and then the header is one cell."""
+    for mark, name in (";", "semicolons"), ("\t", "tabs"):
+        if len(header) == 1 and _COLUMNS & set(header[0].lower().split(mark)[:-1]):
+            raise UserError(f"{path} line 1: {name} part the columns ({header[0]}), and it must be commas. Export the file with commas.")
 
 
 def _csv_row(where: str, header: list[str], cells: list[str]) -> FileRow:

@@ -74,19 +74,22 @@ class DataPart:
         Raises:
             UserError: nothing there, or it has no such split.
         """
-        is_slice = not _SPLIT_NAME.fullmatch(self.split)
         more = {name: value for name in ("data_dir", "data_files") if (value := getattr(self, name)) is not None}
-        if is_slice and Path(self.path).expanduser().is_file():
+        if not _SPLIT_NAME.fullmatch(self.split) and Path(self.path).expanduser().is_file():
             raise UserError(
                 f"{self.path}: a single file is one split, and {self.split!r} is a part of one. Give path: json and data_files."
             )
-        # Whatever only `datasets` knows what to do with.
-        if more or is_slice or self.name is not None:
-            rows = loaded_rows(self.path, split=self.split, config=self.name, streaming=streaming, **more)
+        if self.is_plain:
+            rows = raw_rows(self.path, split=self.split, streaming=streaming)
         else:
-            rows = raw_rows(self.path, split=self.split, config=self.name, streaming=streaming)
+            rows = loaded_rows(self.path, split=self.split, config=self.name, streaming=streaming, **more)
         columns = self.columns
         return rows if columns is None else (_selected(row, columns) for row in rows)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is read as --dataset_name is, and not by `datasets`, which alone knows what to do with a part of a split and files."""
+        return bool(_SPLIT_NAME.fullmatch(self.split)) and all(value is None for value in (self.name, self.data_dir, self.data_files))
 
     @property
     def places(self) -> list[str]:

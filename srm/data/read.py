@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Generator, Iterable, Iterator
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
+from hashlib import blake2b
+from itertools import groupby, islice
 from typing import TypeVar
 
 from srm.data.boundary import BadRows, RowCheck, as_bad_row
 from srm.data.messages import check_prompt
 from srm.data.responses import own_prompt
-from srm.data.rows import parse_responses, parse_row
+from srm.data.rows import check_has_prompt, parse_responses, parse_row
 from srm.data.schema import BadRow, Comparison, Prompt, RawRow, ResponseRow, RowProblem
 from srm.data.settings import with_settings
 from srm.data.sources import raw_rows
@@ -19,6 +21,9 @@ from srm.errors import UserError
 __all__ = ["FirstPass", "comparisons_of", "first_pairs", "first_pass", "read_comparisons", "read_prompts", "read_responses", "usable_rows"]
 
 T = TypeVar("T")
+
+# Of a billion ids, the chance that two of them share one is some 1e-21.
+_DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,20 @@ def first_pass(
         check: raises what else is wrong with a row, such as `srm.data.boundary.check_row` of the tokenizer that will read it.
 
     Raises:
-        UserError: no such source, a file that cannot be read, or a row that cannot be used.
+        UserError: no such source, a file that cannot be read, or a row that cannot be used, such as one whose id came before.
     """
+    rows = partial(raw_rows, source, split=split, config=config)
+    # Digest of an id -> number of its row. Of many millions of rows, whole ids would fill the memory.
+    seen: dict[bytes, int] = {}
+
+    def check_ids(number: int, ids: Sequence[str]) -> None:
+        digests = [blake2b(id.encode(), digest_size=_DIGEST_BYTES).digest() for id in ids]
+        for id, digest in zip(ids, digests, strict=True):
+            if (first := seen.get(digest)) is not None:
+                # Reading up to it once more costs less than keeping all places, but not for each of many rows that are dropped.
+                where = f"row {first}" if skip_bad_rows else _where(next(islice(rows(), first - 1, None)))
+                raise RowProblem(f"the id {id!r} is that of {where} too", "Rename one, or delete the column `id`")
+        seen.update(dict.fromkeys(digests, number))
 
     def parse(row: RawRow) -> tuple[int, int]:
         responses = _parse_responses(row)
@@ -56,13 +73,18 @@ def first_pass(
             for _, same in groupby(responses, key=lambda response: response.prompt):
                 row_responses = list(same)
                 check(row_responses[0].prompt, [response.response for response in row_responses])
+        check_ids(row.number, [response.id for response in responses])
         return row.number, len(responses)
 
     bad = BadRows(source, skip_bad_rows)
-    good = list(_usable(raw_rows(source, split=split, config=config), parse, bad))
+    good = list(_usable(rows(), parse, bad))
     numbers = {number for number, _ in good}
     left_out = frozenset(range(1, len(good) + bad.count + 1)) - numbers
     return FirstPass(sum(count for _, count in good), left_out)
+
+
+def _where(row: RawRow | BadRow) -> str:
+    return row.where if isinstance(row, RawRow) else "a row"
 
 
 def read_comparisons(
@@ -178,7 +200,11 @@ def read_prompts(
 
     def parse(row: RawRow) -> Prompt:
         fields = row.fields
-        prompt = with_settings(check_prompt(fields["prompt"]), fields) if "prompt" in fields else _only_prompt(_parse_comparison(row))
+        if "prompt" in fields:
+            prompt = with_settings(check_prompt(fields["prompt"]), fields)
+        else:
+            check_has_prompt(fields)
+            prompt = _only_prompt(_parse_comparison(row))
         if check is not None:
             check(prompt, ())
         return prompt

@@ -12,7 +12,7 @@ from srm.data.responses import check_response, own_prompt
 from srm.data.schema import BadRow, Comparison, Pair, Prompt, RawRow, Response, ResponseRow, RowProblem
 from srm.data.settings import SETTING_COLUMNS, with_settings
 
-__all__ = ["parse_parts", "parse_responses", "parse_row", "row_id"]
+__all__ = ["check_has_prompt", "parse_parts", "parse_responses", "parse_row", "row_id"]
 
 _PAIR = ("chosen", "rejected")
 _USED = frozenset({"id", "prompt", "chosen", "rejected", "margin", "responses", "scores", "ranks"}) | SETTING_COLUMNS
@@ -43,7 +43,7 @@ def parse_row(fields: Mapping[str, Any], *, where: str, id: str) -> Comparison:
             prompt, responses = _listed_responses(fields, least=2)
             pairs = _ranked_pairs(fields, responses)
         else:
-            raise RowProblem(_missing(fields, _FORMS))
+            raise RowProblem(_missing(fields, _FORMS, pairs=True))
         return Comparison(prompt=prompt, responses=responses, pairs=pairs, id=own_id, where=where, extra=extra)
     except RowProblem as problem:
         raise BadRow(where, problem) from None
@@ -73,6 +73,7 @@ def parse_parts(row: RawRow) -> tuple[str, Sequence[str], Prompt, tuple[Response
     fields = row.fields
     try:
         own_id = row_id(fields, row.id)
+        _check_one_form(fields)
         if _has(fields, *_PAIR):
             prompt, responses = _prompt_and_responses(fields, [fields[name] for name in _PAIR], _PAIR)
             labels: Sequence[str] = _PAIR
@@ -84,20 +85,56 @@ def parse_parts(row: RawRow) -> tuple[str, Sequence[str], Prompt, tuple[Response
             prompt, responses = _listed_responses(fields, least=1)
             labels, used = [str(number) for number in range(1, len(responses) + 1)], {"id", "prompt", "responses"}
         else:
-            raise RowProblem(_missing(fields, f"prompt + response, {_FORMS}"))
+            raise RowProblem(_missing(fields, f"prompt + response, {_FORMS}", pairs=False))
     except RowProblem as problem:
         raise BadRow(row.where, problem) from None
     return own_id, labels, prompt, responses, {name: value for name, value in fields.items() if name not in used | SETTING_COLUMNS}
+
+
+def check_has_prompt(fields: Mapping[str, Any]) -> None:
+    """Raise `RowProblem` where a row without the column `prompt` has no responses that share a prompt either.
+
+    Args:
+        fields: the row's columns.
+    """
+    if not _has(fields, *_PAIR) and not _has(fields, "responses"):
+        expected = "prompt alone, or chosen + rejected that share their prompt"
+        raise RowProblem(f"there is no `prompt` ({_found(fields)}; expected {expected}{_hint(fields, pairs=True)})")
+
+
+def _check_one_form(fields: Mapping[str, Any]) -> None:
+    """Of a row with `response` and other responses, some would go unscored. Arrow writes null where a row has no such column."""
+    others = [name for name in (*_PAIR, "responses") if fields.get(name) is not None]
+    if fields.get("response") is not None and others:
+        names = " and ".join(f"`{name}`" for name in ("response", *others))
+        raise RowProblem(f"there are {names}, and a row has one form", "Keep one of them, or write two rows")
 
 
 def _has(fields: Mapping[str, Any], *names: str) -> bool:
     return all(name in fields for name in names)
 
 
-def _missing(fields: Mapping[str, Any], expected: str) -> str:
+def _missing(fields: Mapping[str, Any], expected: str, *, pairs: bool) -> str:
     lacking = [name for name in _PAIR if name not in fields]
     what = f"there is no `{lacking[0]}`" if len(lacking) == 1 else "there are no responses"
-    return f"{what} (columns found: {', '.join(fields) or 'none'}; expected {expected})"
+    return f"{what} ({_found(fields)}; expected {expected}{_hint(fields, pairs=pairs)})"
+
+
+def _found(fields: Mapping[str, Any]) -> str:
+    return f"columns found: {', '.join(fields) or 'none'}"
+
+
+def _hint(fields: Mapping[str, Any], *, pairs: bool) -> str:
+    """What a column with an unknown name was probably meant to be."""
+    for name in fields:
+        meant = name.strip().lower()
+        if meant != name and meant in _USED | {"response"} and meant not in fields:
+            return f"; rename {name!r} to {meant}"
+    for name in fields:
+        if name in ("messages", "conversations"):
+            whole = "a pair needs two conversations, `chosen` and `rejected`" if pairs else "rename it to response to score its last answer"
+            return f"; `{name}` is one whole conversation: {whole}"
+    return ""
 
 
 def row_id(fields: Mapping[str, Any], default: str) -> str:
@@ -124,9 +161,11 @@ def _split(fields: Mapping[str, Any], values: Sequence[Any], names: Sequence[str
             check_is_text(value, name)
     if "prompt" in fields:
         return check_prompt(fields["prompt"]), answers
-    if tuple(names) == _PAIR and all(isinstance(value, str) for value in values):
+    hint = _hint(fields, pairs=True)
+    # Beside a column `Prompt`, what two texts share is no prompt.
+    if tuple(names) == _PAIR and all(isinstance(value, str) for value in values) and not hint.endswith(" to prompt"):
         return split_strings(values[0], values[1])
-    raise RowProblem(f"there is no `prompt` (columns found: {', '.join(fields)})", "Add the column")
+    raise RowProblem(f"there is no `prompt` ({_found(fields)}{hint})", "Add the column")
 
 
 def _listed_responses(fields: Mapping[str, Any], *, least: int) -> tuple[Prompt, tuple[Response, ...]]:

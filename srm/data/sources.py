@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ from srm.data.schema import BadRow, RawRow
 from srm.errors import UserError, first_line
 from srm.hub import at_the_hub, why_not_there
 
-__all__ = ["loaded_rows", "raw_rows"]
+__all__ = ["loaded_rows", "one_split", "raw_rows", "what_is_read"]
 
 # What people and the hub call the splits in file names.
 _SPLIT_NAMES = {
@@ -23,12 +24,18 @@ _SPLIT_NAMES = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _WORD = re.compile(r"[a-z]+")
+# What commands ask for where nobody names a split.
+_DEFAULTS = ("train", "test")
+# A copy of a hub data set may hold this beside its rows.
+_NO_ROWS = "dataset_infos.json"
+_LISTED = 3
 
 
 def raw_rows(source: str, *, split: str = "train", config: str | None = None, streaming: bool = False) -> Iterator[RawRow | BadRow]:
     """The rows of `source` as a stream, numbered from 1; a row that cannot be read comes out as a `BadRow`.
 
-    A file is one split, whatever `split` says. So is a folder, unless names of files or folders in it state splits.
+    A file is one split, and so is a folder, unless names of files or folders in it state splits: `split` must be `train` or `test` there,
+    as commands ask for where nobody names one, for any other is a slip.
 
     Args:
         source: a file, a folder, or a name on the hub.
@@ -49,7 +56,69 @@ def raw_rows(source: str, *, split: str = "train", config: str | None = None, st
     except (OSError, ValueError, RuntimeError) as error:
         # No right to look, a name that is too long, a NUL byte, the home of a user who is not there.
         raise UserError(f"{source}: cannot be opened ({getattr(error, 'strerror', None) or error}). Check the path.") from None
-    return file_rows(path) if is_path else loaded_rows(source, split=split, config=config, streaming=streaming)
+    if not is_path:
+        return loaded_rows(source, split=split, config=config, streaming=streaming)
+    if path.is_file():
+        _check_default(source, split)
+    return file_rows(path)
+
+
+def one_split(source: str, split: str | None) -> str:
+    """The split of `source` that a command reads: `split`, or where that is None the only one, or `train` where no name states any.
+
+    Args:
+        source: as in `raw_rows`.
+        split: what the user asks for.
+
+    Raises:
+        UserError: there are several, and the user has to say which; or there are none, and one is asked for.
+    """
+    path = _here(source)
+    found = _splits_of_folder(path) if path is not None and path.is_dir() else []
+    if split is not None:
+        if split != "train" and path is not None and not found:
+            _refuse_split(source, split)
+        return split
+    if len(found) > 1:
+        raise UserError(f"{source}: the folder has the splits {', '.join(found)}. Say which by --split, such as --split {found[0]}.")
+    return found[0] if found else "train"
+
+
+def what_is_read(source: str, split: str) -> str | None:
+    """A line on what is read of a folder that states splits; None of anything else.
+
+    Args:
+        source: as in `raw_rows`.
+        split: as there.
+    """
+    path = _here(source)
+    if path is None or not path.is_dir() or not (found := _splits_of_folder(path)):
+        return None
+    files = [] if _is_saved(path) else [str(file.relative_to(path)) for file in _files_of_split(path, split)]
+    return f"reading split {split} of {source} (it has {', '.join(found)})" + (f": {_some(files)}" if files else "")
+
+
+def _here(source: str) -> Path | None:
+    """Where `source` lies on this machine; None where it does not, or `raw_rows` will say why it cannot be looked at."""
+    try:
+        path = Path(source).expanduser()
+        return path if source.strip() and path.exists() else None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def _check_default(source: str, split: str) -> None:
+    if split not in _DEFAULTS:
+        _refuse_split(source, split)
+
+
+def _refuse_split(source: str, split: str) -> None:
+    raise UserError(f"{source}: has no split {split!r}, because no name of a file or folder there states one. Leave the split out.")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def _looks_like_path(source: str, path: Path) -> bool:
@@ -57,7 +126,7 @@ def _looks_like_path(source: str, path: Path) -> bool:
 
 
 def _folder_rows(folder: Path, split: str) -> Iterator[RawRow | BadRow]:
-    if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+    if _is_saved(folder):
         yield from _saved_rows(folder, split)
         return
     number = 0
@@ -67,20 +136,47 @@ def _folder_rows(folder: Path, split: str) -> Iterator[RawRow | BadRow]:
             yield row
 
 
-def _files_of_split(folder: Path, split: str) -> list[Path]:
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file()
+
+
+def _splits_of_folder(folder: Path) -> list[str]:
+    """What splits a folder has; none where it does not say."""
+    if not _is_saved(folder):
+        return sorted({name for name in _data_files(folder).values() if name})
+    try:
+        return [str(name) for name in json.loads((folder / "dataset_dict.json").read_bytes())["splits"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        # A single saved split, or a damaged record, of which the reader says what is wrong.
+        return []
+
+
+def _data_files(folder: Path) -> dict[Path, str | None]:
+    """The data files of a folder, in order, each with the split that its name states."""
     # A link that leads nowhere is listed too, for its rows would be missing without a word.
-    files = sorted(path for path in folder.rglob("*") if format_of(path) and not path.is_dir() and not _hidden(path.relative_to(folder)))
-    if not files:
+    found = sorted(path for path in folder.rglob("*") if format_of(path) and not path.is_dir() and path.name != _NO_ROWS)
+    return {path: _split_of(path.relative_to(folder)) for path in found if not _hidden(path.relative_to(folder))}
+
+
+def _files_of_split(folder: Path, split: str) -> list[Path]:
+    splits = _data_files(folder)
+    if not splits:
         raise UserError(f"{folder}: the folder holds no data file. Put {', '.join(SUFFIXES)} files there.")
-    splits = {path: _split_of(path.relative_to(folder)) for path in files}
     found = sorted({name for name in splits.values() if name})
     if not found:
-        return files
+        _check_default(str(folder), split)
+        return list(splits)
+    if nameless := [str(path.relative_to(folder)) for path, name in splits.items() if name is None]:
+        named = next(path for path, name in splits.items() if name)
+        raise UserError(
+            f"{folder}: {_some(nameless)} would be left out, because no split is in the name, and {named.relative_to(folder)} states "
+            f"{splits[named]!r}. Rename files, move some out of the folder, or give one file."
+        )
     wanted = next((name for name, aliases in _SPLIT_NAMES.items() if split in aliases), split)
     if wanted not in found:
         names = ", ".join(found)
         raise UserError(f"{folder}: the folder has no split {split!r}; its file names state {names}. Name one of these, or one file.")
-    return [path for path in files if splits[path] == wanted]
+    return [path for path in splits if splits[path] == wanted]
 
 
 def _split_of(path: Path) -> str | None:
@@ -104,6 +200,8 @@ def _saved_rows(folder: Path, split: str) -> Iterator[RawRow | BadRow]:
         if split not in saved:
             raise UserError(f"{folder}: the data set has no split {split!r}; it has {', '.join(saved)}. Name one of these.")
         saved = saved[split]
+    else:
+        _check_default(str(folder), split)
     yield from _dataset_rows(saved, str(folder), folder.name)
 
 

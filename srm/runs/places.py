@@ -107,6 +107,8 @@ def _check_writable(name: str, path: Path, *, is_folder: bool) -> None:
 
 
 def _problem_of_kind(path: Path, is_folder: bool) -> str:
+    if str(path) == "-":
+        return f"is not standard output here, which can neither be gone on with nor replaced. Give a {'folder' if is_folder else 'file'}."
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:

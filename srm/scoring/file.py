@@ -8,6 +8,7 @@ line belongs to a row whose id, prompt and response it was scored for: it holds 
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ ScoredRows = list[tuple[ResponseRow, ScoredResponse]]
 
 # A prompt group is run in one batch; more responses than this to one prompt are split.
 _LARGEST_GROUP = 64
+_DIGEST = re.compile("(sha256:)?[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,11 +300,8 @@ def check_identity(output: Path, before: dict[str, Any], now: dict[str, Any]) ->
     """
     if before.get("overlong") == "error" and _allows(now.get("max_length"), before.get("max_length")):
         before = before | {key: now[key] for key in ("overlong", "max_length") if key in now}
-    changed = [
-        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+    names = sorted(before.keys() | now.keys())
+    changed = [_change(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
     if changed:
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(
@@ -314,6 +313,13 @@ def check_identity(output: Path, before: dict[str, Any], now: dict[str, Any]) ->
 def _allows(now: int | None, before: int | None) -> bool:
     """Whether a limit is no lower than it was."""
     return now is None or (before is not None and now >= before)
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    if any(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (before, now)):
+        # Nobody can compare 64 digits.
+        return f"{name} is new" if before is None else f"{name} is gone" if now is None else f"{name} has other contents now"
+    return f"{name} was {before!r}, is {now!r}"
 
 
 def drop_unfinished_line(output: Path) -> int:

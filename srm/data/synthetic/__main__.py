@@ -19,6 +19,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other pairs")
     parser.add_argument("--output", type=Path, required=True, help="JSONL file to write")
     arguments = parser.parse_args(argv)
+    if arguments.num_pairs < 1:
+        # Before the file is opened, which empties one that is there.
+        parser.error(f"--num_pairs must be at least 1, got {arguments.num_pairs}.")
     pairs = generate_pairs(arguments.num_pairs, split=arguments.split, seed=arguments.seed)
     write_jsonl(pairs, arguments.output)
     print(f"{arguments.output}: {len(pairs)} pairs")

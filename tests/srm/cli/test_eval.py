@@ -166,13 +166,13 @@ def test_a_model_that_changed_in_place_is_noticed(
     # Neither size nor time tells.
     os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert main(command) == 1
-    assert "was begun with other settings (model's model.safetensors was '" in capsys.readouterr().err
+    assert "was begun with other settings (model's model.safetensors has other contents now)" in capsys.readouterr().err
     content[-3] ^= 1
     weights.write_bytes(content)
     assert main(command) == 0, "a file that was only copied or touched is the same"
     (model / "chat_template.jinja").write_text((model / "chat_template.jinja").read_text() + " ")
     assert main(command) == 1
-    assert "model's chat_template.jinja was '" in capsys.readouterr().err
+    assert "model's chat_template.jinja has other contents now" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
 
 
@@ -349,3 +349,12 @@ def test_the_project_s_real_suite(sentence: Path, shared_data: Path, tmp_path: P
     command = ["--model", str(model), "--suite", str(shared_data / "suite_dev.jsonl.gz"), "--output_dir", str(out), *options]
     assert main(command) == 0
     assert set(results(out)["weights"]) == {"Chat", "Chat Hard", "Safety", "Reasoning"}
+
+
+def test_a_suite_of_several_splits_is_refused(sentence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "suite").mkdir()
+    for name in ("train", "test"):
+        write(tmp_path / "suite" / f"{name}.jsonl", pairs(2))
+    assert main(["--model", str(sentence), "--suite", str(tmp_path / "suite"), "--output_dir", str(tmp_path / "out")]) == 1
+    assert "suite: the folder has the splits test, train. Say which by --split" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -169,7 +169,7 @@ def test_settings_and_files_that_scores_depend_on(
     weights.write_bytes(content)
     os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert main(command) == 1
-    assert "reference model's model.safetensors was '" in capsys.readouterr().err
+    assert "reference model's model.safetensors has other contents now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -175,3 +175,39 @@ def test_parts_of_several_processes_are_not_gone_on_with_on_ray(tmp_path: Path, 
     command = ["--model", "unused", "--input", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "scores.jsonl")]
     assert score.main([*command, "--engine", "ray"]) == 1
     assert "scores.jsonl.parts: several processes have begun" in capsys.readouterr().err
+
+
+def test_of_several_splits_the_user_names_one(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, output = tmp_path / "rows", tmp_path / "scores.jsonl"
+    source.mkdir()
+    for name in ("train", "test"):
+        (source / f"{name}.jsonl").write_text(json.dumps({"id": name, "prompt": "Hi", "response": "Yes."}) + "\n")
+    command = ["--model", str(model_dir), "--input", str(source), "--output", str(output)]
+    assert score.main(command) == 1
+    assert f"{source}: the folder has the splits test, train. Say which by --split" in capsys.readouterr().err
+    assert score.main([*command, "--split", "test"]) == 0
+    assert [line["id"] for line in read_scores(output)] == ["test"]
+    # The only one need not be named.
+    (source / "train.jsonl").unlink()
+    assert score.main(command) == 0
+
+
+def test_another_way_to_write_the_input_is_no_other_setting(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(model_dir, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows.jsonl", "./rows.jsonl", f"../{tmp_path.name}/rows.jsonl"):
+        assert score.main(["--model", str(model_dir), "--input", name, "--output", "scores.jsonl"]) == 0
+    assert "6 of them by an earlier run" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_said_before_settings_are_compared(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(model_dir, tmp_path)
+    typo = tmp_path / "typo"
+    assert score.main(["--model", str(typo), "--input", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "scores.jsonl")]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"srm-score: {typo}")
+    assert "other settings" not in said

@@ -357,3 +357,14 @@ def test_from_a_reward_model_s_score(flags, tiny_backbone_dir, tmp_path, capsys)
     capsys.readouterr()
     assert main(flags(init_value_from=tiny_backbone_dir, output_dir=tmp_path / "other")) == 1
     assert "is no sequence classifier (LlamaModel), so it has no score to start from" in capsys.readouterr().err
+
+
+def test_what_is_read_of_a_folder_is_said(flags, pairs, tmp_path, capsys):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("train", "test"):
+        (folder / f"{name}.jsonl").write_bytes(pairs.read_bytes())
+    assert main(flags(dataset_name=folder, max_steps=1, max_pairs=4, eval_strategy="epoch", max_eval_pairs=4)) == 0
+    out = capsys.readouterr().out
+    for split in ("train", "test"):
+        assert f"reading split {split} of {folder} (it has test, train): {split}.jsonl\n" in out

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from srm.data import read_comparisons, read_prompts, read_responses
+from srm.data.read import first_pass
 from srm.errors import UserError
 
 Write = Callable[..., str]
@@ -137,8 +138,10 @@ def test_real_responses(shared_data: Path) -> None:
         assert all(0 <= error["start"] < error["end"] <= len(row.response) for error in row.extra["errors"])
 
 
-def test_a_folder_of_real_data_has_its_splits(shared_data: Path) -> None:
-    assert len(read_comparisons(str(shared_data), split="train", max_pairs=100)) == 100
+def test_a_folder_of_real_data_has_its_splits(shared_data: Path, tmp_path: Path) -> None:
+    for name in ("pairs_train.jsonl.gz", "pairs_test.jsonl.gz"):
+        (tmp_path / name).symlink_to((shared_data / name).resolve())
+    assert len(read_comparisons(str(tmp_path), split="train", max_pairs=100)) == 100
 
 
 def test_prompts_of_conversations(write: Callable[..., str]) -> None:
@@ -150,3 +153,41 @@ def test_prompts_of_conversations(write: Callable[..., str]) -> None:
     assert read_prompts(source) == [[user], [user, yes]]
     with pytest.raises(UserError, match="line 1: its responses answer different messages, so there is no one prompt"):
         read_prompts(write("apart.jsonl", [{"chosen": [user, yes], "rejected": [other, no]}]))
+
+
+def test_prompts_need_no_responses(write: Write) -> None:
+    with pytest.raises(
+        UserError, match=r"line 1: there is no `prompt` \(columns found: Prompt; expected prompt alone, .*; rename 'Prompt'"
+    ):
+        read_prompts(write("p.jsonl", [{"Prompt": "Why?"}]))
+    assert read_prompts(write("p.jsonl", [ranking(1, 2), {"chosen": "Is it? Yes", "rejected": "Is it? No"}])) == ["p", "Is it?"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "id", "second"),
+    [
+        ([{"id": "a", "response": "x"}, {"id": "b", "response": "y"}, {"id": "a", "response": "z"}], "a", 3),
+        ([{"id": 1, "response": "x"}, {"id": "1", "response": "y"}], "1", 2),
+        ([{"id": "a", "responses": ["x", "y"]}, {"id": "a/2", "response": "z"}], "a/2", 2),
+        ([{"id": "a/chosen", "response": "z"}, {"id": "a", "chosen": "x", "rejected": "y"}], "a/chosen", 2),
+        # A row without an id is called after its file and number.
+        ([{"id": "p-2", "response": "x"}, {"response": "y"}], "p-2", 2),
+    ],
+)
+def test_an_id_belongs_to_one_row(rows: list[dict[str, Any]], id: str, second: int, write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    path = write("p.jsonl", [{"prompt": "p", **row} for row in rows])
+    with pytest.raises(UserError) as caught:
+        first_pass(path)
+    assert str(caught.value) == (
+        f"{path} line {second}: the id {id!r} is that of {path} line 1 too. Rename one, or delete the column `id`, or pass --skip_bad_rows "
+        "to drop such rows and list them."
+    )
+    assert first_pass(path, skip_bad_rows=True).left_out == {second}
+    assert caplog.records[0].getMessage().endswith(f"line {second}: the id {id!r} is that of row 1 too")
+
+
+def test_ids_over_the_files_of_a_folder(write: Write, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(f"d/{name}.jsonl", [{"prompt": "p", "response": "r"}, {"id": "x", "prompt": "p", "response": "r"}])
+    with pytest.raises(UserError, match=r"b\.jsonl line 2: the id 'x' is that of .*a\.jsonl line 2 too"):
+        first_pass(str(tmp_path / "d"))

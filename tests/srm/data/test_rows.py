@@ -252,6 +252,9 @@ def test_bad_pairs(change: dict[str, Any], message: str) -> None:
         ({"prompt": TEXT, "chosen": "a"}, "there is no `rejected` (columns found: prompt, chosen; expected prompt + chosen + rejected,"),
         ({"question": TEXT, "answer": "a"}, "there are no responses (columns found: question, answer; expected"),
         ({}, "columns found: none"),
+        ({"Prompt": TEXT, "chosen": "Yes, it is", "rejected": "Yes, or no"}, "found: Prompt, chosen, rejected; rename 'Prompt' to prompt)"),
+        ({"prompt": TEXT, "Chosen": "a", "rejected": "b"}, "prompt + responses; rename 'Chosen' to chosen)"),
+        ({"messages": [U, A]}, "; `messages` is one whole conversation: a pair needs two conversations, `chosen` and `rejected`)"),
         ({"chosen": [A], "rejected": [B]}, "there is no `prompt` (columns found: chosen, rejected). Add the column"),
         ({"chosen": [U, A], "rejected": [U, A]}, "`chosen` and `rejected` are identical"),
         ({"chosen": [A, A], "rejected": [A, B]}, "there is no prompt, and no message that the response answers. Add a `prompt` column"),
@@ -311,6 +314,11 @@ def test_a_list_is_as_many_responses_and_may_repeat_itself() -> None:
     assert rows[0].extra == {"scores": [1, 1, 1]}
 
 
+def test_a_null_is_no_second_form() -> None:
+    (row,) = responses({"prompt": TEXT, "response": "a", "responses": None, "chosen": None})
+    assert row.response == "a"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -318,6 +326,11 @@ def test_a_list_is_as_many_responses_and_may_repeat_itself() -> None:
         ({"response": "a"}, "there is no `prompt`"),
         ({"prompt": TEXT, "text": "a"}, "there are no responses (columns found: prompt, text; expected prompt + response, prompt + chosen"),
         ({"prompt": TEXT, "responses": []}, "`responses` must hold at least 1, got 0"),
+        ({"prompt": TEXT, "Response": "a"}, "; rename 'Response' to response)"),
+        ({"conversations": [U, A]}, "; `conversations` is one whole conversation: rename it to response to score its last answer)"),
+        ({"prompt": TEXT, "response": "a", "responses": ["b"]}, "there are `response` and `responses`, and a row has one form. Keep one"),
+        ({**PLAIN, "response": "a"}, "there are `response` and `chosen` and `rejected`, and a row has one form"),
+        ({"prompt": TEXT, "response": "a", "chosen": "b"}, "there are `response` and `chosen`, and a row has one form"),
     ],
 )
 def test_bad_rows_to_score(fields: dict[str, Any], message: str) -> None:

@@ -11,6 +11,7 @@ import datasets
 import pytest
 
 from srm.data import read_comparisons
+from srm.data.sources import one_split, what_is_read
 from srm.errors import UserError
 
 Write = Callable[..., str]
@@ -47,7 +48,8 @@ def test_splits_from_names(split: str, expected: list[str], write: Write, tmp_pa
     write("d/data/train-00001-of-00002.jsonl", [pair("2")])
     write("d/test/pairs.jsonl", [pair("3")])
     write("d/my_dev.jsonl", [pair("4")])
-    write("d/constraints.jsonl", [pair("5")])
+    # A copy of a hub data set has it beside its rows.
+    write("d/dataset_infos.json", "{}")
     assert prompts(str(tmp_path / "d"), split=split) == expected
 
 
@@ -55,6 +57,44 @@ def test_a_split_that_a_folder_lacks(write: Write, tmp_path: Path) -> None:
     write("d/train.jsonl", [pair("1")])
     with pytest.raises(UserError, match=r"d: the folder has no split 'test'; its file names state train\. Name one of these"):
         read_comparisons(str(tmp_path / "d"), split="test")
+
+
+def test_files_without_a_split_are_not_dropped_beside_files_with_one(write: Write, tmp_path: Path) -> None:
+    for name in ("part-0", "part-1", "part-2", "part-3", "train-fix"):
+        write(f"parts/{name}.jsonl", [pair(name)])
+    with pytest.raises(UserError) as caught:
+        read_comparisons(str(tmp_path / "parts"))
+    assert str(caught.value) == (
+        f"{tmp_path}/parts: part-0.jsonl, part-1.jsonl, part-2.jsonl and 1 more would be left out, because no split is in the name, and "
+        "train-fix.jsonl states 'train'. Rename files, move some out of the folder, or give one file."
+    )
+
+
+def test_a_slip_in_the_name_of_a_split(write: Write, tmp_path: Path) -> None:
+    datasets.Dataset.from_list([pair("1")]).save_to_disk(tmp_path / "saved")
+    for source in (write("p/a.jsonl", [pair("1")]), str(tmp_path / "p"), str(tmp_path / "saved")):
+        with pytest.raises(UserError, match=r": has no split 'tset', because no name .* states one\. Leave the split out\."):
+            read_comparisons(source, split="tset")
+        assert prompts(source, split="test") == ["1"]
+
+
+def test_the_one_split_of_a_source(write: Write, tmp_path: Path) -> None:
+    file, folder, saved = write("p/train.jsonl", [pair("1")]), str(tmp_path / "p"), tmp_path / "saved"
+    assert [one_split(name, None) for name in (file, folder, str(saved), "someone/pairs", "", "x" * 9999)] == ["train"] * 6
+    assert [one_split(name, "train") for name in (file, folder)] == ["train"] * 2
+    with pytest.raises(UserError, match=r"train\.jsonl: has no split 'test'"):
+        one_split(file, "test")
+    Path(file).rename(tmp_path / "p" / "test.jsonl")
+    assert one_split(folder, None) == "test"
+    write("p/valid.jsonl", [pair("2")])
+    datasets.DatasetDict({name: datasets.Dataset.from_list([pair(name)]) for name in ("test", "validation")}).save_to_disk(saved)
+    for name in (folder, str(saved)):
+        with pytest.raises(UserError, match=r": the folder has the splits test, validation\. Say which by --split, such as --split test\."):
+            one_split(name, None)
+        assert one_split(name, "validation") == "validation"
+    assert what_is_read(folder, "valid") == f"reading split valid of {folder} (it has test, validation): valid.jsonl"
+    assert what_is_read(str(saved), "test") == f"reading split test of {saved} (it has test, validation)"
+    assert what_is_read(str(tmp_path / "p" / "valid.jsonl"), "train") is None
 
 
 def test_an_empty_folder(write: Write, tmp_path: Path) -> None:
@@ -81,7 +121,7 @@ def test_a_saved_data_set(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "Hi"}]
     fields = {"prompt": chat, "chosen": [{"role": "assistant", "content": "Yes"}], "rejected": "No", "score": 1.0}
     datasets.Dataset.from_list([fields]).save_to_disk(tmp_path / "one")
-    (row,) = read_comparisons(str(tmp_path / "one"), split="anything")
+    (row,) = read_comparisons(str(tmp_path / "one"), split="test")
     assert (row.prompt, row.responses, row.extra) == (chat, ("Yes", "No"), {"score": 1.0})
     assert (row.id, row.where) == ("one-1", f"{tmp_path}/one row 1")
 

@@ -89,6 +89,9 @@ def test_what_is_no_file(here: Path) -> None:
     refused("cannot be written", {"--output": "loop"})
     for device in ("pipe", "/dev/null"):
         refused("is a device or a pipe", {"--output": device})
+    refused(r"--output - is not standard output here, .*\. Give a file\.", {"--output": "-"})
+    with pytest.raises(UserError, match=r"--output_dir - is not standard output here, .*\. Give a folder\."):
+        check_folder("--output_dir", "-", data={}, models={}, whole=True)
     refused("lies in a file, and not in a folder", {"--output": "in.jsonl/out"}, data="model/config.json")
     refused("File name too long", {"--output": "o" * 300})
 

@@ -15,7 +15,7 @@ from srm import SentenceRewardModel, UserError
 from srm.cli.score import main
 from srm.data import ResponseRow
 from srm.evaluation.pairs import scored_rows
-from srm.scoring.file import RowSettings, append_scores, meta_path, score_file
+from srm.scoring.file import RowSettings, append_scores, check_identity, meta_path, score_file
 from srm.scoring.lines import count_truncated, read_scores
 from srm.scoring.results import ScoredResponse
 
@@ -323,3 +323,12 @@ def test_a_model_that_is_no_reward_model(tiny_backbone_dir: Path, tmp_path: Path
     source = write_rows(tmp_path / "in.jsonl", 1)
     assert main(["--model", str(tiny_backbone_dir), "--input", str(source), "--output", str(tmp_path / "out.jsonl")]) == 1
     assert "is a plain llama model, not a trained reward model" in capsys.readouterr().err
+
+
+def test_no_digest_is_shown(tmp_path: Path) -> None:
+    before, now = {"gone": "1" * 64, "weights": "a" * 64, "input": "sha256:" + "3" * 64}, {"new": "2" * 64, "weights": "b" * 64}
+    with pytest.raises(UserError) as caught:
+        check_identity(tmp_path / "out.jsonl", before, now)
+    assert "other settings (gone is gone; input is gone; new is new; and 1 more)" in str(caught.value)
+    with pytest.raises(UserError, match=r"\(weights has other contents now\)"):
+        check_identity(tmp_path / "out.jsonl", {"weights": "a" * 64}, {"weights": "b" * 64})

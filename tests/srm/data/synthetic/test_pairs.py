@@ -163,6 +163,17 @@ def test_command_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert rows == [pair.to_row() for pair in generate_pairs(4, split="test", seed=2)]
 
 
+@pytest.mark.parametrize("number", ["0", "-3"])
+def test_no_file_is_replaced_by_no_pairs(number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "pairs.jsonl"
+    output.write_text("mine")
+    with pytest.raises(SystemExit) as left:
+        main(["--num_pairs", number, "--output", str(output)])
+    assert left.value.code == 2
+    assert f"--num_pairs must be at least 1, got {number}." in capsys.readouterr().err
+    assert output.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
