@@ -249,14 +249,11 @@ class _Parser(Parser, HfArgumentParser):
             action.help = command.briefs.get(action.dest, action.help)
             if action.dest == "resume_from_checkpoint":
                 action.nargs, action.const = "?", "true"
-            if "dict[" in str(hints.get(action.dest)):
-                action.metavar = "JSON"
-            elif action.dest.endswith("_path") and not action.dest.endswith("_or_path"):
-                action.metavar = "PATH"
+            # What takes a name or a path keeps its NAME.
+            place = {"_dir": "FOLDER", "path": "PATH"}.get(action.dest.removesuffix("_or_path")[-4:], action.metavar)
+            action.metavar = "JSON" if "dict[" in str(hints.get(action.dest)) else place
             if action.dest == "report_to":
                 action.nargs = "+"
-            elif action.dest.endswith("_dir"):
-                action.metavar = "FOLDER"
             elif NoneType in typing.get_args(hints.get(action.dest)) and callable(action.type):
                 action.type = _or_none(action.type)
 
