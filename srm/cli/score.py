@@ -114,7 +114,7 @@ def _score_input(arguments: argparse.Namespace, process: int, num_processes: int
 
     from srm.cli.terminal import Terminal
     from srm.data.read import first_pass
-    from srm.scoring.file import RowSettings, ScoreFileSummary, check_output, score_file
+    from srm.scoring.file import RowSettings, ScoreFileSummary, check_output, check_written_by_us, score_file
     from srm.scoring.lines import count_truncated
     from srm.scoring.parts import parts_folder, score_parts
 
@@ -125,7 +125,9 @@ def _score_input(arguments: argparse.Namespace, process: int, num_processes: int
         packing=arguments.packing,
         tokens_per_batch=arguments.tokens_per_batch,
     )
-    # First, because a model that is not there has no settings to compare.
+    if not arguments.overwrite:
+        check_written_by_us(arguments.output)
+    # Before the settings are compared: a model that is not there has none.
     check = row_check(arguments.model)
     identity = model_identity(arguments.model, arguments.input, arguments)
     if not arguments.overwrite:

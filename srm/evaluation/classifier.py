@@ -131,7 +131,19 @@ class ClassifierModel:
         overlong: OverlongPolicy,
         where: Sequence[str] | None,
     ) -> list[tuple[float, bool]]:
-        """As `score`: the reward of each response, and whether it was too long and was cut."""
+        """As `score`, which says what the arguments are.
+
+        Args:
+            prompts: as in `score`.
+            responses: likewise.
+            tokens_per_batch: likewise.
+            max_length: likewise.
+            overlong: likewise.
+            where: likewise.
+
+        Returns:
+            The reward of each response, and whether it was too long and was cut.
+        """
         places = where or [f"score: row {index}" for index in range(len(prompts))]
         positions = positions_of(self.model.config)
         limit = length_limit(max_length, positions)

@@ -40,6 +40,7 @@ __all__ = [
     "check_identity",
     "check_output",
     "check_resumed",
+    "check_written_by_us",
     "drop_unfinished_line",
     "meta_path",
     "prepare_output",
@@ -260,10 +261,22 @@ def check_output(output: Path, identity: dict[str, Any]) -> None:
     Raises:
         UserError: `output` was written by something else, or with other settings.
     """
+    check_written_by_us(output)
     meta = meta_path(output)
     if meta.exists():
         check_identity(output, read_record(meta), identity)
-    elif output.exists():
+
+
+def check_written_by_us(output: Path) -> None:
+    """Refuse an `output` that another program wrote.
+
+    Args:
+        output: the JSONL file, which need not be there.
+
+    Raises:
+        UserError: it is there, without the record of a run beside it.
+    """
+    if output.exists() and not meta_path(output).exists():
         raise UserError(f"{output}: exists and was not written by srm-score. Choose another --output, or pass --overwrite to replace it.")
 
 
