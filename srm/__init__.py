@@ -6,10 +6,8 @@ Each name is imported when it is first asked for: `Client` needs httpx alone.
 from __future__ import annotations
 
 import logging
-import sys
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srm.extras import name_the_extra
@@ -68,12 +66,4 @@ def _register() -> None:
         logging.getLogger(__name__).warning("transformers' AutoModel will not know the reward model: %s", error)
 
 
-try:
-    _register()
-except KeyboardInterrupt:
-    # A command imports this for seconds, before it can answer Ctrl-C itself (see srm.cli.common).
-    _name = Path(sys.argv[0]).name
-    if not _name.startswith("srm-"):
-        raise
-    sys.stderr.write(f"{_name}: interrupted\n")
-    raise SystemExit(130) from None
+_register()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from hashlib import blake2b
-from itertools import groupby, islice
+from itertools import groupby
 from typing import TypeVar
 
 from srm.data.boundary import BadRows, RowCheck, as_bad_row
@@ -21,9 +19,6 @@ from srm.errors import UserError
 __all__ = ["FirstPass", "comparisons_of", "first_pairs", "first_pass", "read_comparisons", "read_prompts", "read_responses", "usable_rows"]
 
 T = TypeVar("T")
-
-# Of a billion ids, the chance that two of them share one is some 1e-21.
-_DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -54,18 +49,14 @@ def first_pass(
     Raises:
         UserError: no such source, a file that cannot be read, or a row that cannot be used, such as one whose id came before.
     """
-    rows = partial(raw_rows, source, split=split, config=config)
-    # Digest of an id -> number of its row. Of many millions of rows, whole ids would fill the memory.
-    seen: dict[bytes, int] = {}
+    # Of each id, the number of its row.
+    seen: dict[str, int] = {}
 
     def check_ids(number: int, ids: Sequence[str]) -> None:
-        digests = [blake2b(id.encode(), digest_size=_DIGEST_BYTES).digest() for id in ids]
-        for id, digest in zip(ids, digests, strict=True):
-            if (first := seen.get(digest)) is not None:
-                # Reading up to it once more costs less than keeping all places, but not for each of many rows that are dropped.
-                where = f"row {first}" if skip_bad_rows else _where(next(islice(rows(), first - 1, None)))
-                raise RowProblem(f"the id {id!r} is that of {where} too", "Rename one, or delete the column `id`")
-        seen.update(dict.fromkeys(digests, number))
+        for id in ids:
+            if id in seen:
+                raise RowProblem(f"the id {id!r} is that of row {seen[id]} too", "Rename one, or delete the column `id`")
+        seen.update(dict.fromkeys(ids, number))
 
     def parse(row: RawRow) -> tuple[int, int]:
         responses = _parse_responses(row)
@@ -77,14 +68,10 @@ def first_pass(
         return row.number, len(responses)
 
     bad = BadRows(source, skip_bad_rows)
-    good = list(_usable(rows(), parse, bad))
+    good = list(_usable(raw_rows(source, split=split, config=config), parse, bad))
     numbers = {number for number, _ in good}
     left_out = frozenset(range(1, len(good) + bad.count + 1)) - numbers
     return FirstPass(sum(count for _, count in good), left_out)
-
-
-def _where(row: RawRow | BadRow) -> str:
-    return row.where if isinstance(row, RawRow) else "a row"
 
 
 def read_comparisons(

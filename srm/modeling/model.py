@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from srm.data import Prompt, Response, ResponseEncoder
+from srm.data import OverlongPolicy, Prompt, Response, ResponseEncoder
 from srm.errors import UserError
 from srm.hub import optional_file
 from srm.modeling.adapter import find_adapter, load_adapter
@@ -39,15 +39,7 @@ from srm.modeling.loading import (
     unsharded,
 )
 from srm.modeling.reader import make_encoder
-from srm.packing import (
-    PackedBatch,
-    PackingMode,
-    UnsupportedBackboneError,
-    check_decoder,
-    probe,
-    prove_last_layer,
-    run_to_boundaries,
-)
+from srm.packing import PackedBatch, PackingMode, UnsupportedBackboneError, check_decoder, probe, prove_last_layer, run_to_boundaries
 from srm.packing.backbone import num_embeddings
 from srm.scoring.results import ScoredResponse
 from srm.scoring.stream import RewardStream
@@ -280,6 +272,7 @@ class SentenceRewardModel(PreTrainedModel):
         *,
         tokens_per_batch: int = 8192,
         max_length: int | None = None,
+        overlong: OverlongPolicy = "error",
         packing: PackingMode | None = None,
         show_progress: bool = False,
     ) -> list[ScoredResponse] | list[list[ScoredResponse]]:
@@ -291,6 +284,7 @@ class SentenceRewardModel(PreTrainedModel):
                 share one pass over their prompt. See docs/data.md for responses of several messages.
             tokens_per_batch: upper bound on the tokens of one forward pass; a single longer response still runs, alone.
             max_length: longest prompt + response in tokens; never more than the backbone's own limit.
+            overlong: what becomes of a longer row: `error`, `truncate_prompt` or `truncate_response`, which `truncated` marks.
             packing: `shared`, `packed` or `none`; where None, see `packing_mode`.
             show_progress: draw a progress bar on stderr.
 
@@ -298,7 +292,7 @@ class SentenceRewardModel(PreTrainedModel):
             One `ScoredResponse` a response, nested as `responses` is.
 
         Raises:
-            ValueError: lengths that do not match, an empty response, a response too long.
+            ValueError: lengths that do not match, an empty response, a response too long, or an `overlong` that would leave one out.
 
         A score does not depend on what else is in the batch, up to the rounding of the matrix products.
         """
@@ -308,6 +302,7 @@ class SentenceRewardModel(PreTrainedModel):
             responses,
             tokens_per_batch=tokens_per_batch,
             max_length=max_length,
+            overlong=overlong,
             packing=packing,
             show_progress=show_progress,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -33,12 +32,15 @@ def score(
     *,
     tokens_per_batch: int,
     max_length: int | None,
+    overlong: OverlongPolicy,
     packing: PackingMode | None,
     show_progress: bool,
 ) -> list[ScoredResponse] | list[list[ScoredResponse]]:
     """See `SentenceRewardModel.score`."""
     if isinstance(prompts, str) or isinstance(responses, str):
         raise ValueError("score: `prompts` and `responses` must be lists, got a string. Write score([prompt], [response]).")
+    if overlong not in ("error", "truncate_prompt", "truncate_response"):
+        raise ValueError(f"score: `overlong` must be error, truncate_prompt or truncate_response, got {overlong!r}.")
     if len(prompts) != len(responses):
         raise ValueError(
             f"score: `prompts` has {len(prompts)} entries and `responses` {len(responses)}; each prompt needs its response(s)."
@@ -55,10 +57,7 @@ def score(
         except RowProblem as problem:
             raise UserError(f"score: row {row}: {problem}. {problem.fix}.") from None
         where = [f"score: row {row}" if len(answers) == 1 else f"score: row {row}, response {number}" for number in range(len(answers))]
-        try:
-            encoded = encode_groups(model, checked, answers, where=where, max_length=max_length)
-        except UserError as error:
-            raise UserError(_FLAGS.sub(_in_python, str(error))) from None
+        encoded = encode_groups(model, checked, answers, where=where, max_length=max_length, overlong=overlong)
         groups += encoded
         named = iter(where)
         places += [list(islice(named, len(group.responses))) for group in encoded]
@@ -68,14 +67,6 @@ def score(
     flat = iter([one for group, scores in zip(groups, scored, strict=True) for one in read_off_group(group, scores)])
     result = [[next(flat) for _ in answers] for answers in texts]
     return result if any(nested) else [group[0] for group in result]
-
-
-# The way out of a row that is too long, in the words of the commands.
-_FLAGS = re.compile(r"(Raise --max_length, )?(?:[Dd]elete the row, )?(?:or )?[Cc]hoose with --overlong what happens to such rows\.")
-
-
-def _in_python(found: re.Match[str]) -> str:
-    return "Raise `max_length`, or shorten the row." if found[1] else "Shorten the row."
 
 
 def encode_groups(

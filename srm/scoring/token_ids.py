@@ -198,8 +198,9 @@ def _responses(ids: Tensor | Sequence[Sequence[int]], lengths: Tensor | None) ->
 
 
 def _check_padded(name: str, ids: Tensor) -> None:
-    if ids.dim() != 2 or not str(ids.dtype).startswith(("torch.int", "torch.uint")):
-        raise ValueError(f"score_tokens: `{name}` must be integers [B, L] or lists, got {ids.dtype} {list(ids.shape)}.")
+    if ids.dim() != 2:
+        raise ValueError(f"score_tokens: `{name}` must be [B, L] or lists, got {list(ids.shape)}.")
+    check_integers(f"score_tokens: `{name}`", ids)
 
 
 def _prompts(ids: Tensor | Sequence[Sequence[int]], mask: Tensor | None) -> list[tuple[int, ...]]:

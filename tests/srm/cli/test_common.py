@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from srm.cli.common import run, say
 from srm.errors import UserError
 from srm.extras import MissingPackage
-
-ROOT = Path(__file__).parents[3]
 
 
 def raising(error: BaseException):
@@ -94,15 +88,3 @@ def test_a_line_breaks_between_words_in_a_terminal_alone(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert run(raising(UserError(line)), [], name="srm-x") == 1
     assert capsys.readouterr().err.splitlines()[0] == "srm-x: attention: sdpa in float32 on cpu: a call"
-
-
-def test_ctrl_c_while_the_package_is_imported(tmp_path: Path) -> None:
-    """As a command's script begins: `srm` imports transformers before the command can answer."""
-    script = tmp_path / "srm-x"
-    script.write_text(
-        "import importlib.util, builtins\n"
-        "def interrupt(name, *rest):\n    raise KeyboardInterrupt\n"
-        "importlib.util.find_spec = interrupt\nimport srm\n"
-    )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert (done.returncode, done.stderr) == (130, "srm-x: interrupted\n")

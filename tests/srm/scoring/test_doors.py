@@ -212,10 +212,15 @@ def test_every_form_of_an_answer(answer: Any, model: SentenceRewardModel) -> Non
     assert second.reward != want
 
 
-def test_score_gives_the_way_out_in_words_of_python(model: SentenceRewardModel) -> None:
+def test_score_takes_the_way_out_that_it_names(model: SentenceRewardModel) -> None:
     for response in ("It is warm.", "It is warm. " * 9000):
-        with pytest.raises(UserError, match=r"max_length is 10\. Raise `max_length`, or shorten the row\.$"):
+        with pytest.raises(UserError, match=r"max_length is 10\. Raise --max_length, .*choose with --overlong"):
             model.score(["Why?"], [response], max_length=10)
+    (cut,) = model.score(["Why?"], ["It is warm. " * 40], max_length=60, overlong="truncate_response")
+    assert cut.truncated
+    assert not model.score(["Why?"], ["It is warm."], max_length=60, overlong="truncate_response")[0].truncated
+    with pytest.raises(ValueError, match="score: `overlong` must be error, truncate_prompt or truncate_response, got 'drop'"):
+        model.score(["Why?"], ["It is warm."], overlong="drop")
 
 
 def test_an_end_token_alone_is_said_to_be_removed(model: SentenceRewardModel) -> None:

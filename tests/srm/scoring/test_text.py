@@ -113,7 +113,7 @@ def test_to_dict_is_the_row_that_is_written(model: SentenceRewardModel) -> None:
         (["Hi"], ["One.", "Two."], "`prompts` has 1 entries and `responses` 2"),
         (["Hi", "Ho"], ["One.", ["Two."]], "mixes strings and lists"),
         (["Hi"], ["  "], "row 0: `response` is empty"),
-        (["Hi " * 300], ["One."], r"score: row 0: prompt and response are .* tokens, the model reads 256\. Shorten the row\.$"),
+        (["Hi " * 300], ["One."], r"score: row 0: prompt and response are .* tokens, the model reads 256\. Choose with --overlong"),
     ],
 )
 def test_bad_calls(model: SentenceRewardModel, prompts: object, responses: object, message: str) -> None:

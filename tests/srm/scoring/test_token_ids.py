@@ -255,9 +255,10 @@ def test_errors(model: SentenceRewardModel) -> None:
         for prompt, response in ((prompt_ids, [[unknown]]), ([[unknown]], response_ids)):
             with pytest.raises(ValueError, match=rf"prompt 0 and its response: the token id {unknown} has no embedding, the model knows 0"):
                 model.score_tokens(prompt, response)
-    for ids, found in ((torch.ones(1, 2), r"torch.float32 \[1, 2\]"), (torch.ones(2, dtype=torch.int64), r"torch.int64 \[2\]")):
-        with pytest.raises(ValueError, match=rf"`response_ids` must be integers \[B, L\] or lists, got {found}"):
-            model.score_tokens(prompt_ids, ids)
+    with pytest.raises(ValueError, match="`response_ids` must be integers, got float32"):
+        model.score_tokens(prompt_ids, torch.ones(1, 2))
+    with pytest.raises(ValueError, match=r"`response_ids` must be \[B, L\] or lists, got \[2\]"):
+        model.score_tokens(prompt_ids, torch.ones(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="`response_lengths` go with a padded tensor"):
         model.score_tokens(prompt_ids, response_ids, response_lengths=torch.tensor([2]))
     with pytest.raises(ValueError, match="`prompt_mask` goes with a padded tensor"):
