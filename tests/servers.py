@@ -40,7 +40,7 @@ def as_command(folder: Path, log: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "srm.cli.serve", "--model", str(folder), "--port", url.rpartition(":")[2]]
     with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as server:
         try:
-            Client(url, retry_seconds=60).score(["Is it up?"], ["Yes."])
+            Client(url, retry_seconds=300).score(["Is it up?"], ["Yes."])
             yield url
         finally:
             server.terminate()
@@ -52,8 +52,8 @@ def free_url() -> str:
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
-    """Return as soon as `condition` holds, and fail where it does not in time."""
+def wait_until(condition: Callable[[], Any], seconds: float = 300.0) -> None:
+    """Return as soon as `condition` holds. The limit ends a test that hangs: a busy machine needs many times what a quiet one does."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"

@@ -51,7 +51,7 @@ def environment() -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     build = "from deepspeed.accelerator import get_accelerator; get_accelerator().create_op_builder('ShareMemCommBuilder').load()"
-    subprocess.run([sys.executable, "-c", build], env={**os.environ, **variables}, check=True, timeout=500)
+    subprocess.run([sys.executable, "-c", build], env={**os.environ, **variables}, check=True, timeout=900)
     return variables
 
 
@@ -97,7 +97,7 @@ def in_two_processes(fork: Callable[..., Any], environment: dict[str, str], tmp_
             )
             for rank in range(2)
         ]
-        ranks[0].join(200)
+        ranks[0].join(600)
         out, err = ("".join((tmp_path / f"rank{rank}.{kind}").read_text() for rank in range(2)) for kind in ("out", "err"))
         assert ranks[0].exitcode == code, err[-5000:]
         for process in ranks:
@@ -207,7 +207,7 @@ def test_the_command_of_the_shipped_settings(flags: Any, environment: dict[str, 
         word for setting, value in flags(output_dir=run, per_device_train_batch_size=2).items() for word in (f"--{setting}", str(value))
     ]
     launch = [sys.executable, "-m", "accelerate.commands.launch", *words, *more]
-    done = subprocess.run(launch, cwd=REPO, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(launch, cwd=REPO, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-5000:]
     assert f"model saved to {run}" in done.stdout
     assert history(run)[0]["loss"] > 0

@@ -196,7 +196,7 @@ def test_two_processes_convert_once(cache: Path, tmp_path: Path) -> None:
     for child in children:
         child.start()
     for child in children:
-        child.join(30)
+        child.join(120)
     folders = [answers.get() for _ in children]
     assert folders[0] == folders[1]
     assert folders[0][1]

@@ -284,7 +284,7 @@ def test_a_live_run_s_unfinished_writes_are_left_alone(tmp_path):
 
     process = context.Process(target=live, daemon=True)
     process.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     for undo in (recover, delete_run):
         with pytest.raises(UserError, match=f"another run is writing there \\(process {process.pid} on"):
             undo(run)

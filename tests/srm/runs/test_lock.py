@@ -41,7 +41,7 @@ def holder(output: Path, **ranks: int) -> Iterator[BaseProcess]:
     ready = context.Event()
     process = context.Process(target=_hold_until_killed, args=(output, ranks, ready), daemon=True)
     process.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     yield process
     process.kill()
     process.join()
