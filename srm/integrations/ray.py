@@ -50,15 +50,17 @@ _SENTENCE = pa.struct(
     [("text", pa.string()), ("start", pa.int64()), ("end", pa.int64())]
     + [(name, pa.float64()) for name in ("reward", "weight", "weighted_reward")]
 )
-_SCORES = pa.schema([("label", pa.string()), *((name, pa.float64()) for name in _NUMBERS), ("sentences", pa.list_(_SENTENCE))])
+_SCORES = pa.schema(
+    [("label", pa.string()), *((name, pa.float64()) for name in _NUMBERS), ("sentences", pa.list_(_SENTENCE)), ("truncated", pa.bool_())]
+)
 
 
 class SentenceRewardScorer:
     """A callable class for `ray.data.Dataset.map_batches`: each actor loads the model once and scores batch after batch.
 
     Rows are what `srm-score` reads: a prompt with a response, a preference pair, or a list of responses. They keep their columns and get
-    `label`, `reward`, `prompt_reward`, `prompt_weight` and `sentences`. A row with several responses becomes a row for each; `label` says
-    which it is: `response`, `chosen`, `rejected`, or its number.
+    `label`, `reward`, `prompt_reward`, `prompt_weight`, `sentences` and `truncated`. A row with several responses becomes a row for each;
+    `label` says which it is: `response`, `chosen`, `rejected`, or its number. `truncated` is true where `overlong` has cut.
 
     Use it with `batch_format="pyarrow"`, which leaves messages and lists as they are.
 
@@ -118,7 +120,9 @@ class SentenceRewardScorer:
             raise UserError(f"SentenceRewardScorer: the data has a column {taken[0]!r} already. Rename or drop it before map_batches.")
         rows = list(_rows_of(batch))
         scored = [pair for some in score_rows(self.model, rows, self.settings) for pair in some]
-        scores = pa.Table.from_pylist([{"label": row.label, **response.to_dict()} for row, response in scored], schema=_SCORES)
+        scores = pa.Table.from_pylist(
+            [{"label": row.label, **response.to_dict(), "truncated": response.truncated} for row, response in scored], schema=_SCORES
+        )
         kept = batch.take(pa.array([row.row for row in rows], pa.int64()))
         for name in scores.column_names:
             kept = kept.append_column(name, scores[name])

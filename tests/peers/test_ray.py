@@ -265,6 +265,9 @@ def test_pairs_and_messages_in_a_batch(model: SentenceRewardModel, folder: Path)
     expected = [one.reward for i in range(3) for one in model.score([ask], [[f"It is {i}.", "No, it is wrong!"]])[0]]
     assert table.column("reward").to_pylist() == pytest.approx(expected, abs=1e-5)
     assert scorer(pa.Table.from_pylist(rows).slice(0, 0)).num_rows == 0
+    cutting = SentenceRewardScorer(str(folder), device="cpu", max_length=40, overlong="truncate_response")
+    cut = cutting(pa.table({"prompt": ["Is it warm?"] * 2, "response": ["Yes.", "It was warm. " * 40]}))
+    assert cut.column("truncated").to_pylist() == [False, True]
     with pytest.raises(UserError, match=r"got a batch as dict. Pass batch_format=\"pyarrow\""):
         scorer({"prompt": []})
     with pytest.raises(UserError, match="the data has a column 'reward' already"):
