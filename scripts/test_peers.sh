@@ -8,13 +8,19 @@ cd "$(dirname "$0")/.."
 export PIP_DISABLE_PIP_VERSION_CHECK=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=$PWD
 
 if [ $# -eq 0 ]; then
-    mapfile -t names < <(cd tests/peers/requirements && basename -s .txt -- *.txt)
-    [ -n "${SLIME:-}" ] || mapfile -t names < <(printf '%s\n' "${names[@]}" | grep -vx slime)
+    mapfile -t names < <(cd tests/peers/requirements && basename -s .txt -- *.txt | grep -vx -e vllm -e ray -e slime)
+    # The longest first, or one of them runs alone at the end.
+    names=(vllm ray "${names[@]}" ${SLIME:+slime})
+    mkdir -p build/peers
     exec 3>&1
     # Two at a time: much of it is waiting, for processes to start or for an answer.
-    failed=$(printf '%s\n' "${names[@]}" |
-        xargs -P "${WORKERS:-2}" -I NAME bash -o pipefail -c "scripts/test_peers.sh NAME 2>&1 | sed -u 's/^/NAME: /' >&3 || echo NAME")
+    failed=$(printf '%s\n' "${names[@]}" | xargs -P "${WORKERS:-2}" -I NAME bash -o pipefail -c \
+        "scripts/test_peers.sh NAME 2>&1 | tee build/peers/NAME.log | sed -u 's/^/NAME: /' >&3 || echo NAME")
     # Last, where it is seen: the output of a peer that failed is far up.
+    for name in $failed; do
+        echo "test_peers.sh: $name failed:"
+        tail -n 20 "build/peers/$name.log"
+    done >&2
     [ -z "$failed" ] || { echo "test_peers.sh: failed: ${failed//$'\n'/, }" >&2; exit 1; }
     exit
 fi
