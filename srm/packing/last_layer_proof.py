@@ -147,11 +147,10 @@ class _Exit:
 
 @dataclass(frozen=True, kw_only=True)
 class _Attention:
-    """A call of attention."""
+    """A call of attention. `of_all_rows` is what each of its rows reads of the others: keys, values, and biases or masks that were learned."""
 
     module: nn.Module
-    key: Tensor
-    value: Tensor
+    of_all_rows: list[Tensor]
 
 
 def _find_places(backbone: nn.Module, model: PreTrainedModel) -> Places:
@@ -205,12 +204,12 @@ def _check_rows_stay_apart(read: Tensor, attended: Tensor) -> None:
 
 
 def _queries(attention: _Attention, before: list[_Exit]) -> Iterator[nn.Module]:
-    """Modules inside the attention on which neither keys nor values depend."""
+    """Modules inside the attention on which nothing depends that a row reads of the others."""
     inside = _products(attention.module)
     exits = [call for call in before if call.rows and any(call.module is module for module in inside)]
     if not exits:
         return
-    targets = [attention.key, attention.value]
+    targets = attention.of_all_rows
     ones = [torch.ones_like(target) for target in targets]
     gradients = torch.autograd.grad(targets, [call.output for call in exits], ones, retain_graph=True, allow_unused=True)
     yield from (call.module for call, gradient in zip(exits, gradients, strict=True) if gradient is None)
@@ -255,7 +254,8 @@ def _recorded_attention(
     """The layer's own attention, with a gradient: the eager function beside its class, else SDPA."""
     if _CALLS not in kwargs:
         raise _AllRowsError("the model drops keyword arguments, so that the rows cannot reach its last layer")
-    kwargs.pop(_CALLS).append(_Attention(module=module, key=key, value=value))
+    biases = [given for given in (attention_mask, *kwargs.values()) if isinstance(given, Tensor) and given.requires_grad]
+    kwargs.pop(_CALLS).append(_Attention(module=module, of_all_rows=[key, value, *biases]))
     return own_function(module, "sdpa")(module, query, key, value, attention_mask, **kwargs)
 
 

@@ -362,6 +362,20 @@ def test_queries_that_are_more_than_queries(
     assert_same_as_all_rows(model, pack(make_groups(), mode="none", pad_token_id=0))
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_bias_of_the_keys_is_made_on_all_rows(
+    learned: bool, make_model: Callable[..., Any], make_groups: Callable[..., Any], assert_same_as_all_rows: Any
+) -> None:
+    """Doge's mask is made by a product of its own, and starts at zero: nothing differs before it is trained, but its gradient does."""
+    model = make_model("doge", keep_window_size=4)
+    attention = model.layers[-1].self_attn
+    torch.nn.init.zeros_(attention.A)
+    assert proved(model, "none").inside == ("queries", "attention output")
+    if learned:
+        torch.nn.init.normal_(attention.A)
+    assert_same_as_all_rows(model, pack(make_groups(), mode="none", pad_token_id=0))
+
+
 def test_the_report_and_the_log_say_what_runs(make_model: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     model = make_model()
     assert report(model).last_layer == "last layer on all rows (nothing else was proved)"
