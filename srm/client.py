@@ -230,7 +230,8 @@ class _Attempts:
 
     def after_error(self, error: httpx.RequestError) -> float:
         """How many seconds to wait before the next attempt."""
-        if isinstance(error, (_httpx().NetworkError, _httpx().RemoteProtocolError)):
+        # A host that starts again may drop what comes to it, so nobody answers in time.
+        if isinstance(error, (_httpx().NetworkError, _httpx().RemoteProtocolError, _httpx().ConnectTimeout)):
             return self._wait(f"cannot be reached ({str(error) or type(error).__name__})", self._backoff())
         if isinstance(error, _httpx().TimeoutException):
             raise ServerUnavailable(f"{self._url}: {type(error).__name__} {error}. Is `timeout` long enough?") from error

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 
 from srm.data import Conversation, OverlongPolicy, Prompt, Response, ResponseRow
@@ -60,7 +61,8 @@ def is_classifier(name: str) -> bool:
 class ClassifierModel:
     """A sequence classifier with one output, and its tokenizer.
 
-    Padding is on the right. A model without a pad token gets its eos token for one, as RewardBench does.
+    Padding is on the right, with the pad token of the model's configuration. A configuration without one gets the tokenizer's, and a
+    tokenizer without one its eos token, as in RewardBench.
 
     Args:
         name: a folder, or a name on the hub.
@@ -84,11 +86,13 @@ class ClassifierModel:
             raise UserError(f"{name}: has {self.model.config.num_labels} outputs, and a reward model has one (num_labels=1).")
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        if self.model.config.pad_token_id is None:
-            # The model looks for the last token that is not this one, and reads its reward there.
-            self.model.config.pad_token_id = self.tokenizer.pad_token_id
         check_tokenizer_fits(name, self.tokenizer, self.model)
-        self.tokenizer.padding_side = "right"
+        # The model looks for the last token that is not its configuration's, which may be another than its tokenizer's, and reads its
+        # reward there.
+        config = self.model.config.get_text_config()
+        if config.pad_token_id is None or not 0 <= config.pad_token_id < num_embeddings(self.model):
+            config.pad_token_id = self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.pad_token_id: int = config.pad_token_id
 
     def score(
         self,
@@ -201,8 +205,10 @@ class ClassifierModel:
 
     @torch.no_grad()
     def _run(self, rows: list[list[int]]) -> list[float]:
-        batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.model.device)
-        return self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()[:, 0].tolist()
+        ids_BT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=self.pad_token_id)
+        mask_BT = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+        device = self.model.device
+        return self.model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device)).logits.float()[:, 0].tolist()
 
 
 def classifier_check(name: str) -> RowCheck:

@@ -134,7 +134,12 @@ def _load_base(cls: Any, base: str, config: SentenceRewardConfig, *, dtype: Any,
     """The model as it was before the adapter was trained: a plain backbone with a fresh head, or a trained reward model."""
     found = read_config(resolve_model_name(base), "The adapter is of no use without it.", **hub_arguments(model_kwargs))
     if found.model_type == SentenceRewardConfig.model_type:
-        return cls.from_pretrained(base, dtype=dtype, **model_kwargs)
+        model = cls.from_pretrained(base, dtype=dtype, **model_kwargs)
+        # Training may have changed them. A prompt in another template would have other rewards.
+        model.tokenizer = tokenizer
+        for name in (*config.own_fields(), "pad_token_id"):
+            setattr(model.config, name, getattr(config, name))
+        return model
     quantization = getattr(config.backbone_config, "quantization_config", None)
     if quantization is not None and getattr(found, "quantization_config", None) is None:
         model_kwargs = {**model_kwargs, "quantization_config": quantization}

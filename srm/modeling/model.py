@@ -107,7 +107,8 @@ class SentenceRewardModel(PreTrainedModel):
         self.head = SentenceRewardHead(config.hidden_size, **config.head_arguments())
         self.tokenizer: PreTrainedTokenizerBase | None = None
         # What has been proved of the backbone; see `packing_mode`.
-        self._is_decoder = self._is_probed = self._has_said_padded = False
+        self._is_decoder = self._has_said_padded = False
+        self._probed_as: tuple[str, torch.dtype] | None = None
         self._packing_refusal: UnsupportedBackboneError | None = None
         self.post_init()
 
@@ -249,12 +250,14 @@ class SentenceRewardModel(PreTrainedModel):
             self._is_decoder = True
         if wanted == "none":
             return wanted
-        if not self._is_probed:
+        here = (self.backbone.device.type, self.backbone.dtype)
+        if self._probed_as is None or (self._packing_refusal is not None and self._probed_as != here):
+            # Some that a CPU refuses can be packed on a GPU, or in another dtype.
+            self._probed_as, self._packing_refusal = here, None
             try:
                 probe(self.backbone)
             except UnsupportedBackboneError as error:
                 self._packing_refusal = error
-            self._is_probed = True
         refusal = self._packing_refusal
         if refusal is None:
             return wanted

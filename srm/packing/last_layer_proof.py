@@ -147,7 +147,7 @@ class _Exit:
 
 @dataclass(frozen=True, kw_only=True)
 class _Attention:
-    """A call of attention. `of_all_rows` is what each of its rows reads of the others: keys, values, and biases or masks that were learned."""
+    """A call of attention. of_all_rows: what each of its rows reads of the others, which is keys, values and learned biases."""
 
     module: nn.Module
     of_all_rows: list[Tensor]

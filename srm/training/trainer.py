@@ -18,9 +18,17 @@ from transformers.trainer_utils import EvalLoopOutput
 from srm.data import EncodedComparison, PairCollator
 from srm.errors import UserError
 from srm.modeling import SentenceRewardModel
-from srm.training.accelerate_setup import compile_backbone, float32_weights, keep_rewards_in_float32, settle_deepspeed
+from srm.training.accelerate_setup import (
+    compile_backbone,
+    float32_weights,
+    keep_rewards_in_float32,
+    place,
+    settle_deepspeed,
+    settle_evaluation,
+)
 from srm.training.arguments import RewardConfig
 from srm.training.credit_watch import CreditWatch
+from srm.training.dropout import disable_dropout
 from srm.training.loss_check import LossGuard, require_finite_logs
 from srm.training.losses import reward_loss
 from srm.training.metrics import RewardMetrics
@@ -70,12 +78,14 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         self.reward_model = reward_model_of(model)
         self.reward_model.config.last_layer_rows = args.last_layer_rows or self.reward_model.config.last_layer_rows
         # Before anything is sharded or compiled: the proof runs the model.
+        place(self.reward_model, args)
         self.reward_model.packing_mode(args.packing)
+        settle_evaluation(args)
         if args.n_gpu > 1:
             # Trainer would use DataParallel, which cannot split a packed batch.
             args._n_gpu = 1
         if args.disable_dropout:
-            _disable_dropout(self.reward_model.backbone)
+            disable_dropout(self.reward_model.backbone)
         if args.use_liger_kernel:
             use_liger_kernels(self.reward_model.backbone, args.liger_kernel_config)
         if self.reward_model.tokenizer is None:
@@ -365,15 +375,6 @@ def reward_model_of(model: SentenceRewardModel | PeftModel) -> SentenceRewardMod
 
 def _is_backbone(name: str) -> bool:
     return "backbone." in name
-
-
-def _disable_dropout(backbone: nn.Module) -> None:
-    for module in backbone.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            # Attention functions read this number instead of a module.
-            module.attention_dropout = 0.0  # type: ignore[assignment]  # a float, on a class that mypy takes to hold tensors
 
 
 def _pad_token_id(model: SentenceRewardModel) -> int:

@@ -40,6 +40,9 @@ def _reasons(model: ModelArguments, data: DataArguments, config: RewardConfig) -
     if not model.use_peft:
         for name in _changed(model, *_OF_ADAPTERS, "use_rslora", "use_dora"):
             yield name, "there are no adapters without --use_peft"
+    if model.use_peft and model.lora_dropout and config.disable_dropout:
+        for name in _changed(model, "lora_dropout"):
+            yield name, "--disable_dropout, which is on by default, turns it off too, as in TRL"
     for head in HEADS:
         if model.use_peft and head in (model.lora_modules_to_save or []):
             yield f"lora_modules_to_save {head}", "the head is trained and saved anyway"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,6 @@ def test_models_that_are_no_reward_models(tmp_path: Path, tiny_tokenizer_dir: Pa
 
 def test_a_model_without_a_pad_token(folder: Path) -> None:
     """It reads the reward at the last token that is not eos, in a batch and alone."""
-    import json
-
     for name in ("config.json", "tokenizer_config.json"):
         fields = json.loads((folder / name).read_text())
         fields.pop("pad_token", None)
@@ -104,6 +103,18 @@ def test_a_model_without_a_pad_token(folder: Path) -> None:
         (folder / name).write_text(json.dumps(fields))
     model = ClassifierModel(str(folder))
     assert model.model.config.pad_token_id == model.tokenizer.eos_token_id
+    alone = [model.score([prompt], [response])[0] for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
+    assert model.score(PROMPTS, RESPONSES) == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("pad", [5, -1])
+def test_a_configuration_with_another_pad_token_than_its_tokenizer(folder: Path, pad: int) -> None:
+    """Rows are padded with the token behind which the model looks, and with the tokenizer's where it has no such token."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": pad}))
+    model = ClassifierModel(str(folder))
+    assert model.tokenizer.pad_token_id not in (pad, None)
+    assert model.pad_token_id == (pad if pad > 0 else model.tokenizer.pad_token_id)
     alone = [model.score([prompt], [response])[0] for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
     assert model.score(PROMPTS, RESPONSES) == pytest.approx(alone, abs=1e-5)
 

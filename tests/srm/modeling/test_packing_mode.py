@@ -148,6 +148,16 @@ def test_packing_asked_for_by_name_is_refused_with_the_way_out(
     assert "--packing none" in error
 
 
+def test_a_refusal_is_looked_into_again_on_another_device_or_in_another_dtype(
+    mamba: SentenceRewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mamba.packing_mode() == "none"
+    monkeypatch.setattr(module, "probe", lambda backbone: None)
+    assert mamba.packing_mode() == "none"
+    mamba.backbone.to(torch.bfloat16)
+    assert mamba.packing_mode() == "shared"
+
+
 def test_where_nothing_is_asked_for_it_runs_padded_and_says_so_once(mamba: SentenceRewardModel, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger=module.__name__):
         scored = mamba.score(PROMPTS, RESPONSES)

@@ -69,12 +69,13 @@ def script(*answers: httpx.Response | Exception) -> Callable[[httpx.Request], ht
 def test_busy_and_unreachable_servers_are_asked_again(score: Score):
     busy = httpx.Response(503, headers={"Retry-After": "7"}, json={"detail": "full"})
     handler = script(
-        busy, httpx.ConnectError("refused"), httpx.RemoteProtocolError("gone"), httpx.Response(503), httpx.Response(200, json=GOOD)
+        *(busy, httpx.ConnectError("refused"), httpx.ConnectTimeout("nobody"), httpx.RemoteProtocolError("gone")),
+        *(httpx.Response(503), httpx.Response(200, json=GOOD)),
     )
     scored, waits = score(handler)
     assert scored[0].reward == 0.25
     assert scored[0].sentences[0].text == "It is."
-    assert waits == [7.0, 0.25, 0.5, 1.0]
+    assert waits == [7.0, 0.25, 0.5, 1.0, 2.0]
 
 
 def test_patience_begins_with_the_first_failure(score: Score, monkeypatch: pytest.MonkeyPatch):

@@ -19,7 +19,8 @@ from transformers import (
 
 from srm.errors import UserError
 from srm.modeling import SentenceRewardConfig, SentenceRewardModel
-from srm.training import ModelArguments
+from srm.training import ModelArguments, parse_arguments
+from srm.training.build import build_model
 from srm.training.lora import add_adapters
 
 pytest.importorskip("peft")
@@ -65,6 +66,27 @@ def test_a_saved_adapter_loads_with_its_head(new_model, encode, pairs_file, make
     assert (tmp_path / "run" / "tokenizer.json").is_file()
     # The frozen backbone is not written again.
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_an_adapter_of_a_reward_model_brings_its_own_template(awake_model, tiny_backbone_dir, tmp_path):
+    """Whatever training changed beside the weights is that of the adapter's folder, and not of the model it was trained on."""
+    trained, template = tmp_path / "trained", tmp_path / "template.jinja"
+    awake_model(tiny_backbone_dir).save_pretrained(trained)
+    template.write_text("{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}")
+    flags = {"model_name_or_path": trained, "dataset_name": "rows.jsonl", "output_dir": tmp_path / "out", "chat_template_path": template}
+    words = ["--use_peft", "--packing", "packed", *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
+    model_arguments, _, config = parse_arguments(words)
+    adapted = build_model(model_arguments, config)
+
+    def reward(model):
+        return model.eval().score(["Is this right?"], ["The bread is warm. It is."])[0].reward
+
+    expected = reward(adapted.get_base_model())
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = SentenceRewardModel.from_pretrained(tmp_path / "adapter")
+    assert reward(loaded) == pytest.approx(expected, abs=1e-5)
+    assert abs(reward(SentenceRewardModel.from_pretrained(trained)) - expected) > 1e-3
+    assert loaded.config.packing == "packed"
 
 
 def test_a_resumed_adapter_run_ends_the_same(new_model, rows, make_trainer, tmp_path):
