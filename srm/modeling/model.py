@@ -165,7 +165,8 @@ class SentenceRewardModel(PreTrainedModel):
         Args:
             pretrained_model_name_or_path: a folder, or a name on the hub.
             *args: as in `transformers.PreTrainedModel.from_pretrained`.
-            **kwargs: as in `transformers.PreTrainedModel.from_pretrained`; `dtype` is the backbone's, the head stays in float32.
+            **kwargs: as in `transformers.PreTrainedModel.from_pretrained`; `dtype` is the backbone's. The head
+                stays in float32, and only a later `model.to(dtype)` rounds it, too.
 
         Returns:
             The model in eval mode; with `output_loading_info=True`, the pair that transformers returns.
