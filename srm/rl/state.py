@@ -34,7 +34,7 @@ _SETTINGS = "srm_rl.yaml"
 _STATE, _STEP = "training.pt", "trainer_state.json"
 _GO_ON = "Free some, then go on with --resume_from_checkpoint true."
 # These say where and how long, not what is trained.
-_NO_MATTER = ("output_dir", "max_steps", "save_steps", "save_total_limit")
+_NO_MATTER = ("output_dir", "save_steps", "save_total_limit")
 
 
 class RunFolder:
@@ -47,7 +47,9 @@ class RunFolder:
 
     def changes(self) -> Iterator[str]:
         """One line for each setting that differs from those that the run in the folder began with."""
-        return settings_changes(self.path / _SETTINGS, self._config, ignored=_NO_MATTER)
+        # Only a schedule that falls to 0 at the last step asks how many there are.
+        length = ("max_steps",) if self._config.lr_scheduler_type == "constant_with_warmup" else ()
+        return settings_changes(self.path / _SETTINGS, self._config, ignored=(*_NO_MATTER, *length))
 
     def start_log(self, step: int) -> None:
         """Write the settings, and cut the log to its lines up to `step`: those behind the checkpoint will be written again."""
@@ -116,10 +118,19 @@ class RunFolder:
         self._accelerator.wait_for_everyone()
 
     def restore(self, checkpoint: str, policy: Policy, optimizer: Any, scheduler: Any) -> int:
-        """Load what `save_checkpoint` put beside the model, whose weights `policy` has already; returns the step.
+        """Load what `save_checkpoint` put beside the model, whose weights `policy` has already.
+
+        Args:
+            checkpoint: the folder.
+            policy: its value head is loaded.
+            optimizer: its state is loaded.
+            scheduler: goes to the checkpoint's step; learning rates and length stay those of the settings.
+
+        Returns:
+            The checkpoint's step.
 
         Raises:
-            UserError: the checkpoint is not whole, another algorithm's, or was written by another number of processes.
+            UserError: the checkpoint is not whole, another algorithm's, behind `max_steps`, or was written by another number of processes.
         """
         folder, own_random = Path(checkpoint), f"rng_state_{self._accelerator.process_index}.pth"
         for name in (_STATE, own_random, _STEP):
@@ -133,13 +144,23 @@ class RunFolder:
                 raise UserError(f"{checkpoint} was written by the other --algorithm. Resume with the settings in {_SETTINGS} beside it.")
             if policy.value_head is not None:
                 policy.value_head.load_state_dict(state["value_head"])
+            step = int(json.loads((folder / _STEP).read_text(encoding="utf-8"))["global_step"])
+            if step > self._config.max_steps:
+                raise UserError(
+                    f"{checkpoint}: {step} steps are done, and --max_steps asks for {self._config.max_steps}. Raise it, resume from an "
+                    "earlier checkpoint, or start a new run in another --output_dir."
+                )
             optimizer.load_state_dict(state["optimizer"])
-            scheduler.load_state_dict(state["scheduler"])
+            # The checkpoint's rates are those of the settings it was written with.
+            rates = [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+            for group, base, rate in zip(optimizer.param_groups, scheduler.base_lrs, rates, strict=True):
+                group |= {"initial_lr": base, "lr": rate}
+            scheduler.load_state_dict({**state["scheduler"], "base_lrs": scheduler.base_lrs, "_last_lr": rates})
             random = torch.load(folder / own_random, map_location="cpu", weights_only=True)
             torch.set_rng_state(random["cpu"])
             if torch.cuda.is_available() and random["cuda"] is not None:
                 torch.cuda.set_rng_state(random["cuda"])
-            return int(json.loads((folder / _STEP).read_text(encoding="utf-8"))["global_step"])
+            return step
 
     def _stage(self, name: str) -> Path:
         staged = staging(self.path) / name

@@ -120,6 +120,51 @@ def logs_until_broken(folder: Path) -> list[str]:
     return [line for line in (folder / "log.jsonl").read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
+def resume(new_trainer: NewTrainer, config: RLConfig, step: int) -> RLTrainer:
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = Path(config.output_dir) / f"checkpoint-{step}"
+    trainer = new_trainer(config, policy=AutoModelForCausalLM.from_pretrained(checkpoint))
+    trainer.train(str(checkpoint))
+    return trainer
+
+
+def test_a_resumed_run_has_the_learning_rates_it_is_given(new_config: NewConfig, new_trainer: NewTrainer) -> None:
+    settings: dict[str, Any] = {"algorithm": "ppo", "lr_scheduler_type": "linear"}
+    new_trainer(new_config(**settings, max_steps=2, learning_rate=1e-3)).train()
+    other = new_config(**settings, max_steps=4, learning_rate=1e-4, head_learning_rate=5e-4)
+    trainer = resume(new_trainer, other, 2)
+    # Half of the four steps are done, not all of the two that the run began with.
+    assert [step["learning_rate"] for step in logs(other.output_dir)] == pytest.approx([1e-3, 5e-4, 5e-5, 2.5e-5])
+    assert trainer.scheduler.base_lrs == [1e-4, 5e-4]
+    assert [group["initial_lr"] for group in trainer.optimizer.param_groups] == [1e-4, 5e-4]
+
+
+def test_a_resumed_run_steps_as_far_as_its_rate_says(new_config: NewConfig, new_trainer: NewTrainer) -> None:
+    """In the weights, not only in the log."""
+    from transformers import AutoModelForCausalLM
+
+    new_trainer(new_config(max_steps=1)).train()
+    resume(new_trainer, new_config(max_steps=2, learning_rate=1e-12), 1)
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(Path(new_config().output_dir) / f"checkpoint-{step}").state_dict() for step in (1, 2)
+    )
+    assert max(float((before[name] - after[name]).abs().max()) for name in before) < 1e-9
+
+
+def test_fewer_steps_than_are_done_are_refused(new_config: NewConfig, new_trainer: NewTrainer) -> None:
+    new_trainer(new_config(max_steps=3)).train()
+    before = logs(new_config().output_dir)
+    with pytest.raises(UserError, match=r"checkpoint-3: 3 steps are done, and --max_steps asks for 1\. Raise it"):
+        resume(new_trainer, new_config(max_steps=1), 3)
+    assert logs(new_config().output_dir) == before
+
+
+def test_the_number_of_steps_matters_where_the_rate_depends_on_it(new_config: NewConfig, new_trainer: NewTrainer) -> None:
+    new_trainer(new_config(max_steps=1, lr_scheduler_type="cosine")).train()
+    assert list(new_trainer(new_config(max_steps=2, lr_scheduler_type="cosine")).folder.changes()) == ["max_steps was 1, is 2"]
+
+
 def test_a_checkpoint_of_the_other_algorithm_is_refused(new_config: NewConfig, new_trainer: NewTrainer, tmp_path: Path) -> None:
     first = new_config(max_steps=1, save_steps=1)
     new_trainer(first).train()
