@@ -142,6 +142,19 @@ def test_a_policy_that_cannot_be_packed_needs_packing_none(
     assert main(flags(model_name_or_path=capped, max_steps=1, packing="none")) == 0
 
 
+def test_a_policy_may_write_ids_that_are_no_tokens(flags: Flags, models: tuple[Path, Path], tmp_path: Path) -> None:
+    """Where embeddings are padded beyond the tokenizer; half of these are."""
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(models[0])
+    folders = tmp_path / "policy", tmp_path / "reward"
+    config = AutoConfig.from_pretrained(models[0], vocab_size=2 * len(tokenizer))
+    LlamaForCausalLM(config).save_pretrained(folders[0])
+    tokenizer.save_pretrained(folders[0])
+    SentenceRewardModel.from_backbone(folders[0]).save_pretrained(folders[1])
+    assert main(flags(model_name_or_path=folders[0], reward_model_path=folders[1], max_steps=1)) == 0
+
+
 def test_an_edited_log_is_one_line(flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(flags()) == 0
     log = tmp_path / "out" / "log.jsonl"
