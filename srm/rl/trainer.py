@@ -166,10 +166,12 @@ class RLTrainer:
             scored = self._score([row for row in drawn for _ in range(config.num_generations)], responses)
             stats, reference = self._statistics(self.inner, responses), self._statistics(self.reference, responses)
         mask = responses.mask
+        # A deviation is no mean over processes, as the rest of the log is.
+        rewards = self.accelerator.gather(scored.reward)
         kl = torch.where(mask, stats.logprobs - reference.logprobs, 0).sum(1)
         log = {
             "reward": float(scored.reward.mean()),
-            "reward_std": float(scored.reward.std()) if scored.reward.numel() > 1 else 0.0,
+            "reward_std": float(rewards.std()) if rewards.numel() > 1 else 0.0,
             "kl": float(kl.mean()),
             "length": float(mask.sum(1).float().mean()),
             "entropy": float(stats.entropy[mask].mean()),

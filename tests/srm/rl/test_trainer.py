@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from srm.errors import UserError
 from srm.packing.backbone import restore
@@ -206,6 +207,21 @@ def test_reinforce_takes_the_gradient_of_the_mean_over_tokens(new_config: NewCon
     assert log["loss"] == pytest.approx(loss.item(), abs=1e-4)
     assert log["grad_norm"] == pytest.approx(norm.item(), rel=1e-2)
     assert len(names) == len(gradients)
+
+
+def test_the_deviation_of_rewards_is_that_of_all_processes(
+    new_config: NewConfig, new_trainer: NewTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = new_trainer(new_config())
+    gathered = []
+
+    def gather(rewards: Tensor) -> Tensor:
+        gathered.append(torch.cat([rewards, rewards + 3]))
+        return gathered[-1]
+
+    monkeypatch.setattr(trainer.accelerator, "gather", gather)
+    _, log = trainer._collect(1)
+    assert log["reward_std"] == pytest.approx(float(gathered[0].std()))
 
 
 def test_every_prompt_comes_once_an_epoch(new_config: NewConfig, new_trainer: NewTrainer) -> None:
