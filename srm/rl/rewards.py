@@ -57,12 +57,12 @@ def sentence_rewards(scored: ScoredTokens, kind: RewardKind = "weighted") -> Ten
 
 
 def whiten(value: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
-    """`value` with variance 1 over `mask` (population variance), and mean 0 unless `shift_mean` is off.
+    """`value` with its deviations from the mean over `mask` scaled to variance 1 (population variance), and with mean 0 or its own mean.
 
     Args:
         value: floating point, any shape.
         mask: bool, the same shape.
-        shift_mean: whether the mean becomes 0, too.
+        shift_mean: the mean becomes 0; where off, it is added back as it was, as in TRL's `masked_whiten`.
 
     Returns:
         The same shape and dtype, 0 outside `mask`. Values that are all alike become 0, or stay as they are where the mean is kept: there is
@@ -204,8 +204,9 @@ def token_level_rewards(
     Args:
         scored: what `score_tokens` returned.
         kind: as in `sentence_rewards`.
-        whitening: of the sentences' rewards over the batch, before all else. `scale`: variance 1; `full`: mean 0 as well; `position`: both
-            for the position in the response (`whiten_by_position`).
+        whitening: of the sentences' rewards over the batch, before all else. `scale`: deviations from the mean are scaled to variance 1,
+            and the mean is added back; `full`: mean 0 and variance 1; `position`: both for the position in the response
+            (`whiten_by_position`).
         to_go: what the sum of a token's and later rewards is to be, the penalty apart: the `sum` or the `min` of the rewards of its
             sentence and the later ones, or its `own` sentence's alone (`sum_form`). It holds without a discount.
         placement: on the `last` token of a sentence, or in `even` parts on all of its tokens. Sentences that end on the same token are one.
