@@ -212,7 +212,7 @@ class RLTrainer:
         sums: dict[str, float] = {}
         updates = 0
         for _ in range(self.config.num_ppo_epochs if repeats else 1):
-            order = torch.randperm(count) if repeats else torch.arange(count)
+            order = _shuffled(count, self.config.num_generations) if repeats else torch.arange(count)
             for rows in order.to(self.accelerator.device).chunk(self.config.num_mini_batches):
                 for name, value in self._optimize(rollout.take(rows), step).items():
                     sums[name] = sums.get(name, 0.0) + value
@@ -276,6 +276,12 @@ def _end_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> lis
             "Set eos_token in tokenizer_config.json."
         )
     return sorted(ids)
+
+
+def _shuffled(count: int, size: int) -> Tensor:
+    """int64 [count], all rows in an order in which groups of `size` stay together, so that a pass runs their prompt once."""
+    groups = torch.randperm(count // size)[:, None]
+    return (groups * size + torch.rand(count // size, size).argsort(1)).flatten()
 
 
 def _optimizer(policy: Policy, config: RLConfig) -> tuple[torch.optim.Optimizer, Any]:

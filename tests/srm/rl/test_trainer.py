@@ -15,6 +15,7 @@ from srm.errors import UserError
 from srm.packing.backbone import restore
 from srm.rl.arguments import RLConfig
 from srm.rl.card import policy_card
+from srm.rl.rollout import Rollout
 from srm.rl.trainer import RLTrainer
 
 NewConfig = Callable[..., RLConfig]
@@ -189,6 +190,29 @@ def test_the_size_of_a_pass_does_not_matter(new_config: NewConfig, new_trainer: 
         found.append(logs(config.output_dir))
     for one, other in zip(*found, strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce", "ppo", "grpo"])
+def test_a_pass_holds_whole_groups(
+    new_config: NewConfig, new_trainer: NewTrainer, monkeypatch: pytest.MonkeyPatch, algorithm: str
+) -> None:
+    config = new_config(algorithm=algorithm, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    trainer = new_trainer(config)
+    rollout, _ = trainer._collect(1)
+    passes, loss = [], trainer._loss
+
+    def note(batch: Rollout) -> dict[str, Tensor]:
+        passes.append(batch.responses.ids.tolist())
+        return loss(batch)
+
+    monkeypatch.setattr(trainer, "_loss", note)
+    trainer._update(rollout, 1)
+    groups = rollout.responses.ids.unflatten(0, (-1, config.num_generations)).tolist()
+    assert all(sorted(part) in [sorted(group) for group in groups] for part in passes)
+    epochs = [passes[start : start + len(groups)] for start in range(0, len(passes), len(groups))]
+    assert all(sorted(row for part in epoch for row in part) == sorted(rollout.responses.ids.tolist()) for epoch in epochs)
+    # Each in an order of its own, groups and rows.
+    assert algorithm == "reinforce" or (len(epochs) == 2 and epochs[0] != epochs[1])
 
 
 def test_reinforce_takes_the_gradient_of_the_mean_over_tokens(new_config: NewConfig, new_trainer: NewTrainer) -> None:
