@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from srm.errors import UserError
@@ -38,18 +41,39 @@ _NO_MATTER = ("output_dir", "save_steps", "save_total_limit")
 
 
 class RunFolder:
-    """Everything a run writes. Only the first process writes shared files; all of them must call the methods that save."""
+    """Everything a run writes. Only the first process writes shared files; all of them must call the methods that save.
 
-    def __init__(self, config: RLConfig, accelerator: Accelerator) -> None:
+    Args:
+        config: the settings.
+        accelerator: of the run.
+        prompts: token ids of those that are used, in order.
+    """
+
+    def __init__(self, config: RLConfig, accelerator: Accelerator, prompts: Iterable[Sequence[int]]) -> None:
         self.path = Path(config.output_dir)
         self._config = config
         self._accelerator = accelerator
+        self._prompts = _digest(prompts)
 
-    def changes(self) -> Iterator[str]:
-        """One line for each setting that differs from those that the run in the folder began with."""
+    def changes(self, checkpoint: str) -> Iterator[str]:
+        """What is not as it was when the run in the folder began.
+
+        Args:
+            checkpoint: the folder that the run goes on from.
+
+        Yields:
+            A line for each setting that differs, and one for other prompts.
+
+        Raises:
+            UserError: the settings or the checkpoint's state cannot be read.
+        """
         # Only a schedule that falls to 0 at the last step asks how many there are.
         length = ("max_steps",) if self._config.lr_scheduler_type == "constant_with_warmup" else ()
-        return settings_changes(self.path / _SETTINGS, self._config, ignored=(*_NO_MATTER, *length))
+        yield from settings_changes(self.path / _SETTINGS, self._config, ignored=(*_NO_MATTER, *length))
+        with _resuming(checkpoint):
+            before = json.loads((Path(checkpoint) / _STEP).read_text(encoding="utf-8")).get("prompts", self._prompts)
+        if before != self._prompts:
+            yield f"the prompts of {self._config.dataset_name} are not the same"
 
     def start_log(self, step: int) -> None:
         """Write the settings, and cut the log to its lines up to `step`: those behind the checkpoint will be written again."""
@@ -96,7 +120,7 @@ class RunFolder:
                 _save_model(staged, policy, tokenizer)
                 head = None if policy.value_head is None else policy.value_head.state_dict()
                 torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "value_head": head}, staged / _STATE)
-                (staged / _STEP).write_text(json.dumps({"global_step": step}) + "\n", encoding="utf-8")
+                (staged / _STEP).write_text(json.dumps({"global_step": step, "prompts": self._prompts}) + "\n", encoding="utf-8")
             torch.save(_random_state(), staged / f"rng_state_{self._accelerator.process_index}.pth")
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
@@ -138,7 +162,7 @@ class RunFolder:
                 raise UserError(f"{checkpoint}: holds no {name}, so the run could not go on as it was. Resume from a whole checkpoint.")
         if len(list(folder.glob("rng_state_*.pth"))) != self._accelerator.num_processes:
             raise UserError(f"{checkpoint} was written by another number of processes. Resume with as many.")
-        with one_line(checkpoint, "cannot be resumed", f"Resume from another checkpoint, with the settings in {_SETTINGS} beside it."):
+        with _resuming(checkpoint):
             state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
             if (state["value_head"] is None) != (policy.value_head is None):
                 raise UserError(f"{checkpoint} was written by the other --algorithm. Resume with the settings in {_SETTINGS} beside it.")
@@ -169,6 +193,18 @@ class RunFolder:
             staged.mkdir(parents=True)
         self._accelerator.wait_for_everyone()
         return staged
+
+
+def _resuming(checkpoint: str) -> AbstractContextManager[None]:
+    return one_line(checkpoint, "cannot be resumed", f"Resume from another checkpoint, with the settings in {_SETTINGS} beside it.")
+
+
+def _digest(prompts: Iterable[Sequence[int]]) -> str:
+    digest = hashlib.sha256()
+    for ids in prompts:
+        # The length first, so that tokens cannot move from one prompt to the next unnoticed.
+        digest.update(np.array([len(ids), *ids]).tobytes())
+    return digest.hexdigest()
 
 
 def _save_model(folder: Path, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> None:

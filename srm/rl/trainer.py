@@ -80,7 +80,7 @@ class RLTrainer:
         optimizer, scheduler = _optimizer(self.inner, config)
         self.policy, self.optimizer = accelerator.prepare(self.inner, optimizer)
         self.scheduler = scheduler
-        self.folder = RunFolder(config, accelerator)
+        self.folder = RunFolder(config, accelerator, [ids for _, ids in prompts])
         self._owns_folder = False
 
     def own(self) -> None:

@@ -81,9 +81,14 @@ def test_resume_goes_on_and_says_what_has_changed(flags: Flags, tmp_path: Path, 
     assert "resuming from" in out
     assert "not as when this run began: kl_coef was 0.1, is 0.2" in out
     assert "max_steps was" not in out
+    assert "are not the same" not in out
     log = (tmp_path / "out" / "log.jsonl").read_text()
     assert log.startswith(first)
     assert len(log.splitlines()) == 3
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write('{"prompt": "Is it?"}\n')
+    assert main(flags("--resume_from_checkpoint", "true", max_steps=4, kl_coef=0.2)) == 0
+    assert f"not as when this run began: the prompts of {tmp_path / 'prompts.jsonl'} are not the same\n" in capsys.readouterr().out
     assert main(flags("--overwrite_output_dir", max_steps=1)) == 0
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 1
 

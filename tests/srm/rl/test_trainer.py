@@ -164,7 +164,8 @@ def test_fewer_steps_than_are_done_are_refused(new_config: NewConfig, new_traine
 
 def test_the_number_of_steps_matters_where_the_rate_depends_on_it(new_config: NewConfig, new_trainer: NewTrainer) -> None:
     new_trainer(new_config(max_steps=1, lr_scheduler_type="cosine")).train()
-    assert list(new_trainer(new_config(max_steps=2, lr_scheduler_type="cosine")).folder.changes()) == ["max_steps was 1, is 2"]
+    folder = new_trainer(new_config(max_steps=2, lr_scheduler_type="cosine")).folder
+    assert list(folder.changes(str(folder.path / "checkpoint-1"))) == ["max_steps was 1, is 2"]
 
 
 def test_a_checkpoint_of_the_other_algorithm_is_refused(new_config: NewConfig, new_trainer: NewTrainer, tmp_path: Path) -> None:
@@ -193,9 +194,7 @@ def test_the_size_of_a_pass_does_not_matter(new_config: NewConfig, new_trainer: 
 
 
 @pytest.mark.parametrize("algorithm", ["reinforce", "ppo", "grpo"])
-def test_a_pass_holds_whole_groups(
-    new_config: NewConfig, new_trainer: NewTrainer, monkeypatch: pytest.MonkeyPatch, algorithm: str
-) -> None:
+def test_a_pass_holds_whole_groups(new_config: NewConfig, new_trainer: NewTrainer, monkeypatch: pytest.MonkeyPatch, algorithm: str) -> None:
     config = new_config(algorithm=algorithm, per_device_train_batch_size=4, gradient_accumulation_steps=2)
     trainer = new_trainer(config)
     rollout, _ = trainer._collect(1)
