@@ -73,7 +73,7 @@ def _train(config: RLConfig, accelerator: Accelerator) -> None:
     # `claim` has looked.
     trainer.own()
     if checkpoint is not None:
-        for change in trainer.folder.changes():
+        for change in trainer.folder.changes(checkpoint):
             tell(f"not as when this run began: {change}")
     with bar:
         trainer.train(checkpoint)

@@ -62,13 +62,13 @@ class RenderedConversations:
         Raises:
             UserError: no answer begins in it, more turns follow the answer, or the ids are not of this tokenizer.
         """
-        try:
-            text, spans = self._table.decode(list(ids))
-        except IndexError:
+        # Nobody samples these ids: what is in no vocabulary is of another one, embedding or not.
+        if (unknown := next((token for token in ids if not 0 <= token < len(self._table)), None)) is not None:
             raise UserError(
-                f"{where}: token id {next(token for token in ids if not 0 <= token < len(self._table))} is not in the vocabulary of "
-                f"{_name(self._encoder)}. Tokenize with the tokenizer that was saved with the model."
-            ) from None
+                f"{where}: token id {unknown} is not in the vocabulary of {_name(self._encoder)}. "
+                "Tokenize with the tokenizer that was saved with the model."
+            )
+        text, spans = self._table.decode(list(ids))
         # Where both begin at one place, one goes on from the other, and the longer one counts.
         start, opening = max((text.rfind(opening), opening) for opening in self._openings)
         if start < 0:

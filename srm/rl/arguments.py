@@ -79,7 +79,8 @@ class RLConfig:
     reward_placement: Placement = _setting("last", "A sentence's reward is paid on its last token, or in even parts on all of its tokens.")
     whitening: Whitening = _setting(
         "none",
-        "Of each step's rewards, before the KL penalty. scale: variance 1; full: mean 0 too; position: both for the sentence's position.",
+        "Of each step's rewards, before the KL penalty. scale: deviations from the mean are scaled to variance 1, and the mean is added "
+        "back; full: mean 0 and variance 1; position: both for the sentence's position.",
     )
     normalize_advantages: bool = _setting(True, "Scale the advantages of each step to mean 0 and variance 1 over its tokens.")
     kl_coef: float = _setting(0.1, "Price of one nat of KL from the reference: in the reward, or in the loss of grpo.")

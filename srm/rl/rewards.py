@@ -57,12 +57,12 @@ def sentence_rewards(scored: ScoredTokens, kind: RewardKind = "weighted") -> Ten
 
 
 def whiten(value: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
-    """`value` with variance 1 over `mask` (population variance), and mean 0 unless `shift_mean` is off.
+    """`value` with its deviations from the mean over `mask` scaled to variance 1 (population variance), and with mean 0 or its own mean.
 
     Args:
         value: floating point, any shape.
         mask: bool, the same shape.
-        shift_mean: whether the mean becomes 0, too.
+        shift_mean: the mean becomes 0; where off, it is added back as it was, as in TRL's `masked_whiten`.
 
     Returns:
         The same shape and dtype, 0 outside `mask`. Values that are all alike become 0, or stay as they are where the mean is kept: there is
@@ -142,9 +142,7 @@ def rewards_to_go(paid: Tensor, scored: ScoredTokens, to_go: ToGo = "sum") -> Te
     if not paid.numel():
         return paid
     if to_go != "sum":
-        is_new = (scored.ends.diff(prepend=scored.ends.new_full((1,), -1)) != 0) | ~scored.is_sentence
-        one = is_new.cumsum(0) - 1
-        paid = torch.zeros_like(paid).index_add_(0, one, paid)[one]
+        paid, _ = _merged(paid, scored)
     if to_go == "own":
         return paid
     row = scored.response_index
@@ -154,6 +152,13 @@ def rewards_to_go(paid: Tensor, scored: ScoredTokens, to_go: ToGo = "sum") -> Te
     wide[row, from_end] = paid
     gathered = wide.cummin(1).values if to_go == "min" else wide.cumsum(1)
     return gathered[row, from_end]
+
+
+def _merged(paid: Tensor, scored: ScoredTokens) -> tuple[Tensor, Tensor]:
+    """[N], what the sentences on each one's last token earn together, and bool [N], whether it is the first of them."""
+    is_first = (scored.ends.diff(prepend=scored.ends.new_full((1,), -1)) != 0) | ~scored.is_sentence
+    one = is_first.cumsum(0) - 1
+    return torch.zeros_like(paid).index_add_(0, one, paid)[one], is_first
 
 
 def sum_form(paid: Tensor, scored: ScoredTokens, to_go: ToGo) -> Tensor:
@@ -199,11 +204,12 @@ def token_level_rewards(
     Args:
         scored: what `score_tokens` returned.
         kind: as in `sentence_rewards`.
-        whitening: of the sentences' rewards over the batch, before all else. `scale`: variance 1; `full`: mean 0 as well; `position`: both
-            for the position in the response (`whiten_by_position`).
+        whitening: of the sentences' rewards over the batch, before all else. `scale`: deviations from the mean are scaled to variance 1,
+            and the mean is added back; `full`: mean 0 and variance 1; `position`: both for the position in the response
+            (`whiten_by_position`).
         to_go: what the sum of a token's and later rewards is to be, the penalty apart: the `sum` or the `min` of the rewards of its
             sentence and the later ones, or its `own` sentence's alone (`sum_form`). It holds without a discount.
-        placement: on the `last` token of a sentence, or in `even` parts on all of its tokens.
+        placement: on the `last` token of a sentence, or in `even` parts on all of its tokens. Sentences that end on the same token are one.
         logprobs, ref_logprobs: [B, L], log-probabilities of the tokens under the policy and the reference; needed with `kl_coef`.
         mask: bool or int [B, L], the tokens the policy answers for, its end token included; others earn no penalty. A response's text
             where None.
@@ -276,14 +282,16 @@ def _whitened(paid: Tensor, scored: ScoredTokens, kind: RewardKind, whitening: W
 
 
 def _spread(paid: Tensor, scored: ScoredTokens) -> Tensor:
-    """fp32 [B, L], each sentence's reward in equal parts on its tokens; what has no token of its own is paid on its last one."""
+    """fp32 [B, L], each sentence's reward in equal parts on its tokens; those that end on the same token are one."""
     width = scored.width
-    spans = scored.spans[scored.is_sentence]
+    paid, is_first = _merged(paid, scored)
+    kept = scored.is_sentence & is_first
+    spans = scored.spans[kept]
     start, end = torch.minimum(spans[:, 0], spans[:, 1] - 1), spans[:, 1]
     lengths = end - start
     sentence = torch.repeat_interleave(lengths)
     # Counting tokens through, less those of the sentences before, is a token's place in its sentence.
     place = torch.arange(sentence.numel(), device=paid.device) - (lengths.cumsum(0) - lengths)[sentence]
-    token = (scored.response_index[scored.is_sentence] * width + start)[sentence] + place
-    part = (paid[scored.is_sentence] / lengths)[sentence]
+    token = (scored.response_index[kept] * width + start)[sentence] + place
+    part = (paid[kept] / lengths)[sentence]
     return paid.new_zeros(scored.reward.numel() * width).index_add_(0, token, part).view(-1, width)

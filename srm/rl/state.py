@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from srm.errors import UserError
@@ -34,20 +37,43 @@ _SETTINGS = "srm_rl.yaml"
 _STATE, _STEP = "training.pt", "trainer_state.json"
 _GO_ON = "Free some, then go on with --resume_from_checkpoint true."
 # These say where and how long, not what is trained.
-_NO_MATTER = ("output_dir", "max_steps", "save_steps", "save_total_limit")
+_NO_MATTER = ("output_dir", "save_steps", "save_total_limit")
 
 
 class RunFolder:
-    """Everything a run writes. Only the first process writes shared files; all of them must call the methods that save."""
+    """Everything a run writes. Only the first process writes shared files; all of them must call the methods that save.
 
-    def __init__(self, config: RLConfig, accelerator: Accelerator) -> None:
+    Args:
+        config: the settings.
+        accelerator: of the run.
+        prompts: token ids of those that are used, in order.
+    """
+
+    def __init__(self, config: RLConfig, accelerator: Accelerator, prompts: Iterable[Sequence[int]]) -> None:
         self.path = Path(config.output_dir)
         self._config = config
         self._accelerator = accelerator
+        self._prompts = _digest(prompts)
 
-    def changes(self) -> Iterator[str]:
-        """One line for each setting that differs from those that the run in the folder began with."""
-        return settings_changes(self.path / _SETTINGS, self._config, ignored=_NO_MATTER)
+    def changes(self, checkpoint: str) -> Iterator[str]:
+        """What is not as it was when the run in the folder began.
+
+        Args:
+            checkpoint: the folder that the run goes on from.
+
+        Yields:
+            A line for each setting that differs, and one for other prompts.
+
+        Raises:
+            UserError: the settings or the checkpoint's state cannot be read.
+        """
+        # Only a schedule that falls to 0 at the last step asks how many there are.
+        length = ("max_steps",) if self._config.lr_scheduler_type == "constant_with_warmup" else ()
+        yield from settings_changes(self.path / _SETTINGS, self._config, ignored=(*_NO_MATTER, *length))
+        with _resuming(checkpoint):
+            before = json.loads((Path(checkpoint) / _STEP).read_text(encoding="utf-8")).get("prompts", self._prompts)
+        if before != self._prompts:
+            yield f"the prompts of {self._config.dataset_name} are not the same"
 
     def start_log(self, step: int) -> None:
         """Write the settings, and cut the log to its lines up to `step`: those behind the checkpoint will be written again."""
@@ -94,7 +120,7 @@ class RunFolder:
                 _save_model(staged, policy, tokenizer)
                 head = None if policy.value_head is None else policy.value_head.state_dict()
                 torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "value_head": head}, staged / _STATE)
-                (staged / _STEP).write_text(json.dumps({"global_step": step}) + "\n", encoding="utf-8")
+                (staged / _STEP).write_text(json.dumps({"global_step": step, "prompts": self._prompts}) + "\n", encoding="utf-8")
             torch.save(_random_state(), staged / f"rng_state_{self._accelerator.process_index}.pth")
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
@@ -116,10 +142,19 @@ class RunFolder:
         self._accelerator.wait_for_everyone()
 
     def restore(self, checkpoint: str, policy: Policy, optimizer: Any, scheduler: Any) -> int:
-        """Load what `save_checkpoint` put beside the model, whose weights `policy` has already; returns the step.
+        """Load what `save_checkpoint` put beside the model, whose weights `policy` has already.
+
+        Args:
+            checkpoint: the folder.
+            policy: its value head is loaded.
+            optimizer: its state is loaded.
+            scheduler: goes to the checkpoint's step; learning rates and length stay those of the settings.
+
+        Returns:
+            The checkpoint's step.
 
         Raises:
-            UserError: the checkpoint is not whole, another algorithm's, or was written by another number of processes.
+            UserError: the checkpoint is not whole, another algorithm's, behind `max_steps`, or was written by another number of processes.
         """
         folder, own_random = Path(checkpoint), f"rng_state_{self._accelerator.process_index}.pth"
         for name in (_STATE, own_random, _STEP):
@@ -127,19 +162,29 @@ class RunFolder:
                 raise UserError(f"{checkpoint}: holds no {name}, so the run could not go on as it was. Resume from a whole checkpoint.")
         if len(list(folder.glob("rng_state_*.pth"))) != self._accelerator.num_processes:
             raise UserError(f"{checkpoint} was written by another number of processes. Resume with as many.")
-        with one_line(checkpoint, "cannot be resumed", f"Resume from another checkpoint, with the settings in {_SETTINGS} beside it."):
+        with _resuming(checkpoint):
             state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
             if (state["value_head"] is None) != (policy.value_head is None):
                 raise UserError(f"{checkpoint} was written by the other --algorithm. Resume with the settings in {_SETTINGS} beside it.")
             if policy.value_head is not None:
                 policy.value_head.load_state_dict(state["value_head"])
+            step = int(json.loads((folder / _STEP).read_text(encoding="utf-8"))["global_step"])
+            if step > self._config.max_steps:
+                raise UserError(
+                    f"{checkpoint}: {step} steps are done, and --max_steps asks for {self._config.max_steps}. Raise it, resume from an "
+                    "earlier checkpoint, or start a new run in another --output_dir."
+                )
             optimizer.load_state_dict(state["optimizer"])
-            scheduler.load_state_dict(state["scheduler"])
+            # The checkpoint's rates are those of the settings it was written with.
+            rates = [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+            for group, base, rate in zip(optimizer.param_groups, scheduler.base_lrs, rates, strict=True):
+                group |= {"initial_lr": base, "lr": rate}
+            scheduler.load_state_dict({**state["scheduler"], "base_lrs": scheduler.base_lrs, "_last_lr": rates})
             random = torch.load(folder / own_random, map_location="cpu", weights_only=True)
             torch.set_rng_state(random["cpu"])
             if torch.cuda.is_available() and random["cuda"] is not None:
                 torch.cuda.set_rng_state(random["cuda"])
-            return int(json.loads((folder / _STEP).read_text(encoding="utf-8"))["global_step"])
+            return step
 
     def _stage(self, name: str) -> Path:
         staged = staging(self.path) / name
@@ -148,6 +193,18 @@ class RunFolder:
             staged.mkdir(parents=True)
         self._accelerator.wait_for_everyone()
         return staged
+
+
+def _resuming(checkpoint: str) -> AbstractContextManager[None]:
+    return one_line(checkpoint, "cannot be resumed", f"Resume from another checkpoint, with the settings in {_SETTINGS} beside it.")
+
+
+def _digest(prompts: Iterable[Sequence[int]]) -> str:
+    digest = hashlib.sha256()
+    for ids in prompts:
+        # The length first, so that tokens cannot move from one prompt to the next unnoticed.
+        digest.update(np.array([len(ids), *ids]).tobytes())
+    return digest.hexdigest()
 
 
 def _save_model(folder: Path, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -80,7 +80,7 @@ class RLTrainer:
         optimizer, scheduler = _optimizer(self.inner, config)
         self.policy, self.optimizer = accelerator.prepare(self.inner, optimizer)
         self.scheduler = scheduler
-        self.folder = RunFolder(config, accelerator)
+        self.folder = RunFolder(config, accelerator, [ids for _, ids in prompts])
         self._owns_folder = False
 
     def own(self) -> None:
@@ -166,10 +166,12 @@ class RLTrainer:
             scored = self._score([row for row in drawn for _ in range(config.num_generations)], responses)
             stats, reference = self._statistics(self.inner, responses), self._statistics(self.reference, responses)
         mask = responses.mask
+        # A deviation is no mean over processes, as the rest of the log is.
+        rewards = self.accelerator.gather(scored.reward)
         kl = torch.where(mask, stats.logprobs - reference.logprobs, 0).sum(1)
         log = {
             "reward": float(scored.reward.mean()),
-            "reward_std": float(scored.reward.std()) if scored.reward.numel() > 1 else 0.0,
+            "reward_std": float(rewards.std()) if rewards.numel() > 1 else 0.0,
             "kl": float(kl.mean()),
             "length": float(mask.sum(1).float().mean()),
             "entropy": float(stats.entropy[mask].mean()),
@@ -210,7 +212,7 @@ class RLTrainer:
         sums: dict[str, float] = {}
         updates = 0
         for _ in range(self.config.num_ppo_epochs if repeats else 1):
-            order = torch.randperm(count) if repeats else torch.arange(count)
+            order = _shuffled(count, self.config.num_generations) if repeats else torch.arange(count)
             for rows in order.to(self.accelerator.device).chunk(self.config.num_mini_batches):
                 for name, value in self._optimize(rollout.take(rows), step).items():
                     sums[name] = sums.get(name, 0.0) + value
@@ -274,6 +276,12 @@ def _end_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> lis
             "Set eos_token in tokenizer_config.json."
         )
     return sorted(ids)
+
+
+def _shuffled(count: int, size: int) -> Tensor:
+    """int64 [count], all rows in an order in which groups of `size` stay together, so that a pass runs their prompt once."""
+    groups = torch.randperm(count // size)[:, None]
+    return (groups * size + torch.rand(count // size, size).argsort(1)).flatten()
 
 
 def _optimizer(policy: Policy, config: RLConfig) -> tuple[torch.optim.Optimizer, Any]:

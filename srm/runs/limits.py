@@ -129,7 +129,8 @@ LIMITS: Mapping[str, Limit] = {
     "beta": _POSITIVE,
     "num_ppo_epochs": _COUNT,
     "num_mini_batches": _COUNT,
-    "temperature": _POSITIVE,
+    # Below this a policy writes one response to a prompt, of which nothing is learned, and logits over it soon overflow.
+    "temperature": Limit(0.01),
     "kl_coef": _NOT_NEGATIVE,
     "vf_coef": _NOT_NEGATIVE,
     "cliprange": _POSITIVE,

@@ -47,13 +47,18 @@ class Written(NamedTuple):
 class ByteTable:
     """The bytes that each token id adds to a text.
 
-    tokens: the bytes of id 0, 1, ...; `b""` for ids that write nothing (special tokens).
+    Ids behind the vocabulary write nothing, as in a tokenizer's `decode`: many models have more embeddings than there are tokens, and a
+    policy may write such an id.
+
+    Args:
+        tokens: the bytes of id 0, 1, ...; `b""` for ids that write nothing (special tokens).
     """
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
         self.tokens = tuple(tokens)
         self._flat = np.frombuffer(b"".join(tokens), dtype=np.uint8)
-        self._length = np.array([len(token) for token in tokens], dtype=np.int64)
+        # The last one stands for all ids behind the vocabulary.
+        self._length = np.array([*(len(token) for token in tokens), 0], dtype=np.int64)
         self._start = np.cumsum(self._length) - self._length
 
     @classmethod
@@ -97,7 +102,7 @@ class ByteTable:
         return cls(tokens)
 
     def __len__(self) -> int:
-        return len(self._length)
+        return len(self.tokens)
 
     def decode(self, ids: Tensor | Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
         """The text that `ids` [T] write, and the characters `start:end` of it that each token covers.
@@ -106,7 +111,7 @@ class ByteTable:
         covers it, as in a fast tokenizer's own offsets; one that writes nothing covers nothing.
 
         Raises:
-            IndexError: an id outside the vocabulary.
+            IndexError: a negative id.
         """
         flat = ids.cpu().numpy() if isinstance(ids, Tensor) else np.array(ids, dtype=np.int64)
         written = self.write(flat, np.array([0, len(flat)]))
@@ -122,12 +127,19 @@ class ByteTable:
         Args:
             ids: int [T], the tokens of all responses.
             cu_tokens: int64 [B + 1], offsets of the responses into `ids`.
+
+        Returns:
+            Their bytes and texts.
+
+        Raises:
+            IndexError: a negative id.
         """
-        self._check(ids)
-        length = self._length.take(ids)
+        if ids.size and ids.min() < 0:
+            raise IndexError(f"byte table: token id {ids.min()} is negative. Leave padding out, or fill it with an id of the vocabulary.")
+        length = self._length.take(ids, mode="clip")
         edge = np.concatenate([[0], np.cumsum(length)])
         # A byte lies in the table as far behind its token's row as it lies behind the token's first byte here.
-        at = np.repeat(self._start.take(ids) - edge[:-1], length)
+        at = np.repeat(self._start.take(ids, mode="clip") - edge[:-1], length)
         at += np.arange(len(at))
         raw = self._flat.take(at, mode="clip").tobytes()  # all lie inside; the mode saves looking
         edges = edge[cu_tokens].tolist()
@@ -140,11 +152,6 @@ class ByteTable:
                 escaped.append(raw[start:end].decode(errors="surrogateescape"))
                 texts.append(_ESCAPED.sub("\ufffd", escaped[-1]))
         return Written(raw, edge, escaped, texts)
-
-    def _check(self, ids: NDArray[np.integer]) -> None:
-        if ids.size and (ids.min() < 0 or ids.max() >= len(self)):
-            bad = ids[(ids < 0) | (ids >= len(self))][0]
-            raise IndexError(f"byte table: token id {bad} is outside the vocabulary of {len(self)} ids the table was made from.")
 
 
 def _character_of_bytes(escaped: str) -> NDArray[np.int64]:

@@ -98,7 +98,7 @@ class TokenSegmenter:
 
         Raises:
             ValueError: `ids` that are not [B, L].
-            IndexError: an id outside the vocabulary.
+            IndexError: a negative id.
         """
         if ids.dim() != 2 or ids.is_floating_point():
             raise ValueError(f"TokenSegmenter.segment: `ids` must be integers [B, L], got {ids.dtype} {list(ids.shape)}.")

@@ -159,8 +159,7 @@ def _ready(model: Reader, row: TextRow | IdsRow, index: int, limit: int) -> _Tex
     """`row` as far as it needs no tokenizer."""
     if isinstance(row, TextRow):
         return _read(model, row, index)
-    # A backbone may have more rows of embeddings than there are tokens, or fewer.
-    size = min(len(model.encoder.tokenizer), model.num_embeddings)
+    size = model.num_embeddings
     for name, ids in (("prompt_ids", row.prompt_ids), ("response_ids", row.response_ids)):
         if ids and max(ids) >= size:
             raise BadField(("rows", index, name), f"the id {max(ids)} is unknown: the reward model has {size} ids.")

@@ -81,9 +81,14 @@ def test_resume_goes_on_and_says_what_has_changed(flags: Flags, tmp_path: Path, 
     assert "resuming from" in out
     assert "not as when this run began: kl_coef was 0.1, is 0.2" in out
     assert "max_steps was" not in out
+    assert "are not the same" not in out
     log = (tmp_path / "out" / "log.jsonl").read_text()
     assert log.startswith(first)
     assert len(log.splitlines()) == 3
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write('{"prompt": "Is it?"}\n')
+    assert main(flags("--resume_from_checkpoint", "true", max_steps=4, kl_coef=0.2)) == 0
+    assert f"not as when this run began: the prompts of {tmp_path / 'prompts.jsonl'} are not the same\n" in capsys.readouterr().out
     assert main(flags("--overwrite_output_dir", max_steps=1)) == 0
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 1
 
@@ -140,6 +145,19 @@ def test_a_policy_that_cannot_be_packed_needs_packing_none(
     assert main(flags(model_name_or_path=capped, max_steps=1)) == 1
     assert "Use --packing none" in capsys.readouterr().err
     assert main(flags(model_name_or_path=capped, max_steps=1, packing="none")) == 0
+
+
+def test_a_policy_may_write_ids_that_are_no_tokens(flags: Flags, models: tuple[Path, Path], tmp_path: Path) -> None:
+    """Where embeddings are padded beyond the tokenizer; half of these are."""
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(models[0])
+    folders = tmp_path / "policy", tmp_path / "reward"
+    config = AutoConfig.from_pretrained(models[0], vocab_size=2 * len(tokenizer))
+    LlamaForCausalLM(config).save_pretrained(folders[0])
+    tokenizer.save_pretrained(folders[0])
+    SentenceRewardModel.from_backbone(folders[0]).save_pretrained(folders[1])
+    assert main(flags(model_name_or_path=folders[0], reward_model_path=folders[1], max_steps=1)) == 0
 
 
 def test_an_edited_log_is_one_line(flags: Flags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -191,10 +191,10 @@ def test_even_parts_lie_on_a_sentences_own_tokens_and_sum_to_its_reward(form: To
             for start, end, paid in parts:
                 wanted[row, start:end] = paid / (end - start)
                 torch.testing.assert_close(even[row, start:end].sum(), last[row, start:end].sum())
-        # Where one token ends two sentences, the first one spreads its reward, and the other has that token alone.
-        torch.testing.assert_close(even[[0, 2, 3, 4]], wanted[[0, 2, 3, 4]])
-    scored = replace(make([(0, [3, 3])]), sentence_reward=torch.tensor([0.0, 4.0, 10.0]))
-    assert token_level_rewards(scored, kind="sentence", placement="even")[0].tolist() == [1, 1, 1, 11, 0, 0, 0, 0]
+        torch.testing.assert_close(even, wanted)
+    # Where one token ends two sentences, they are one.
+    scored = replace(make([(0, [3, 3])]), sentence_reward=torch.tensor([0.0, -1.0, 0.5]))
+    assert token_level_rewards(scored, kind="sentence", to_go=form, placement="even")[0].tolist() == [-0.125] * 4 + [0] * 4
 
 
 def test_the_penalty_stays_where_it_was_in_every_form() -> None:

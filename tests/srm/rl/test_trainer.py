@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from srm.errors import UserError
 from srm.packing.backbone import restore
 from srm.rl.arguments import RLConfig
 from srm.rl.card import policy_card
+from srm.rl.rollout import Rollout
 from srm.rl.trainer import RLTrainer
 
 NewConfig = Callable[..., RLConfig]
@@ -120,6 +122,52 @@ def logs_until_broken(folder: Path) -> list[str]:
     return [line for line in (folder / "log.jsonl").read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
+def resume(new_trainer: NewTrainer, config: RLConfig, step: int) -> RLTrainer:
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = Path(config.output_dir) / f"checkpoint-{step}"
+    trainer = new_trainer(config, policy=AutoModelForCausalLM.from_pretrained(checkpoint))
+    trainer.train(str(checkpoint))
+    return trainer
+
+
+def test_a_resumed_run_has_the_learning_rates_it_is_given(new_config: NewConfig, new_trainer: NewTrainer) -> None:
+    settings: dict[str, Any] = {"algorithm": "ppo", "lr_scheduler_type": "linear"}
+    new_trainer(new_config(**settings, max_steps=2, learning_rate=1e-3)).train()
+    other = new_config(**settings, max_steps=4, learning_rate=1e-4, head_learning_rate=5e-4)
+    trainer = resume(new_trainer, other, 2)
+    # Half of the four steps are done, not all of the two that the run began with.
+    assert [step["learning_rate"] for step in logs(other.output_dir)] == pytest.approx([1e-3, 5e-4, 5e-5, 2.5e-5])
+    assert trainer.scheduler.base_lrs == [1e-4, 5e-4]
+    assert [group["initial_lr"] for group in trainer.optimizer.param_groups] == [1e-4, 5e-4]
+
+
+def test_a_resumed_run_steps_as_far_as_its_rate_says(new_config: NewConfig, new_trainer: NewTrainer) -> None:
+    """In the weights, not only in the log."""
+    from transformers import AutoModelForCausalLM
+
+    new_trainer(new_config(max_steps=1)).train()
+    resume(new_trainer, new_config(max_steps=2, learning_rate=1e-12), 1)
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(Path(new_config().output_dir) / f"checkpoint-{step}").state_dict() for step in (1, 2)
+    )
+    assert max(float((before[name] - after[name]).abs().max()) for name in before) < 1e-9
+
+
+def test_fewer_steps_than_are_done_are_refused(new_config: NewConfig, new_trainer: NewTrainer) -> None:
+    new_trainer(new_config(max_steps=3)).train()
+    before = logs(new_config().output_dir)
+    with pytest.raises(UserError, match=r"checkpoint-3: 3 steps are done, and --max_steps asks for 1\. Raise it"):
+        resume(new_trainer, new_config(max_steps=1), 3)
+    assert logs(new_config().output_dir) == before
+
+
+def test_the_number_of_steps_matters_where_the_rate_depends_on_it(new_config: NewConfig, new_trainer: NewTrainer) -> None:
+    new_trainer(new_config(max_steps=1, lr_scheduler_type="cosine")).train()
+    folder = new_trainer(new_config(max_steps=2, lr_scheduler_type="cosine")).folder
+    assert list(folder.changes(str(folder.path / "checkpoint-1"))) == ["max_steps was 1, is 2"]
+
+
 def test_a_checkpoint_of_the_other_algorithm_is_refused(new_config: NewConfig, new_trainer: NewTrainer, tmp_path: Path) -> None:
     first = new_config(max_steps=1, save_steps=1)
     new_trainer(first).train()
@@ -145,6 +193,27 @@ def test_the_size_of_a_pass_does_not_matter(new_config: NewConfig, new_trainer: 
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize("algorithm", ["reinforce", "ppo", "grpo"])
+def test_a_pass_holds_whole_groups(new_config: NewConfig, new_trainer: NewTrainer, monkeypatch: pytest.MonkeyPatch, algorithm: str) -> None:
+    config = new_config(algorithm=algorithm, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    trainer = new_trainer(config)
+    rollout, _ = trainer._collect(1)
+    passes, loss = [], trainer._loss
+
+    def note(batch: Rollout) -> dict[str, Tensor]:
+        passes.append(batch.responses.ids.tolist())
+        return loss(batch)
+
+    monkeypatch.setattr(trainer, "_loss", note)
+    trainer._update(rollout, 1)
+    groups = rollout.responses.ids.unflatten(0, (-1, config.num_generations)).tolist()
+    assert all(sorted(part) in [sorted(group) for group in groups] for part in passes)
+    epochs = [passes[start : start + len(groups)] for start in range(0, len(passes), len(groups))]
+    assert all(sorted(row for part in epoch for row in part) == sorted(rollout.responses.ids.tolist()) for epoch in epochs)
+    # Each in an order of its own, groups and rows.
+    assert algorithm == "reinforce" or (len(epochs) == 2 and epochs[0] != epochs[1])
+
+
 def test_reinforce_takes_the_gradient_of_the_mean_over_tokens(new_config: NewConfig, new_trainer: NewTrainer) -> None:
     trainer = new_trainer(new_config(max_grad_norm=1e9))
     torch.manual_seed(0)
@@ -161,6 +230,21 @@ def test_reinforce_takes_the_gradient_of_the_mean_over_tokens(new_config: NewCon
     assert log["loss"] == pytest.approx(loss.item(), abs=1e-4)
     assert log["grad_norm"] == pytest.approx(norm.item(), rel=1e-2)
     assert len(names) == len(gradients)
+
+
+def test_the_deviation_of_rewards_is_that_of_all_processes(
+    new_config: NewConfig, new_trainer: NewTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = new_trainer(new_config())
+    gathered = []
+
+    def gather(rewards: Tensor) -> Tensor:
+        gathered.append(torch.cat([rewards, rewards + 3]))
+        return gathered[-1]
+
+    monkeypatch.setattr(trainer.accelerator, "gather", gather)
+    _, log = trainer._collect(1)
+    assert log["reward_std"] == pytest.approx(float(gathered[0].std()))
 
 
 def test_every_prompt_comes_once_an_epoch(new_config: NewConfig, new_trainer: NewTrainer) -> None:

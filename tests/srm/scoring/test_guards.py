@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,24 @@ def test_a_token_without_an_embedding_is_refused_where_it_is_used(narrow: Senten
     for row in (TextRow(prompt="Hi", response="<new>"), IdsRow(prompt_ids=[5], response_ids=[new])):
         with pytest.raises(BadField):
             list(encode_rows(narrow, [row], max_length=None))
+
+
+def test_an_embedding_without_a_token_is_a_token_without_text(awake_model: Callable[..., SentenceRewardModel]) -> None:
+    """Policies whose embedding is padded beyond the tokenizer may write such ids."""
+    model = awake_model()
+    size = len(model.tokenizer)
+    model.backbone.resize_token_embeddings(size + 8)
+    first, second = (model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Yes. ", "It is."))
+    prompt, ids = model.encoder.encode_prompt("Hi"), [*first, size + 3, *second]
+    ends = [len(first), len(ids) - 1]
+    assert model.score_tokens([prompt], [ids]).ends.tolist() == [-1, *ends]
+    ((row,),) = encode_rows(model, [IdsRow(prompt_ids=prompt, response_ids=ids)], max_length=None)
+    assert row.responses[0].sentence_ends.tolist() == ends
+    # With another vocabulary the model reads text, in which there is nothing of it.
+    other = copy.deepcopy(model.tokenizer)
+    other.add_tokens(["<new>"])
+    reward = model.score_tokens([prompt], [ids], tokenizer=other, prompts=["Hi"]).reward.item()
+    assert reward == pytest.approx(model.score(["Hi"], ["Yes. It is."])[0].reward, abs=1e-5)
 
 
 def test_ids_behind_the_text_may_be_anything(model: SentenceRewardModel) -> None:

@@ -148,10 +148,21 @@ def test_token_owns_its_first_black_character() -> None:
 
 
 def test_bad_ids(by_byte: TokenSegmenter) -> None:
-    with pytest.raises(IndexError, match="token id 256 is outside the vocabulary of 256 ids"):
-        by_byte.segment(torch.tensor([[1, 256]]))
+    with pytest.raises(IndexError, match="token id -2 is negative"):
+        by_byte.segment(torch.tensor([[1, -2]]))
     with pytest.raises(ValueError, match=r"`ids` must be integers \[B, L\], got torch.int64 \[2\]"):
         by_byte.segment(torch.tensor([1, 2]))
+
+
+def test_ids_behind_the_vocabulary_write_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
+    """As in the tokenizer's own `decode`; they stay with the token before them, as special tokens do."""
+    segmenter = TokenSegmenter(tokenizer)
+    (first, second), size = (tokenizer(text)["input_ids"] for text in ("It is. ", "Is it?")), len(segmenter.table)
+    ids = [size + 1, *first, size, *second, 2**40]
+    assert segmenter.segment(torch.tensor([ids])).tolist() == [[len(first) + 1, len(ids) - 1]]
+    text, spans = segmenter.table.decode(ids)
+    assert text == tokenizer.decode(ids[:-1]) == "It is. Is it?"
+    assert [spans[at] for at in (0, len(first) + 1, -1)] == [(0, 0), (7, 7), (13, 13)]
 
 
 def test_bytes_that_are_no_utf8(by_byte: TokenSegmenter) -> None:
@@ -188,7 +199,7 @@ def test_decode_of_bytes_that_are_no_utf8() -> None:
     assert table.decode(torch.tensor([5])) == ("b\ufffd\ufffd", [(0, 3)])
     assert table.decode([]) == ("", [])
     assert table.decode([4]) == ("", [(0, 0)])
-    with pytest.raises(IndexError, match="token id -1 is outside"):
+    with pytest.raises(IndexError, match="token id -1 is negative"):
         table.decode([0, -1])
 
 
