@@ -6,6 +6,7 @@ Needs `trl` (written against 1.16). Shape letters: `B` completions, `L` width of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -98,7 +99,7 @@ class SentenceGRPOTrainer(GRPOTrainer):
 
     The only reward function must be a `SentenceRewardFunction`. What a completion has `to_go` from its i-th sentence is compared with what
     the others of its group have from theirs (`srm.rl.group_advantages`). `scale_rewards="none"` in the arguments leaves out the division by
-    the deviation.
+    the deviation, and `reward_weights` multiplies what every sentence earns.
 
     Args:
         sentence_reward: what a sentence earns, `weighted` (`w_i * r_i`) or `sentence` (`r_i`).
@@ -106,7 +107,8 @@ class SentenceGRPOTrainer(GRPOTrainer):
         *args, **kwargs: go to `GRPOTrainer`.
 
     Raises:
-        ValueError: other reward functions, a `scale_rewards` that is neither `group` nor `none`, or another `to_go`.
+        ValueError: other reward functions, a `scale_rewards` that is neither `group` nor `none`, a `multi_objective_aggregation` that is not
+            `sum_then_normalize`, or another `to_go`.
     """
 
     def __init__(
@@ -121,6 +123,11 @@ class SentenceGRPOTrainer(GRPOTrainer):
             )
         if self.scale_rewards not in ("group", "none"):
             raise ValueError(f"SentenceGRPOTrainer: `scale_rewards` must be 'group' or 'none', got {self.scale_rewards!r}.")
+        if self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                "SentenceGRPOTrainer: `multi_objective_aggregation` must be 'sum_then_normalize', got "
+                f"{self.multi_objective_aggregation!r}, which normalises response rewards and not sentences. Leave it out, or use GRPOTrainer."
+            )
         if to_go not in get_args(ToGo):
             raise ValueError(f"SentenceGRPOTrainer: `to_go` must be one of {', '.join(get_args(ToGo))}, got {to_go!r}.")
         self.sentence_reward = sentence_reward
@@ -137,7 +144,7 @@ class SentenceGRPOTrainer(GRPOTrainer):
             )
         mask = output["completion_mask"]
         # Groups may be spread over processes.
-        everyone = _join(gather_object(_split(function.last)))
+        everyone = _weighed(_join(gather_object(_split(function.last))), float(self.reward_weights[0]))
         assert self.model is not None, "GRPOTrainer made or took one"
         size = self.num_generations if self.model.training else self.num_generations_eval
         assert size is not None, "GRPOConfig fills both in"
@@ -195,6 +202,11 @@ def _join(parts: list[dict[str, Any]]) -> ScoredTokens:
         width=max(part["width"] for part in parts),
         opening=torch.tensor([part["opening"] for part in parts]),
     )
+
+
+def _weighed(scored: ScoredTokens, weight: float) -> ScoredTokens:
+    """`scored` with all rewards times the weight that TRL gives the reward function."""
+    return replace(scored, reward=weight * scored.reward, sentence_reward=weight * scored.sentence_reward)
 
 
 def _fit(advantages: Tensor, width: int) -> Tensor:

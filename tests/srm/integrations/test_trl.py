@@ -162,6 +162,28 @@ def test_sentence_advantages_in_grpo(
     assert any(not torch.equal(old, new) for old, new in zip(before, grpo.model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("weights", [None, [-2.0], [0.0]])
+def test_first_tokens_have_trls_own_advantage(
+    awake_model: Callable[..., SentenceRewardModel], tiny_policy_dir: Path, tmp_path: Path, weights: list[float] | None
+) -> None:
+    """They answer for all of the response, as all tokens do in `GRPOTrainer`; without the prompt's part sentences earn the whole reward."""
+    function = SentenceRewardFunction(awake_model(segmenter={"name": "punkt", "max_chars": 8}, include_prompt=False))
+    seen: list[torch.Tensor] = []
+    for kind in (GRPOTrainer, SentenceGRPOTrainer):
+
+        class Spy(kind):  # type: ignore[valid-type,misc]
+            def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+                output = super()._generate_and_score_completions(inputs)
+                seen.append(output["advantages"])
+                return output  # type: ignore[no-any-return]
+
+        trainer(Spy, function, tiny_policy_dir, tmp_path, scale_rewards="none", reward_weights=weights, max_steps=1).train()
+    trls, ours = seen
+    assert trls.shape == (4,) and ours.dim() == 2
+    torch.testing.assert_close(ours[:, 0], trls, atol=1e-5, rtol=0)
+    assert bool(trls.any()) == (weights != [0.0])
+
+
 @pytest.mark.slow
 def test_each_process_gets_its_own_advantages(
     reward_function: SentenceRewardFunction,
@@ -212,3 +234,5 @@ def test_refusals(reward_function: SentenceRewardFunction, tiny_policy_dir: Path
         trainer(partial(SentenceGRPOTrainer, to_go=True), reward_function, tiny_policy_dir, tmp_path)
     with pytest.raises(ValueError, match="`scale_rewards` must be 'group' or 'none', got 'batch'"):
         trainer(SentenceGRPOTrainer, reward_function, tiny_policy_dir, tmp_path, scale_rewards="batch")
+    with pytest.raises(ValueError, match="must be 'sum_then_normalize', got 'normalize_then_sum', .* Leave it out"):
+        trainer(SentenceGRPOTrainer, reward_function, tiny_policy_dir, tmp_path, multi_objective_aggregation="normalize_then_sum")
