@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["NO_TEXT", "PolicyResponse", "ScoredTokens", "encode_ids", "score_tokens"]
 
 NO_TEXT = ResponseIds(ids=np.empty(0, np.int32), sentence_ends=np.empty(0, np.int32))
-"""A response without text: it gets its prompt's reward, and has no sentence."""
+"""A response without text, or of white space alone: it gets its prompt's reward, and has no sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,18 +235,21 @@ def _own_groups(
         # Before they become int32, where a large id would turn into another.
         check_ids(model.num_embeddings, f"score_tokens: prompt {index} and its response", prompt, wide[index, :length])
     found = encoder.token_segmenter(policy).segment(padded, lengths)
-    openings = found.opening.tolist()
-    rows = wide.astype(np.int32)
-    for prompt, ids, length, ends, opening, first in zip(prompts, rows, lengths.tolist(), found.tolist(), openings, skipped, strict=True):
-        # The model may have been trained with a token of its own behind each sentence. The policy's ids are copied, not changed.
-        marked, marks, marked_opening = encoder.with_boundaries(ids[:length].copy(), np.asarray(ends, dtype=np.int32), opening)
-        response = PolicyResponse(
-            ids=marked,
-            sentence_ends=marks,
-            opening=marked_opening,
-            policy_ends=np.asarray(ends, dtype=np.int32) + np.int32(first),
-            policy_opening=opening + first if opening else 0,
-        )
+    texts = zip(found.tolist(), found.opening.tolist(), found.is_blank.tolist(), strict=True)
+    for prompt, ids, length, (ends, opening, is_blank), first in zip(
+        prompts, wide.astype(np.int32), lengths.tolist(), texts, skipped, strict=True
+    ):
+        response = NO_TEXT
+        if not is_blank:
+            # The model may have been trained with a token of its own behind each sentence. The policy's ids are copied, not changed.
+            marked, marks, marked_opening = encoder.with_boundaries(ids[:length].copy(), np.asarray(ends, dtype=np.int32), opening)
+            response = PolicyResponse(
+                ids=marked,
+                sentence_ends=marks,
+                opening=marked_opening,
+                policy_ends=np.asarray(ends, dtype=np.int32) + np.int32(first),
+                policy_opening=opening + first if opening else 0,
+            )
         groups.append(PromptGroup(prompt_ids=np.array([*prompt, *encoder.boundary_ids], dtype=np.int32), responses=[response]))
     return groups
 

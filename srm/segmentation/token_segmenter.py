@@ -42,12 +42,14 @@ class TokenSentences:
         cu_boundaries: int64 [B + 1], offsets into `ends`. A response without text has no sentence.
         lengths: int64 [B], tokens of each response that are text: up to the first end token, else all.
         opening: int64 [B], tokens of each response before its first sentence: those of a thinking block that is left out, else 0.
+        is_blank: bool [B], responses that write nothing, or white space alone. Segmenters take white space alone for a sentence.
     """
 
     ends: Tensor
     cu_boundaries: Tensor
     lengths: Tensor
     opening: Tensor
+    is_blank: Tensor
 
     def tolist(self) -> list[list[int]]:
         """The ends, a list a response."""
@@ -106,23 +108,26 @@ class TokenSegmenter:
         bound = torch.full(ids.shape[:1], ids.shape[1]) if lengths is None else lengths.cpu()
         nothing = torch.empty(0, dtype=torch.int64)
         ends, counts, length, opening = [nothing], [torch.zeros(1, dtype=torch.int64)], [nothing], [nothing]
+        blank = [torch.empty(0, dtype=torch.bool)]
         for rows, most in zip(host.split(_ROWS), bound.split(_ROWS), strict=True):
             length.append(content_lengths(rows, self.end_ids, most))
-            found, number, before = self._segment(rows.numpy(), length[-1].numpy())
+            found, number, before, is_blank = self._segment(rows.numpy(), length[-1].numpy())
             ends.append(torch.from_numpy(found))
             counts.append(torch.from_numpy(number))
             opening.append(torch.from_numpy(before))
+            blank.append(torch.from_numpy(is_blank))
         return TokenSentences(
             ends=torch.cat(ends).to(ids.device),
             cu_boundaries=torch.cat(counts).cumsum(0).to(ids.device),
             lengths=torch.cat(length).to(ids.device),
             opening=torch.cat(opening).to(ids.device),
+            is_blank=torch.cat(blank).to(ids.device),
         )
 
     def _segment(
         self, ids: NDArray[np.integer], length: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """The last token of each sentence of `ids` [B, L], `length` [B] of them text, and [B] sentences and tokens before them."""
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """The last token of each sentence of `ids` [B, L], `length` [B] of them text, and [B] sentences, tokens before them, and blanks."""
         cu_tokens = np.concatenate([[0], np.cumsum(length)])
         written = self.table.write(ids[np.arange(ids.shape[1]) < length[:, None]], cu_tokens)
         starts: list[int] = []
@@ -152,7 +157,8 @@ class TokenSegmenter:
         has_block = left_out & (number > 0)
         opening = np.zeros(len(number), dtype=np.int64)
         opening[has_block] = ends[first[:-1][has_block]] + 1
-        return np.delete(ends, first[:-1][has_block]), number - has_block, opening
+        is_blank = np.array([not text or text.isspace() for text in written.texts], dtype=np.bool_)
+        return np.delete(ends, first[:-1][has_block]), number - has_block, opening, is_blank
 
 
 def _in_bytes(text: str, positions: Iterable[int]) -> Iterator[int]:

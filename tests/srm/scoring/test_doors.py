@@ -146,6 +146,31 @@ def test_a_policys_end_token_is_no_text(end: tuple[str, ...], model: SentenceRew
     assert answer_request(model, request)["rewards"] == [want]
 
 
+@pytest.mark.parametrize("blank", ["", "\n", "  ", " \n\u3000", "<bos>"])
+def test_white_space_alone_is_no_text(blank: str, model: SentenceRewardModel) -> None:
+    assert model.tokenizer is not None
+    prompt = model.encoder.encode_prompt(USER)
+    ids = [*model.tokenizer(blank, add_special_tokens=False)["input_ids"], model.tokenizer.eos_token_id]
+    want = pytest.approx(model.score_tokens([prompt], [[]]).reward.item(), abs=1e-6)
+    own = model.score_tokens([prompt], [ids])
+    policy = other_tokenizer(model)
+    written = policy("" if blank == "<bos>" else blank)["input_ids"]
+    other = model.score_tokens([[0]], [[*written, policy.eos_token_id]], tokenizer=policy, prompts=[USER])
+    for scored in (own, other):
+        assert scored.reward.item() == want
+        assert scored.ends.tolist() == [-1]
+    # The rows of the server, and beside a response with text.
+    (row,), (whole,) = score_all(
+        model, encode_ids(model, [prompt] * 2, [ids, model.tokenizer(TEXT)["input_ids"]]), tokens_per_batch=8192, packing=None
+    )
+    assert row.reward == want
+    assert (len(row.sentence_reward), len(whole.sentence_reward)) == (1, 3)
+    assert whole.reward == pytest.approx(reward(model), abs=1e-5)
+    rendered = model.encoder.format.render(USER)
+    if blank != "<bos>":
+        assert answer_request(model, {"query": [rendered + blank], "prompts": [rendered], "labels": [""]})["rewards"] == [want]
+
+
 @pytest.mark.parametrize("end", ["<eos>", "<end_of_turn>", "<stop>", "<end_of_turn>\n"])
 def test_nor_is_one_that_is_spelled_out(end: str, model: SentenceRewardModel) -> None:
     want = pytest.approx(reward(model), abs=1e-5)
