@@ -155,7 +155,7 @@ class SentenceRewardManager(RewardManagerBase):
 def sentence_group_advantages(
     token_level_rewards: Tensor, response_mask: Tensor, index: np.ndarray, config: Any = None, *, to_go: ToGo = "sum", **_: Any
 ) -> tuple[Tensor, Tensor]:
-    """`srm.rl.group_advantages` at sentence level as verl's `algorithm.adv_estimator=srm`, `srm_min` or `srm_own`: GRPO, RLOO and the
+    """`srm.rl.token_group_advantages` as verl's `algorithm.adv_estimator=srm`, `srm_min` or `srm_own`: GRPO, RLOO and the
     baseline of REINFORCE++ sum a response's rewards before they compare them.
 
     Args:

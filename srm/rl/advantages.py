@@ -174,6 +174,11 @@ def _index_of(scored: ScoredTokens, column: Tensor, *, opens: bool) -> Tensor:
 def token_group_advantages(reward: Tensor, mask: Tensor, group: Tensor, *, scale: bool = True, to_go: ToGo = "sum") -> Tensor:
     """`group_advantages` at sentence level for a host that keeps only what each token earned.
 
+    Token rewards do not tell everything, so two things differ. Where a reward model leaves thoughts out, their tokens count to the first
+    sentence, also with `own`, where `group_advantages` gives them 0. A response without text is compared by what its tokens earned, which
+    is 0 in `token_level_rewards`; `group_advantages` compares it by what its reward is above the prompt's part in the others. That is 0
+    too, but for `weighted` rewards of models with `pooling="attention"`.
+
     Args:
         reward: [B, L], each sentence's reward on its last token, 0 elsewhere. A reward that is exactly 0 is no sentence's.
         mask: bool or int [B, L], the policy's tokens, wherever in a row they lie.

@@ -181,6 +181,20 @@ def test_hosts_that_keep_token_rewards_have_the_same_forms(form: ToGo) -> None:
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_token_rewards_do_not_tell_where_thoughts_end(form: ToGo) -> None:
+    """Their tokens count to the first sentence, which differs from `group_advantages` in `own` alone."""
+    scored = make([(2, [3, 6]), (0, [1]), (3, [4, 5])])
+    scored = replace(scored, sentence_reward=torch.where(scored.is_sentence, scored.sentence_reward, 0))
+    mask, group = torch.ones(3, 8), torch.tensor([0, 0, 0])
+    expected = group_advantages(scored, group, kind="sentence", mask=mask, to_go=form)
+    for row, end in ((0, 2), (2, 3)):
+        assert (expected[row, :end] == (0 if form == "own" else expected[row, end])).all()
+        expected[row, :end] = expected[row, end]
+    got = token_group_advantages(scored.to_padded(scored.sentence_reward), mask, group, to_go=form)
+    torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("form", ["sum", "min"])
 def test_even_parts_lie_on_a_sentences_own_tokens_and_sum_to_its_reward(form: ToGo) -> None:
     for seed in range(5):
