@@ -5,9 +5,10 @@ Command-line tools print its message as a single line and exit 1; everything els
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["UserError", "first_line"]
+__all__ = ["UserError", "check_choice", "first_line"]
 
 
 class UserError(ValueError):
@@ -19,6 +20,21 @@ class UserError(ValueError):
     def __reduce__(self) -> tuple[Any, ...]:
         # By default a worker process's error is made again from its finished message, which constructors with other arguments do not take.
         return _again, (type(self), self.args, self.__dict__)
+
+
+def check_choice(what: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a setting that is none of its choices.
+
+    Args:
+        what: what the message calls it, such as "score: `overlong`".
+        value: what was given.
+        choices: what it may be.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if value not in choices:
+        raise UserError(f"{what} must be one of {', '.join(choices)}, got {value!r}.")
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srm.errors import UserError
+from srm.devices import check_device
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
@@ -71,15 +71,7 @@ def device_of(arguments: argparse.Namespace) -> str:
 
     if arguments.device == "auto":
         return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    here = {"cpu": 1}
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if accelerator is not None:
-        here[accelerator.type] = torch.accelerator.device_count()
-    name, _, index = arguments.device.partition(":")
-    if name not in here or not (index or "0").isdecimal() or int(index or 0) >= here[name]:
-        known = ", ".join(f"{kind}:{number}" if kind != "cpu" else kind for kind, count in here.items() for number in range(count))
-        raise UserError(f"--device {arguments.device}: no such device here. Give one of {known}, or leave the flag out.")
-    return arguments.device
+    return check_device(arguments.device, where="--device")
 
 
 def load_model(name: str, arguments: argparse.Namespace) -> SentenceRewardModel:

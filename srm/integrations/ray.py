@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import torch
@@ -24,7 +24,8 @@ from srm import SentenceRewardModel
 from srm.data import OverlongPolicy, ResponseRow, read_responses
 from srm.data.rows import parse_responses
 from srm.data.schema import BadRow, RawRow
-from srm.errors import UserError
+from srm.devices import check_device
+from srm.errors import UserError, check_choice
 from srm.extras import name_the_extra
 from srm.memory import keep_freed_memory
 from srm.modeling.contents import model_contents
@@ -75,7 +76,7 @@ class SentenceRewardScorer:
         overlong: what happens to a longer one; see `srm.scoring.text.encode_groups`.
 
     Raises:
-        UserError: no such model, or no such device.
+        UserError: no such model, no such device, or a setting that is none of its choices.
     """
 
     def __init__(
@@ -92,6 +93,8 @@ class SentenceRewardScorer:
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_device(device, where="SentenceRewardScorer: device")
+        _check_last_layer_rows("SentenceRewardScorer", last_layer_rows)
         if device == "cpu":
             keep_freed_memory()
         self.settings = RowSettings(overlong=overlong, max_length=max_length, packing=packing, tokens_per_batch=tokens_per_batch)
@@ -127,6 +130,11 @@ class SentenceRewardScorer:
         for name in scores.column_names:
             kept = kept.append_column(name, scores[name])
         return kept
+
+
+def _check_last_layer_rows(where: str, rows: str | None) -> None:
+    if rows is not None:
+        check_choice(f"{where}: `last_layer_rows`", rows, get_args(LastLayerRows))
 
 
 def _rows_of(batch: pa.Table) -> Iterator[ResponseRow]:
@@ -178,8 +186,9 @@ def score_file(
         on_scored: called with the number of responses just written, the resumed ones first.
 
     Raises:
-        UserError: as `srm.scoring.file.score_file`; a worker without the model, or with another one.
+        UserError: as `srm.scoring.file.score_file`; another `last_layer_rows`; a worker without the model, or with another one.
     """
+    _check_last_layer_rows("score_file", last_layer_rows)
     check_files({"output": output}, data={"source": source}, models={})
     with hold(output):
         num_resumed = prepare_output(output, identity | settings.decisive(), overwrite=overwrite)

@@ -107,7 +107,7 @@ class SentenceGRPOTrainer(GRPOTrainer):
         *args, **kwargs: go to `GRPOTrainer`.
 
     Raises:
-        ValueError: other reward functions, a `scale_rewards` that is neither `group` nor `none`, a `multi_objective_aggregation` that is not
+        ValueError: other reward functions, a `scale_rewards` that is neither `group` nor `none`, a `multi_objective_aggregation` other than
             `sum_then_normalize`, or another `to_go`.
     """
 
@@ -126,7 +126,7 @@ class SentenceGRPOTrainer(GRPOTrainer):
         if self.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError(
                 "SentenceGRPOTrainer: `multi_objective_aggregation` must be 'sum_then_normalize', got "
-                f"{self.multi_objective_aggregation!r}, which normalises response rewards and not sentences. Leave it out, or use GRPOTrainer."
+                f"{self.multi_objective_aggregation!r}, which knows response rewards alone. Leave it out, or use GRPOTrainer."
             )
         if to_go not in get_args(ToGo):
             raise ValueError(f"SentenceGRPOTrainer: `to_go` must be one of {', '.join(get_args(ToGo))}, got {to_go!r}.")

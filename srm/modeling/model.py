@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from srm.data import OverlongPolicy, Prompt, Response, ResponseEncoder
-from srm.errors import UserError
+from srm.errors import UserError, check_choice
 from srm.hub import optional_file
 from srm.modeling.adapter import find_adapter, load_adapter
 from srm.modeling.alias import resolve_model_name
@@ -234,7 +234,7 @@ class SentenceRewardModel(PreTrainedModel):
             asked: what was asked for by name. None: the config's mode where the backbone can run it, else `none`, with one line in the log.
 
         Raises:
-            UserError: the backbone is no causal decoder. Then no mode is right.
+            UserError: the backbone is no causal decoder, so that no mode is right; or there is no such mode.
             UnsupportedBackboneError: `asked` is a packed mode, and this backbone cannot run packed.
         """
         mode = self._proved_mode(asked)
@@ -243,6 +243,8 @@ class SentenceRewardModel(PreTrainedModel):
         return mode
 
     def _proved_mode(self, asked: PackingMode | None) -> PackingMode:
+        if asked is not None:
+            check_choice("`packing`", asked, get_args(PackingMode))
         wanted = asked or self.config.packing
         if not self._is_decoder:
             # The proofs may need gradients, which inference mode of the caller would not give.

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from srm.data import OverlongPolicy, ResponseRow, read_responses
-from srm.errors import UserError
+from srm.errors import UserError, check_choice
 from srm.packing import PackingMode, PromptGroup
 from srm.runs.folders import write_whole
 from srm.runs.lock import hold
@@ -28,7 +28,7 @@ from srm.scoring.lines import ANEW, check_line, read_scores, write_scores
 from srm.scoring.protocol import RewardModel
 from srm.scoring.results import ScoredResponse
 from srm.scoring.run import score_groups
-from srm.scoring.text import encode_groups, read_off_group
+from srm.scoring.text import OVERLONG, encode_groups, read_off_group
 
 __all__ = [
     "RowSettings",
@@ -66,12 +66,20 @@ class RowSettings:
         max_length: longest prompt + response in tokens; never more than the backbone's own limit.
         packing: `shared`, `packed` or `none` by name, or None; see `SentenceRewardModel.packing_mode`.
         tokens_per_batch: upper bound on the tokens of a pass, padding included.
+
+    Raises:
+        UserError: another `overlong` or `packing`.
     """
 
     overlong: OverlongPolicy
     max_length: int | None
     packing: PackingMode | None
     tokens_per_batch: int
+
+    def __post_init__(self) -> None:
+        check_choice("scoring rows: `overlong`", self.overlong, OVERLONG)
+        if self.packing is not None:
+            check_choice("scoring rows: `packing`", self.packing, get_args(PackingMode))
 
     def decisive(self) -> dict[str, Any]:
         """Those that a score depends on; the others only round differently."""

@@ -14,7 +14,7 @@ from srm.data.messages import check_prompt, is_message_list
 from srm.data.overlong import cut_group, refuse_hopeless
 from srm.data.schema import RowProblem
 from srm.data.turns import Turns
-from srm.errors import UserError
+from srm.errors import UserError, check_choice
 from srm.packing import PackingMode, PromptGroup
 from srm.packing.batch import IntArray
 from srm.scoring.guards import check_ids, require_finite
@@ -22,7 +22,10 @@ from srm.scoring.protocol import Reader, RewardModel
 from srm.scoring.results import ScoredResponse, ScoredSentence
 from srm.scoring.run import ResponseScore, score_all
 
-__all__ = ["encode_groups", "read_off", "read_off_group", "score"]
+__all__ = ["OVERLONG", "encode_groups", "read_off", "read_off_group", "score"]
+
+OVERLONG = ("error", "truncate_prompt", "truncate_response")
+"""What may become of a response that is too long: every one has to have a score, so that none is dropped."""
 
 
 def score(
@@ -39,8 +42,7 @@ def score(
     """See `SentenceRewardModel.score`."""
     if isinstance(prompts, str) or isinstance(responses, str):
         raise ValueError("score: `prompts` and `responses` must be lists, got a string. Write score([prompt], [response]).")
-    if overlong not in ("error", "truncate_prompt", "truncate_response"):
-        raise ValueError(f"score: `overlong` must be error, truncate_prompt or truncate_response, got {overlong!r}.")
+    check_choice("score: `overlong`", overlong, OVERLONG)
     if len(prompts) != len(responses):
         raise ValueError(
             f"score: `prompts` has {len(prompts)} entries and `responses` {len(responses)}; each prompt needs its response(s)."

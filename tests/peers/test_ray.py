@@ -276,6 +276,23 @@ def test_pairs_and_messages_in_a_batch(model: SentenceRewardModel, folder: Path)
         scorer(pa.table({"prompt": ["a", "a"], "response": ["b", None]}))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"overlong": "foo"}, "`overlong` must be one of error, truncate_prompt, truncate_response, got 'foo'"),
+        ({"overlong": "drop"}, "`overlong` must be one of error, truncate_prompt, truncate_response, got 'drop'"),
+        ({"packing": "foo"}, "`packing` must be one of shared, packed, none, got 'foo'"),
+        ({"last_layer_rows": "foo"}, "SentenceRewardScorer: `last_layer_rows` must be one of boundaries, all, got 'foo'"),
+        ({"dtype": "foo"}, "`dtype` must be auto or a dtype of torch"),
+        ({"device": "foo"}, "SentenceRewardScorer: device foo: no such device here. Give one of cpu"),
+        ({"device": "cuda:99"}, "SentenceRewardScorer: device cuda:99: no such device here. Give one of cpu"),
+    ],
+)
+def test_settings_that_there_are_not_are_refused_before_a_batch(folder: Path, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SentenceRewardScorer(str(folder), **{"device": "cpu", **wrong})
+
+
 def answers(url: str) -> bool:
     try:
         return httpx.get(f"{url}/health").status_code == 200

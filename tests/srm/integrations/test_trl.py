@@ -179,7 +179,8 @@ def test_first_tokens_have_trls_own_advantage(
 
         trainer(Spy, function, tiny_policy_dir, tmp_path, scale_rewards="none", reward_weights=weights, max_steps=1).train()
     trls, ours = seen
-    assert trls.shape == (4,) and ours.dim() == 2
+    assert trls.shape == (4,)
+    assert ours.dim() == 2
     torch.testing.assert_close(ours[:, 0], trls, atol=1e-5, rtol=0)
     assert bool(trls.any()) == (weights != [0.0])
 
@@ -234,5 +235,5 @@ def test_refusals(reward_function: SentenceRewardFunction, tiny_policy_dir: Path
         trainer(partial(SentenceGRPOTrainer, to_go=True), reward_function, tiny_policy_dir, tmp_path)
     with pytest.raises(ValueError, match="`scale_rewards` must be 'group' or 'none', got 'batch'"):
         trainer(SentenceGRPOTrainer, reward_function, tiny_policy_dir, tmp_path, scale_rewards="batch")
-    with pytest.raises(ValueError, match="must be 'sum_then_normalize', got 'normalize_then_sum', .* Leave it out"):
+    with pytest.raises(ValueError, match=r"must be 'sum_then_normalize', got 'normalize_then_sum', .* Leave it out"):
         trainer(SentenceGRPOTrainer, reward_function, tiny_policy_dir, tmp_path, multi_objective_aggregation="normalize_then_sum")

@@ -244,8 +244,10 @@ def test_score_takes_the_way_out_that_it_names(model: SentenceRewardModel) -> No
     (cut,) = model.score(["Why?"], ["It is warm. " * 40], max_length=60, overlong="truncate_response")
     assert cut.truncated
     assert not model.score(["Why?"], ["It is warm."], max_length=60, overlong="truncate_response")[0].truncated
-    with pytest.raises(ValueError, match="score: `overlong` must be error, truncate_prompt or truncate_response, got 'drop'"):
+    with pytest.raises(ValueError, match="score: `overlong` must be one of error, truncate_prompt, truncate_response, got 'drop'"):
         model.score(["Why?"], ["It is warm."], overlong="drop")
+    with pytest.raises(UserError, match="`packing` must be one of shared, packed, none, got 'foo'"):
+        model.score(["Why?"], ["It is warm."], packing="foo")
 
 
 def test_an_end_token_alone_is_said_to_be_removed(model: SentenceRewardModel) -> None:

@@ -225,6 +225,13 @@ def test_overwriting_begins_with_new_settings(model: SentenceRewardModel, tmp_pa
             score(model, source, output, identity=other)
 
 
+def test_settings_that_there_are_not_are_refused() -> None:
+    with pytest.raises(UserError, match="`overlong` must be one of error, truncate_prompt, truncate_response, got 'drop'"):
+        replace(SETTINGS, overlong="drop")
+    with pytest.raises(UserError, match="`packing` must be one of shared, packed, none, got 'foo'"):
+        replace(SETTINGS, packing="foo")
+
+
 def test_bad_rows_are_left_out_where_asked(model: SentenceRewardModel, tmp_path: Path) -> None:
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"id": "a", "prompt": "Hi", "response": "Crème brûlée. 🙂"}\n{"prompt": "Hi"}\n', encoding="utf-8")
