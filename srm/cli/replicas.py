@@ -44,7 +44,9 @@ def app(args: Mapping[str, Any]) -> Application:
     count = told.pop("num_replicas", None)
     if count is not None and not (count.isdecimal() and int(count)):
         raise UserError(f"num_replicas must be at least 1, got {count}.")
-    arguments = _parse([f"--{name}={value}" for name, value in told.items()])
+    several = {name: list(map(str, args[name])) for name in told if isinstance(args[name], list)}
+    flags = [f"--{name}={value}" for name, value in told.items() if name not in several]
+    arguments = _parse([*flags, *(word for name, words in several.items() for word in (f"--{name}", *words))])
     workers = plan_workers(arguments.device, int(count) if count else None)
     arguments.device = "cuda" if workers.num_gpus else "cpu"
     deployment = serve.deployment(

@@ -46,6 +46,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add_running_options(running)
     running.add_argument("--max_wait_ms", type=float, default=5.0, help="longest wait for more requests while some are expected")
     running.add_argument("--no_batching", action="store_true", help="run each row in a pass of its own, for comparison")
+    running.add_argument(
+        "--policy_ends", nargs="+", default=[], help="end tokens of OpenRLHF's or slime's policy, such as '</s>' [the reward model's own]"
+    )
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max_queue", type=int, default=4096, help="rows that may wait; beyond, 503 with Retry-After")
     limits.add_argument("--max_length", type=int, help="longest prompt + response in tokens [what the backbone can]")
@@ -91,7 +94,7 @@ def server_settings(arguments: argparse.Namespace) -> ServerSettings:
     """
     from srm.serving import ServerSettings
 
-    names = ("tokens_per_batch", "max_wait_ms", "max_queue", "max_length", "max_body_mb", "receive_seconds")
+    names = ("tokens_per_batch", "max_wait_ms", "max_queue", "max_length", "max_body_mb", "receive_seconds", "policy_ends")
     chosen = {name: getattr(arguments, name) for name in names}
     return ServerSettings(**chosen, batching=not arguments.no_batching, token=os.environ.get(_TOKEN_VARIABLE))
 

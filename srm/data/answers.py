@@ -116,13 +116,14 @@ class AnswerTokens:
             stripped = text.rstrip()
         return text
 
-    def up_to_end(self, text: str) -> str:
+    def up_to_end(self, text: str, policy_ends: Sequence[str] = ()) -> str:
         """`text`, what a policy wrote with its special tokens written out, up to the first end or pad token.
 
         Args:
             text: an answer and what follows it.
+            policy_ends: what else ends it: a policy with another tokenizer has end tokens of its own.
         """
-        return text[: min((at for mark in self._ends if (at := text.find(mark)) >= 0), default=len(text))]
+        return text[: min((at for mark in (*self._ends, *policy_ends) if (at := text.find(mark)) >= 0), default=len(text))]
 
     def split_header_text(self, prompt: str, answer: str) -> tuple[str, str]:
         """`split_header` of texts: the prompt as the model reads it, and what is left of the answer.

@@ -27,7 +27,17 @@ from srm.scoring.protocol import Reader
 from srm.scoring.run import score_all
 from srm.scoring.token_ids import NO_TEXT
 
-__all__ = ["CUT_PROMPT", "NO_TOKENS", "OTHER_PROMPT", "TOO_LONG", "answer_request", "answer_rows", "encode_request", "encode_samples"]
+__all__ = [
+    "CUT_PROMPT",
+    "NO_TOKENS",
+    "OTHER_PROMPT",
+    "TOO_LONG",
+    "answer_request",
+    "answer_rows",
+    "check_policy_ends",
+    "encode_request",
+    "encode_samples",
+]
 
 CUT_PROMPT, OTHER_PROMPT = "only the end of the prompt is in the query", "the prompt is not in the query"
 TOO_LONG, NO_TOKENS = "longer than the reward model reads", "the tokenizer makes no token of the response"
@@ -41,32 +51,50 @@ _LEAST_OVERLAP, _LEAST_INSIDE = 4, 8
 logger = logging.getLogger(__name__)
 
 
-def answer_request(model: SentenceRewardModel, request: Mapping[str, Any], *, tokens_per_batch: int = 8192) -> dict[str, Any]:
+def answer_request(
+    model: SentenceRewardModel, request: Mapping[str, Any], *, tokens_per_batch: int = 8192, policy_ends: Sequence[str] = ()
+) -> dict[str, Any]:
     """Rewards for OpenRLHF's `{"query": [...], "prompts": [...], "labels": [...]}`.
 
-    The prompt is read as it stands, in the policy's template; the response without the end-of-turn token behind it, as in training. A
-    policy may end its turn at once: a response without text gets what its prompt alone gets, as in `score_tokens`. Samples with one prompt
-    share a pass over it. Of a sample that is not whole, what there is gets scored, and the log says so.
+    The prompt is read as it stands, in the policy's template; the response up to its first end token, as in training: one of the reward
+    model's own, or of `policy_ends`. A policy may end its turn at once: a response without text gets what its prompt alone gets, as in
+    `score_tokens`. Samples with one prompt share a pass over it. Of a sample that is not whole, what there is gets scored, and the log says
+    so.
 
     Args:
         model: the reward model.
         request: `query`: prompt and response as one text, the policy's template and end token included. `prompts`: the prompts within, in
             the same order. `labels` is not asked.
         tokens_per_batch: bound on the tokens of one forward pass.
+        policy_ends: the end tokens of a policy with another tokenizer, such as `</s>`. The reward model would read them as text.
 
     Returns:
         `{"rewards": [...], "scores": [...], "extra_logs": {"num_sentences": [...]}}`: a number a sample, in order.
 
     Raises:
-        UserError: a field that is missing or of another type, or lists of different lengths.
+        UserError: a field that is missing or of another type, lists of different lengths, or `policy_ends` that are no texts.
     """
+    check_policy_ends(policy_ends)
     queries, prompts = encode_request(request)
-    rows, mended = encode_samples(model, queries, prompts, max_length=model.config.max_positions)
+    rows, mended = encode_samples(model, queries, prompts, max_length=model.config.max_positions, policy_ends=policy_ends)
     for what, count in mended.items():
         logger.warning("OpenRLHF: %d of %d samples were scored in part: %s.", count, len(rows), what)
     scored = score_all(model, rows, tokens_per_batch=tokens_per_batch, packing=None)
     require_finite(model, [score for (score,) in scored], [f"request: query {index}" for index in range(len(rows))])
     return answer_rows(rows, [score.reward for (score,) in scored])
+
+
+def check_policy_ends(policy_ends: Sequence[str]) -> None:
+    """Refuse end tokens that are none: an empty one would end every response where it begins.
+
+    Args:
+        policy_ends: as in `answer_request`.
+
+    Raises:
+        UserError: one string in place of several, or one that is empty or no string.
+    """
+    if isinstance(policy_ends, str) or not all(isinstance(end, str) and end.strip() for end in policy_ends):
+        raise UserError(f"policy_ends: must be texts that are not empty, such as ['</s>'], got {policy_ends!r}.")
 
 
 def encode_request(request: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -85,7 +113,7 @@ def encode_request(request: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def encode_samples(
-    model: Reader, queries: Sequence[str], prompts: Sequence[str], *, max_length: int | None
+    model: Reader, queries: Sequence[str], prompts: Sequence[str], *, max_length: int | None, policy_ends: Sequence[str] = ()
 ) -> tuple[list[PromptGroup], Counter[str]]:
     """Samples as prompts with one response each.
 
@@ -94,13 +122,14 @@ def encode_samples(
         queries: prompt and response as one text.
         prompts: one for each query.
         max_length: longest prompt + response in tokens. Longer prompts lose their start, and longer responses their end.
+        policy_ends: as in `answer_request`.
 
     Returns:
         A group a sample, and how many samples were not scored whole, by `CUT_PROMPT`, `OTHER_PROMPT`, `TOO_LONG` and `NO_TOKENS`.
     """
     encoder = model.encoder
     mended: Counter[str] = Counter()
-    alignment = _Alignment(encoder)
+    alignment = _Alignment(encoder, policy_ends)
     texts = []
     for query, prompt in zip(queries, prompts, strict=True):
         prompt, response, what = alignment.split(query, prompt)
@@ -138,9 +167,10 @@ def answer_rows(rows: Sequence[PromptGroup], rewards: Sequence[float]) -> dict[s
 class _Alignment:
     """Finds where in a query the prompt ends."""
 
-    def __init__(self, encoder: ResponseEncoder) -> None:
+    def __init__(self, encoder: ResponseEncoder, policy_ends: Sequence[str] = ()) -> None:
         tokenizer = encoder.tokenizer
         self._answers = encoder.answers
+        self._policy_ends = policy_ends
         self._lead = _lead(encoder)
         self._specials = _any_of(tokenizer.all_special_tokens)
 
@@ -156,7 +186,7 @@ class _Alignment:
         part, response, what = found or (prompt, query, OTHER_PROMPT)
         # A policy may write the assistant's header itself, which belongs to the prompt.
         part, response = self._answers.split_header_text(prompt if what is None else part, response)
-        return part, self._answers.up_to_end(response).removeprefix(self._lead), what
+        return part, self._answers.up_to_end(response, self._policy_ends).removeprefix(self._lead), what
 
     def _at_start(self, query: str, prompt: str) -> _Split | None:
         """`split` where `query` begins with the prompt or with the end of it."""

@@ -94,7 +94,14 @@ def reward_routers(service: Callable[[], RewardService], dependencies: Sequence[
         _check_count(len(body.query), "query", of.settings)
 
         async def answer() -> Response:
-            slices = encode_openrlhf(of.reader, body.model_dump(), max_length=of.settings.max_length, on_mended=of.metrics.mended)
+            settings = of.settings
+            slices = encode_openrlhf(
+                of.reader,
+                body.model_dump(),
+                max_length=settings.max_length,
+                policy_ends=settings.policy_ends,
+                on_mended=of.metrics.mended,
+            )
             encoded = await of.scorer.encode(len(body.query), slices)
             scores = _finite(await of.scorer.score(encoded))
             return JSONResponse(answer_rows(encoded, [score.reward for score in scores]))
@@ -107,7 +114,10 @@ def reward_routers(service: Callable[[], RewardService], dependencies: Sequence[
         of = service()
 
         async def answer() -> Response:
-            slices = encode_slime(of.reader, body, max_length=of.settings.max_length, on_mended=of.metrics.mended)
+            settings = of.settings
+            slices = encode_slime(
+                of.reader, body, max_length=settings.max_length, policy_ends=settings.policy_ends, on_mended=of.metrics.mended
+            )
             (score,) = _finite(await of.scorer.score(await of.scorer.encode(1, slices)))
             return JSONResponse(score.reward)
 

@@ -83,9 +83,12 @@ def encode_rows(model: Reader, rows: Sequence[TextRow | IdsRow], *, max_length: 
         yield [encoded[index] for index, _ in part]
 
 
-def encode_openrlhf(model: Reader, request: Mapping[str, Any], *, max_length: int | None, on_mended: Callable[[str, int], None]) -> Slices:
+def encode_openrlhf(
+    model: Reader, request: Mapping[str, Any], *, max_length: int | None, policy_ends: Sequence[str], on_mended: Callable[[str, int], None]
+) -> Slices:
     """As `encode_rows`, for the body of OpenRLHF's remote reward request. No sample is refused.
 
+    policy_ends: as in `srm.integrations.openrlhf.answer_request`.
     on_mended: called, in the thread that encodes, with what keeps samples from being scored whole, and how many they are.
 
     Raises:
@@ -97,7 +100,8 @@ def encode_openrlhf(model: Reader, request: Mapping[str, Any], *, max_length: in
     except UserError as error:
         raise BadField(("query",), str(error)) from None
     for part in _slices(samples, lambda sample: len(sample[0]) + len(sample[1])):
-        rows, mended = encode_samples(model, [query for query, _ in part], [prompt for _, prompt in part], max_length=limit)
+        queries, prompts = [query for query, _ in part], [prompt for _, prompt in part]
+        rows, mended = encode_samples(model, queries, prompts, max_length=limit, policy_ends=policy_ends)
         for what, count in mended.items():
             on_mended(what, count)
         for row in rows:
@@ -105,7 +109,9 @@ def encode_openrlhf(model: Reader, request: Mapping[str, Any], *, max_length: in
         yield rows
 
 
-def encode_slime(model: Reader, sample: SlimeRequest, *, max_length: int | None, on_mended: Callable[[str, int], None]) -> Slices:
+def encode_slime(
+    model: Reader, sample: SlimeRequest, *, max_length: int | None, policy_ends: Sequence[str], on_mended: Callable[[str, int], None]
+) -> Slices:
     """As `encode_openrlhf`, for the body of slime's `remote_rm`. A prompt that is text is read as it stands.
 
     Raises:
@@ -116,7 +122,7 @@ def encode_slime(model: Reader, sample: SlimeRequest, *, max_length: int | None,
     except Exception as error:
         raise BadField(("prompt",), _reason(error)) from error
     request = {"query": [prompt + sample.response], "prompts": [prompt]}
-    yield from encode_openrlhf(model, request, max_length=max_length, on_mended=on_mended)
+    yield from encode_openrlhf(model, request, max_length=max_length, policy_ends=policy_ends, on_mended=on_mended)
 
 
 def _slices(rows: Sequence[Row], size: Callable[[Row], int]) -> Iterator[list[Row]]:

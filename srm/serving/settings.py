@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from srm.errors import UserError
+from srm.integrations.openrlhf import check_policy_ends
 from srm.runs.limits import check_limits
 
 __all__ = ["ServerSettings"]
@@ -25,6 +27,7 @@ class ServerSettings:
         receive_seconds: how long a request may take to come in whole, and a second more for each 100,000 bytes of it.
         max_half_sent: connections whose request has not come in whole; beyond, the one that waits longest is closed, once it has had a
             second.
+        policy_ends: what ends a response of OpenRLHF's or slime's policy, beside the reward model's own end tokens.
         token: what requests must bring, as `Authorization: Bearer <token>` or as the password of a URL; None asks for nothing.
     """
 
@@ -36,9 +39,11 @@ class ServerSettings:
     max_body_mb: float = 16.0
     receive_seconds: float = 30.0
     max_half_sent: int = 1024
+    policy_ends: Sequence[str] = ()
     token: str | None = None
 
     def __post_init__(self) -> None:
         check_limits(vars(self))
+        check_policy_ends(self.policy_ends)
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip() == self.token != ""):
             raise UserError("the token must be printable ASCII without space around it, and not empty. Choose another one.")

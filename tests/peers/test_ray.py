@@ -311,7 +311,10 @@ def test_replicas_behind_one_address(model: SentenceRewardModel, folder: Path, t
     """`serve run`, as its file says; requests reach both replicas, and a token is asked for."""
     url = free_url()
     shipped = (Path(__file__).parents[2] / "examples" / "ray_serve.yaml").read_text()
-    changes = {"port: 8000": f"port: {url.rpartition(':')[2]}", "model: outputs/reward": f"model: {folder}\n      device: cpu"}
+    changes = {
+        "port: 8000": f"port: {url.rpartition(':')[2]}",
+        "model: outputs/reward": f"model: {folder}\n      device: cpu\n      policy_ends: [</s>, <e>]",
+    }
     changes["num_replicas: 4"] = "num_replicas: 2"
     for old, new in changes.items():
         assert shipped.count(old) == 1
@@ -347,6 +350,10 @@ def test_replicas_behind_one_address(model: SentenceRewardModel, folder: Path, t
 
             with Client(url, token="secret") as client:
                 wait_until(both_have_scored)
+            prompt = model.encoder.format.render(prompts[0])
+            request = {"query": [f"{prompt}{responses[0]}<e>"], "prompts": [prompt]}
+            answer = httpx.post(f"{url}/get_reward", json=request, headers={"Authorization": "Bearer secret"}, timeout=60).json()
+            assert answer["rewards"] == pytest.approx([expected[0].reward], abs=1e-5)
         finally:
             server.send_signal(signal.SIGINT)
             try:

@@ -26,6 +26,7 @@ def needs_server() -> None:
         ),
         (["--max_body_mb=-1"], None, "--max_body_mb must be above 0"),
         (["--drain_seconds", "-1"], None, "--drain_seconds must be at least 0"),
+        (["--policy_ends", " "], None, "the value after --policy_ends is empty"),
         (["--host", "é" * 80], None, "cannot listen on"),
         ([], " secret", "the token must be printable ASCII"),
         (["--port", "99999"], None, "--port must be at least 0 and at most 65,535, got 99999"),

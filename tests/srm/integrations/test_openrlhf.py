@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -109,6 +110,25 @@ def test_special_tokens_and_white_space_are_not_compared(model: SentenceRewardMo
     assert row.prompt_ids.tolist() == model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     expected = model.encoder.encode_responses([response])[0].ids.tolist() if response.strip() else []
     assert row.responses[0].ids.tolist() == expected
+
+
+@pytest.mark.parametrize("end", ["</s>", "<end_of_turn>", "<|im_end|></s>", "</s><end_of_turn>\nuser", "</s>\n"])
+def test_a_policy_with_another_tokenizer_names_its_end_tokens(model: SentenceRewardModel, end: str) -> None:
+    prompt = model.encoder.format.render("Why is bread salty?")
+    request = {"query": [prompt + "It needs salt. Yes." + end], "prompts": [prompt], "labels": [None]}
+    (whole,) = model.score(["Why is bread salty?"], ["It needs salt. Yes."])
+    answer = answer_request(model, request, policy_ends=["<end_of_turn>", "</s>"])
+    assert answer["rewards"] == pytest.approx([whole.reward], abs=1e-5)
+    assert answer["extra_logs"] == {"num_sentences": [2]}
+    # At once, without a word.
+    (alone,) = answer_request(model, {**request, "query": [prompt]})["rewards"]
+    assert answer_request(model, {**request, "query": [prompt + "</s>"]}, policy_ends=["</s>"])["rewards"] == pytest.approx([alone])
+
+
+@pytest.mark.parametrize("wrong", ["</s>", [""], [" "], [2]])
+def test_end_tokens_are_texts(model: SentenceRewardModel, wrong: Any) -> None:
+    with pytest.raises(UserError, match=r"policy_ends: must be texts that are not empty, such as \['</s>'\], got"):
+        answer_request(model, {"query": [], "prompts": []}, policy_ends=wrong)
 
 
 def test_what_the_prompt_lost_inside_counts_as_prompt(model: SentenceRewardModel) -> None:

@@ -89,3 +89,13 @@ def test_samples_that_are_not_whole_are_scored_and_counted(serve: Callable[..., 
         'srm_mended_samples_total{reason="the prompt is not in the query"} 2.0',
     ]
     assert caplog.text.count("A sample of a policy cannot be scored whole") == 3
+
+
+@pytest.mark.parametrize("route", ["/get_reward", "/remote_rm"])
+def test_end_tokens_of_the_policy_that_are_named(serve: Callable[..., str], model: SentenceRewardModel, route: str):
+    (payload, *_) = samples(model)
+    prompt, response = payload["prompts"][0], RESPONSES[0] + "</s>"
+    body = {"prompt": prompt, "response": response} if route == "/remote_rm" else {**payload, "query": [prompt + response]}
+    answer = httpx.post(serve(policy_ends=["</s>"]) + route, json=body).raise_for_status().json()
+    got = answer if route == "/remote_rm" else answer["rewards"][0]
+    assert got == pytest.approx(model.score(PROMPTS[:1], RESPONSES[:1])[0].reward, abs=1e-5)
