@@ -243,9 +243,8 @@ class SentenceRewardModel(PreTrainedModel):
         return mode
 
     def _proved_mode(self, asked: PackingMode | None) -> PackingMode:
-        if asked is not None:
-            check_choice("`packing`", asked, get_args(PackingMode))
         wanted = asked or self.config.packing
+        check_choice("`packing`", wanted, get_args(PackingMode))
         if not self._is_decoder:
             # The proofs may need gradients, which inference mode of the caller would not give.
             with torch.inference_mode(False):
