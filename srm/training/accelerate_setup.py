@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from srm.modeling import SentenceRewardModel
     from srm.training.arguments import RewardConfig
 
-__all__ = ["compile_backbone", "float32_weights", "keep_rewards_in_float32", "place", "settle_deepspeed", "settle_evaluation"]
+__all__ = ["compile_backbone", "float32_weights", "keep_rewards_in_float32", "place_model", "settle_deepspeed", "settle_trainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,18 +27,18 @@ logger = logging.getLogger(__name__)
 _OFF: dict[str, tuple[Any, str]] = {
     "bf16_full_eval": (False, "it would round the model that is trained and saved; with --bf16 evaluation computes in bf16 anyway"),
     "fp16_full_eval": (False, "it would round the model that is trained and saved; with --fp16 evaluation computes in fp16 anyway"),
-    "include_num_input_tokens_seen": ("no", "Trainer finds no tokens to count in a packed batch; tokens_saved_by_packing is logged"),
+    "include_num_input_tokens_seen": ("no", "Trainer finds no tokens to count in a packed batch, and would log 0"),
 }
 
 
-def place(model: SentenceRewardModel, args: RewardConfig) -> None:
+def place_model(model: SentenceRewardModel, args: RewardConfig) -> None:
     """Put `model` on the device that it will be trained on, where it is whole there: what can run packed depends on the device."""
     launched = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
     if not (launched or args.fsdp or args.deepspeed or getattr(model.backbone, "is_quantized", False)):
         model.to(args.device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
 
 
-def settle_evaluation(args: RewardConfig) -> None:
+def settle_trainer(args: RewardConfig) -> None:
     """Turn off what Trainer would do wrong, with a line for each."""
     for name, (off, why) in _OFF.items():
         if getattr(args, name) not in (off, False):

@@ -11,7 +11,7 @@ from srm.modeling import SentenceRewardConfig, SentenceRewardModel
 from srm.modeling.alias import resolve_model_name
 from srm.modeling.head_start import holds_classifier
 from srm.modeling.loading import check_tokenizer_fits, hub_arguments, load_tokenizer, read_config
-from srm.training.accelerate_setup import place
+from srm.training.accelerate_setup import place_model
 from srm.training.lora import add_adapters
 from srm.training.quantization import keep_gradients, quantization_of
 from srm.training.tokens import settle_tokenizer
@@ -53,7 +53,7 @@ def build_model(arguments: ModelArguments, config: RewardConfig) -> SentenceRewa
     model = build(path, arguments, config, **kwargs)
     model.config.packing = config.packing
     model.config.last_layer_rows = config.last_layer_rows or model.config.last_layer_rows
-    place(model, config)
+    place_model(model, config)
     model.packing_mode(config.packing)
     return add_adapters(model, arguments) if arguments.use_peft else model
 

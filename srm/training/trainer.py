@@ -22,9 +22,9 @@ from srm.training.accelerate_setup import (
     compile_backbone,
     float32_weights,
     keep_rewards_in_float32,
-    place,
+    place_model,
     settle_deepspeed,
-    settle_evaluation,
+    settle_trainer,
 )
 from srm.training.arguments import RewardConfig
 from srm.training.credit_watch import CreditWatch
@@ -78,9 +78,9 @@ class SentenceRewardTrainer(AtomicSavingTrainer):
         self.reward_model = reward_model_of(model)
         self.reward_model.config.last_layer_rows = args.last_layer_rows or self.reward_model.config.last_layer_rows
         # Before anything is sharded or compiled: the proof runs the model.
-        place(self.reward_model, args)
+        place_model(self.reward_model, args)
         self.reward_model.packing_mode(args.packing)
-        settle_evaluation(args)
+        settle_trainer(args)
         if args.n_gpu > 1:
             # Trainer would use DataParallel, which cannot split a packed batch.
             args._n_gpu = 1

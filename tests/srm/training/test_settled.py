@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModel
 
-from srm.training.accelerate_setup import place
+from srm.training.accelerate_setup import place_model
 from srm.training.dropout import disable_dropout
 
 
@@ -51,10 +51,10 @@ def test_a_model_is_put_on_its_device_where_it_is_whole(new_model, monkeypatch):
     """Before the proofs of what it can run packed, which depends on the device."""
     model, args = new_model(), SimpleNamespace(fsdp=None, deepspeed=None, device=torch.device("meta"))
     for sharded in ({"fsdp": "full_shard"}, {"deepspeed": "file.json"}):
-        place(model, SimpleNamespace(**{**vars(args), **sharded}))
+        place_model(model, SimpleNamespace(**{**vars(args), **sharded}))
     with monkeypatch.context() as launched:
         launched.setenv("ACCELERATE_USE_FSDP", "true")
-        place(model, args)
+        place_model(model, args)
     assert model.device.type == "cpu"
-    place(model, args)
+    place_model(model, args)
     assert model.device.type == "meta"
