@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
 
 from srm.packing import PackedBatch, PromptGroup, ResponseIds, pack, run_backbone
+from tests.srm.packing.last_layer_runs import boundary_states
 
 VOCABULARY = 67
 COMMON: dict[str, Any] = {
@@ -167,3 +168,15 @@ def _assert_equals_one_by_one(model: PreTrainedModel, groups: Sequence[PromptGro
     actual = [hidden[rows] for rows in _token_rows(groups, batch)]
     _assert_hidden_close(actual, expected)
     _assert_gradients_close(_gradients(model, actual), expected_gradients)
+
+
+@pytest.fixture(scope="session")
+def assert_same_as_all_rows(gradients: Callable[..., Any], assert_gradients_close: Callable[..., None]) -> Callable[..., None]:
+    def check(model: Any, batch: Any) -> None:
+        expected = run_backbone(model, batch)[batch.boundaries]
+        expected_gradients = gradients(model, [expected])
+        actual = boundary_states(model, batch)
+        torch.testing.assert_close(actual, expected, atol=1e-6 * float(expected.detach().abs().max()), rtol=0)
+        assert_gradients_close(gradients(model, [actual]), expected_gradients, 1e-5)
+
+    return check
